@@ -1,0 +1,3 @@
+"""Self-supervised learning on particle-physics jets."""
+
+__version__ = "0.1.0"

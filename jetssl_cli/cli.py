@@ -1,0 +1,268 @@
+"""The ``jetssl`` command: parse, load the config, call one function, print its result.
+
+Nothing heavy is imported before a command runs, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from jetssl_cli import __version__
+from jetssl_cli.config import Layer
+from jetssl_cli.errors import ConfigError, JetSSLError
+
+if TYPE_CHECKING:
+    from jetssl_cli.data.convert import ConvertReport
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
+app = typer.Typer(
+    name="jetssl",
+    help="Self-supervised learning on particle-physics jets: from ROOT files to score tables.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[SECTION.KEY=VALUE]...",
+        help="Settings of the config, such as optim.lr=1e-3; the last word.",
+        show_default=False,
+    ),
+]
+Sources = Annotated[
+    list[Path], typer.Argument(metavar="SOURCE...", help="Files, or folders that hold them.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there already.")]
+Train = Annotated[Path, typer.Option(metavar="FILE", help="Jagged HDF5 file to train on.")]
+Val = Annotated[Path, typer.Option(metavar="FILE", help="Jagged HDF5 file to validate on.")]
+Run = Annotated[Path, typer.Option(metavar="RUN", help="Folder of the new run.")]
+OwnConfig = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="YAML file laid over the presets.", show_default=False),
+]
+Steps = Annotated[
+    int | None, typer.Option(metavar="N", help="Optimizer steps.", show_default=False)
+]
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    """Options of the command itself."""
+    if version:
+        typer.echo(f"jetssl {__version__}")
+        raise typer.Exit
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "jetssl convert JetClass/val_5M --recipe jetclass --out data/val --jobs 8\n\n"
+    "jetssl convert my.root --recipe my_recipe.yaml --out data"
+)
+def convert(
+    sources: Sources,
+    recipe: Annotated[
+        str, typer.Option(metavar="NAME|FILE", help="Shipped recipe, or a YAML file of your own.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the converted files.")],
+    jobs: Annotated[int, typer.Option(metavar="N", min=1, help="Files converted at a time.")] = 1,
+    overwrite: Overwrite = False,
+) -> None:
+    """Convert ROOT files to jagged HDF5, one file for each; finished ones are kept."""
+    from jetssl_cli.data.convert import ConvertConfig
+    from jetssl_cli.data.convert import convert as run
+    from jetssl_cli.data.recipe import load_recipe
+
+    cfg = ConvertConfig(
+        sources=tuple(sources), recipe=load_recipe(recipe), out=out, jobs=jobs, overwrite=overwrite
+    )
+    _print_conversion(run(cfg))
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "jetssl merge data/train --out data/train.h5\n\n"
+    "jetssl merge a.h5 b.h5 --out both.h5 --seed 1"
+)
+def merge(
+    sources: Sources,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The merged file.")],
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of the shuffle.")] = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Merge jagged files into one, its jets in random order (held in memory meanwhile)."""
+    from jetssl_cli.data.merge import MergeConfig
+    from jetssl_cli.data.merge import merge as run
+
+    report = run(MergeConfig(sources=tuple(sources), out=out, seed=seed, overwrite=overwrite))
+    typer.echo(f"{report.out}: {report.num_jets:,} jets of {report.num_files} files, shuffled")
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "jetssl pretrain --method ssfm --train train.h5 --val val.h5 --out runs/ssfm --size tiny\n\n"
+    "jetssl pretrain --method ssfm --train train.h5 --val val.h5 --out runs/a --steps 500 "
+    "optim.lr=1e-3 encoder.depth=2"
+)
+def pretrain(
+    method: Annotated[str, typer.Option(metavar="NAME", help="Method: ssfm.")],
+    train: Train,
+    val: Val,
+    out: Run,
+    size: Annotated[
+        str, typer.Option(metavar="NAME", help="Size of the encoder: tiny, small or base.")
+    ] = "base",
+    config: OwnConfig = None,
+    steps: Steps = None,
+    overrides: Overrides = None,
+) -> None:
+    """Pretrain an encoder without labels."""
+    from jetssl_cli.runs.pretrain import load_config
+    from jetssl_cli.runs.pretrain import pretrain as run
+
+    options = _options(train, val, out, steps)
+    cfg = load_config(method, size, options, config=config, overrides=overrides or [])
+    typer.echo(f"{run(cfg)}: pretrained")
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "jetssl finetune --backbone runs/ssfm --train train.h5 --val val.h5 --out runs/frozen "
+    "--frozen\n\n"
+    "jetssl finetune --backbone runs/ssfm --train train.h5 --val val.h5 --out runs/random --random"
+)
+def finetune(
+    backbone: Annotated[Path, typer.Option(metavar="RUN", help="Folder of the pretraining run.")],
+    train: Train,
+    val: Val,
+    out: Run,
+    frozen: Annotated[
+        bool, typer.Option("--frozen", help="Keep the backbone as it is; train the head alone.")
+    ] = False,
+    random: Annotated[
+        bool,
+        typer.Option(
+            "--random", help="Baseline: the same architecture, untrained, and frozen as well."
+        ),
+    ] = False,
+    config: OwnConfig = None,
+    steps: Steps = None,
+    overrides: Overrides = None,
+) -> None:
+    """Train a classifier on top of a pretrained backbone."""
+    from jetssl_cli.runs.finetune import finetune as run
+    from jetssl_cli.runs.finetune import load_config
+
+    words: dict[str, Any] = {"backbone": str(backbone)}
+    words |= {"random": True} if random else {}
+    words |= {"objective": {"frozen": True}} if frozen or random else {}
+    options = _options(train, val, out, steps, words)
+    cfg = load_config(backbone, options, config=config, overrides=overrides or [])
+    typer.echo(f"{run(cfg)}: finetuned")
+
+
+@app.command(epilog="Example:\n\njetssl export runs/frozen --data test.h5 --out scores/frozen.h5")
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finetuning run.")],
+    data: Annotated[Path, typer.Option(metavar="FILE", help="Jagged HDF5 file of the jets.")],
+    out: Annotated[Path, typer.Option(metavar="SCORES.h5", help="The score file.")],
+    overwrite: Overwrite = False,
+) -> None:
+    """Write the scores of a finetuned network on a data set."""
+    from jetssl_cli.scores.export import ExportConfig
+    from jetssl_cli.scores.export import export as execute
+
+    typer.echo(f"{execute(ExportConfig(run=run, data=data, out=out, overwrite=overwrite))}: scores")
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "jetssl evaluate scores/*.h5\n\n"
+    "jetssl evaluate scores/*.h5 --out tables --format markdown"
+)
+def evaluate(
+    scores: Annotated[list[Path], typer.Argument(metavar="SCORES...", help="Score files.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Also write the table there in every format.", show_default=False
+        ),
+    ] = None,
+    fmt: Annotated[
+        str,
+        typer.Option("--format", metavar="NAME", help="rich, markdown, csv, json or latex."),
+    ] = "rich",
+) -> None:
+    """Print one row per score file: accuracy, AUC and background rejections."""
+    from jetssl_cli.scores.evaluate import EvaluateConfig
+    from jetssl_cli.scores.evaluate import evaluate as run
+    from jetssl_cli.scores.tables import render
+
+    render([], format=fmt)  # an unknown format is refused before any work
+    table = render(run(EvaluateConfig(scores=tuple(scores), out=out)), format=fmt)
+    if isinstance(table, str):
+        typer.echo(table, nl=False)
+    else:
+        Console().print(table)
+
+
+def main() -> None:
+    """Run the command; print a user's mistake in plain words and exit with 2."""
+    try:
+        app()
+    except JetSSLError as err:
+        Console(stderr=True).print(
+            f"error: {err}", style="red", highlight=False, markup=False, soft_wrap=True
+        )
+        sys.exit(2)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted", style="yellow")
+        sys.exit(INTERRUPTED)
+
+
+def _options(
+    train: Path, val: Path, out: Path, steps: int | None, words: dict[str, Any] | None = None
+) -> Layer:
+    if steps is not None and steps < 1:
+        raise ConfigError(f"--steps = {steps}: must be at least 1")
+    settings = {"out": str(out), "data": {"train": [str(train)], "val": [str(val)]}}
+    schedule = {"train": {"steps": steps}} if steps is not None else {}
+    return Layer("the command line", settings | schedule | (words or {}))
+
+
+def _print_conversion(report: ConvertReport) -> None:
+    table = Table(title=None, box=None, header_style="bold", pad_edge=False)
+    for name in ("file", "jets", "constituents", "dropped", "cut", "bytes/jet", ""):
+        table.add_column(name, justify="left" if name in ("file", "") else "right")
+    for file in report.files:
+        size = file.output.stat().st_size / max(file.num_jets, 1)
+        counts = (file.num_jets, file.constituents, file.dropped, file.cut, round(size))
+        state = "kept, was there already" if file.skipped else ""
+        table.add_row(str(file.output), *(f"{count:,}" for count in counts), state)
+    console = Console()
+    console.print(table)
+    classes: dict[str, int] = {}
+    for file in report.files:
+        for name, jets in file.classes.items():
+            classes[name] = classes.get(name, 0) + jets
+    shown = ", ".join(f"{name} {jets:,}" for name, jets in list(classes.items())[:12])
+    more = f" and {len(classes) - 12} classes more" if len(classes) > 12 else ""
+    rate = report.num_jets / max(report.seconds, 1e-9)
+    console.print(
+        f"{report.num_jets:,} jets in {report.seconds:.1f} s ({rate:,.0f} jets/s): {shown}{more}",
+        highlight=False,
+        soft_wrap=True,
+    )

@@ -1,0 +1,214 @@
+"""From YAML layers and dotted overrides to one typed, frozen config; knows no section by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from jetssl_cli.errors import ConfigError, suggest
+
+
+class Strict(BaseModel):
+    """Base of all configs: immutable, every key known, every number finite."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+C = TypeVar("C", bound=Strict)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One source of settings; a later layer wins over an earlier one, key by key."""
+
+    source: str
+    """What an error message calls it: a file, or the words of the command line."""
+    settings: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a YAML file that holds a mapping."""
+        return cls(str(path), read_yaml(path))
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that reads 5e-4 as a number and refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for index, key in enumerate(keys):
+            if key in keys[:index]:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands twice", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """Parse YAML text with the safe loader.
+
+    Raises:
+        ConfigError: the text is not YAML, or gives a key twice.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, TypeError, ValueError) as err:
+        reason = " ".join(str(err).split())
+        raise ConfigError(f"{source}: not valid YAML: {reason}") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file whose top level is a mapping.
+
+    Raises:
+        ConfigError: there is no such file, or it holds something else.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as err:
+        raise ConfigError(f"{path}: cannot be read: {err}") from None
+    raw = parse_yaml(text, str(path))
+    if raw is None:
+        return {}
+    if not isinstance(raw, dict) or not all(isinstance(key, str) for key in raw):
+        raise ConfigError(f"{path}: expected 'key: value' lines, found {type(raw).__name__}")
+    return raw
+
+
+def shipped(folder: str) -> Path:
+    """Find ``configs`` or ``data_recipes``, in an installed wheel or beside a checkout."""
+    package = Path(__file__).parent
+    inside = package / "_shipped" / folder
+    return inside if inside.is_dir() else package.parent / folder
+
+
+def shipped_file(folder: str, name: str, what: str) -> Path:
+    """Find the shipped preset ``folder/name.yaml``.
+
+    Raises:
+        ConfigError: there is none; names the nearest.
+    """
+    path = shipped(folder) / f"{name}.yaml"
+    valid = sorted(file.stem for file in path.parent.glob("*.yaml"))
+    if name not in valid:
+        raise ConfigError(f"no {what} {name!r}; {suggest(name, valid)}")
+    return path
+
+
+def override_layer(item: str) -> Layer:
+    """Turn one ``section.key=value`` of the command line into a layer; the value is YAML."""
+    key, sep, value = item.partition("=")
+    parts = key.split(".")
+    if not sep or not all(part.isidentifier() for part in parts):
+        raise ConfigError(f"{item}: an override has the form section.key=value")
+    settings: Any = parse_yaml(value, item)
+    for part in reversed(parts):
+        settings = {part: settings}
+    return Layer(f"override {item}", settings)
+
+
+def load(cls: type[C], layers: Sequence[Layer], overrides: Sequence[str] = ()) -> C:
+    """Lay the layers over each other, then the overrides, and validate the result.
+
+    Raises:
+        ConfigError: one line per mistake: the source, the key, the value, the rule.
+    """
+    merged: dict[str, Any] = {}
+    origin: dict[tuple[str, ...], str] = {}
+    for layer in (*layers, *map(override_layer, overrides)):
+        _lay(merged, layer.settings, layer.source, origin, ())
+    try:
+        return cls.model_validate(merged)
+    except ValidationError as err:
+        raise ConfigError("\n".join(_explain(err, cls, origin))) from None
+
+
+def to_yaml(cfg: Strict) -> str:
+    """Write a config as YAML that ``load`` reads back to an equal config."""
+    return yaml.safe_dump(cfg.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _lay(
+    below: dict[str, Any],
+    above: Mapping[str, Any],
+    source: str,
+    origin: dict[tuple[str, ...], str],
+    path: tuple[str, ...],
+) -> None:
+    for key, value in above.items():
+        here = (*path, str(key))
+        origin[here] = source
+        if isinstance(value, Mapping) and isinstance(below.get(key), dict):
+            _lay(below[key], value, source, origin, here)
+        elif isinstance(value, Mapping):
+            below[key] = {}
+            _lay(below[key], value, source, origin, here)
+        else:
+            below[key] = value
+
+
+def _explain(
+    err: ValidationError, cls: type[Strict], origin: Mapping[tuple[str, ...], str]
+) -> list[str]:
+    lines = []
+    for error in err.errors():
+        path, choices = _locate(error["loc"], cls)
+        known = next((origin[path[:n]] for n in range(len(path), 0, -1) if path[:n] in origin), "")
+        source = f"{known}: " if known and not known.startswith("override") else ""
+        key = ".".join(path)
+        if error["type"] == "extra_forbidden":
+            lines.append(
+                f"{source}{key} = {error['input']!r}: no such setting; {suggest(path[-1], choices)}"
+            )
+        elif error["type"] == "missing":
+            lines.append(f"{source}{key}: this setting is required")
+        else:
+            lines.append(f"{source}{key} = {error['input']!r}: {error['msg']}")
+    return lines
+
+
+def _locate(loc: tuple[int | str, ...], cls: type[Strict]) -> tuple[tuple[str, ...], list[str]]:
+    """The dotted key of a pydantic location, without the tags of unions, and its siblings."""
+    path: list[str] = []
+    models: list[type[BaseModel]] = [cls]
+    for part in map(str, loc):
+        tagged = [m for m in models if _tag(m) == part]
+        if tagged and len(models) > 1:
+            models = tagged
+            continue
+        path.append(part)
+        found = [m.model_fields[part] for m in models if part in m.model_fields]
+        if not found:
+            return tuple(path), sorted({name for m in models for name in m.model_fields})
+        models = _models(found[0].annotation)
+    return tuple(path), []
+
+
+def _tag(model: type[BaseModel]) -> object:
+    for key in ("name", "kind"):
+        if key in model.model_fields:
+            return model.model_fields[key].default
+    return None
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for arg in get_args(annotation) for model in _models(arg)]

@@ -1,0 +1,1 @@
+"""From ROOT to packed batches."""

@@ -1,0 +1,167 @@
+"""Attention within jets, on packed tokens.
+
+``plan`` looks at the packing of a batch once; the function it returns is called in every block.
+All back ends compute the same thing, which ``reference`` defines: each query attends to the keys of
+its own jet, and a query whose jet has no keys gets zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.util import find_spec
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention as sdpa
+
+from jetssl_cli.batch import Packing
+
+Heads = Float[Tensor, "T H K"]
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(q, k, v) -> out, each (tokens, heads, width of a head)."""
+Backend = Literal["auto", "flash-attn", "varlen", "padded", "reference"]
+
+JETS_PER_BUCKET = 32
+"""The padded path sorts jets by length and pads so many of them to one length."""
+
+
+def plan(
+    queries: Packing,
+    keys: Packing | None = None,
+    *,
+    causal: bool = False,
+    backend: Backend = "auto",
+) -> Attend:
+    """Prepare attention of ``queries`` to ``keys`` (to themselves, if none are given).
+
+    With ``causal`` (self-attention only) a token attends to those before it in its jet and itself.
+    """
+    assert keys is None or not causal, "causal attention is self-attention"
+    keys = queries if keys is None else keys
+    if backend == "auto":
+        backend = _best(queries.offsets.device)
+    return _PLANS[backend](queries, keys, causal)
+
+
+def reference(queries: Packing, keys: Packing, causal: bool) -> Attend:
+    """The definition, one jet at a time: softmax(q k^T / sqrt(K)) v, Vaswani et al. (1)."""
+
+    def attend(q: Heads, k: Heads, v: Heads) -> Heads:
+        out = []
+        bounds = zip(queries.offsets.unfold(0, 2, 1), keys.offsets.unfold(0, 2, 1), strict=True)
+        for (q0, q1), (k0, k1) in bounds:
+            logits = torch.einsum("qhd,khd->hqk", q[q0:q1], k[k0:k1]) / q.shape[-1] ** 0.5
+            if causal:
+                later = torch.ones_like(logits[0], dtype=torch.bool).triu(1)
+                logits = logits.masked_fill(later, -torch.inf)
+            out.append(torch.einsum("hqk,khd->qhd", logits.softmax(-1), v[k0:k1]))
+        return torch.cat(out)
+
+    return attend
+
+
+def padded(queries: Packing, keys: Packing, causal: bool) -> Attend:
+    """Jets of similar length are padded to one length and go through one dense kernel."""
+    jets = torch.split((queries.sizes + keys.sizes).argsort(), JETS_PER_BUCKET)
+    into_q = _Boxes(queries, jets)
+    into_k = into_q if keys is queries else _Boxes(keys, jets)
+
+    def attend(q: Heads, k: Heads, v: Heads) -> Heads:
+        outs = []
+        boxes = zip(into_q.pad(q), into_k.pad(k), into_k.pad(v), into_k.real, strict=True)
+        for box_q, box_k, box_v, real in boxes:
+            mask = real[:, None, None, :]  # (B, 1, 1, N)
+            if causal:
+                mask = mask & mask.new_ones(mask.shape[-1], mask.shape[-1]).tril()
+            empty = 0 in (*box_q.shape, *box_k.shape)
+            outs.append(
+                torch.zeros_like(box_q) if empty else sdpa(box_q, box_k, box_v, attn_mask=mask)
+            )
+        return into_q.unpad(outs)
+
+    return attend
+
+
+class _Boxes:
+    """The jets of a packing, a few at a time, as dense boxes of the longest among them."""
+
+    def __init__(self, packing: Packing, groups: Sequence[Int[Tensor, " B"]]) -> None:
+        self.real: list[Bool[Tensor, "B N"]] = []
+        rows = []
+        for jets in groups:
+            sizes = packing.sizes[jets]
+            place = torch.arange(int(sizes.max()), device=sizes.device)
+            self.real.append(place < sizes[:, None])
+            rows.append(torch.where(self.real[-1], packing.offsets[jets, None] + place, 0))
+        flat = torch.cat([box.flatten() for box in rows])
+        self.rows: Int[Tensor, " slots"] = flat
+        """The token in each slot of all boxes; padding slots repeat token 0."""
+        slots = torch.cat([box.flatten() for box in self.real]).nonzero()[:, 0]
+        self.slots: Int[Tensor, " T"] = torch.empty_like(slots).index_copy(0, flat[slots], slots)
+        """The slot of each token."""
+
+    def pad(self, x: Heads) -> list[Float[Tensor, "B H N K"]]:
+        sizes = [real.numel() for real in self.real]
+        rows = self.rows if len(x) else self.rows[:0]
+        flat = torch.split(x.index_select(0, rows), sizes)
+        return [
+            box.view(*real.shape, *x.shape[1:]).transpose(1, 2)
+            for box, real in zip(flat, self.real, strict=True)
+        ]
+
+    def unpad(self, boxes: Sequence[Float[Tensor, "B H N K"]]) -> Heads:
+        flat = torch.cat([box.transpose(1, 2).flatten(0, 1) for box in boxes])
+        return flat.index_select(0, self.slots)
+
+
+def varlen(queries: Packing, keys: Packing, causal: bool) -> Attend:
+    """FlashAttention on packed tokens as built into PyTorch; CUDA, half precision."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    q_bounds, k_bounds = queries.offsets.int(), keys.offsets.int()
+
+    def attend(q: Heads, k: Heads, v: Heads) -> Heads:
+        longest = (queries.longest, keys.longest)
+        if causal:
+            out = varlen_attn(q, k, v, q_bounds, k_bounds, *longest, window_size=(-1, 0))
+        else:
+            out = varlen_attn(q, k, v, q_bounds, k_bounds, *longest)
+        assert isinstance(out, Tensor)
+        return out
+
+    return attend
+
+
+def flash_attn(queries: Packing, keys: Packing, causal: bool) -> Attend:
+    """FlashAttention from the ``flash-attn`` package; CUDA, half precision."""
+    from flash_attn import flash_attn_varlen_func
+
+    return partial(
+        flash_attn_varlen_func,
+        cu_seqlens_q=queries.offsets.int(),
+        cu_seqlens_k=keys.offsets.int(),
+        max_seqlen_q=queries.longest,
+        max_seqlen_k=keys.longest,
+        causal=causal,
+    )
+
+
+_PLANS: dict[str, Callable[[Packing, Packing, bool], Attend]] = {
+    "flash-attn": flash_attn,
+    "varlen": varlen,
+    "padded": padded,
+    "reference": reference,
+}
+
+
+def _best(device: torch.device) -> Backend:
+    """FlashAttention where it runs: on CUDA, in half precision."""
+    half = (torch.float16, torch.bfloat16)
+    if device.type != "cuda" or not torch.is_autocast_enabled("cuda"):
+        return "padded"
+    if torch.get_autocast_dtype("cuda") not in half:
+        return "padded"
+    return "flash-attn" if find_spec("flash_attn") else "varlen"

@@ -1,0 +1,135 @@
+"""The encoder that all methods share: physical jets in, one vector per token out.
+
+    features --scale--> MLP --+--> [registers, tokens] --> blocks --> norm, linear --> vectors
+    class  --embedding--------+                              ^
+    jet features --scale--> MLP --> context of the jet ------+
+
+A jet is a set: nothing in the encoder depends on the place of a constituent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import NonNegativeInt, PositiveInt, model_validator
+from torch import Tensor, nn
+
+from jetssl_cli.batch import JetBatch, Packing
+from jetssl_cli.config import Strict
+from jetssl_cli.encoder.attention import Backend, plan
+from jetssl_cli.encoder.transformer import Block, Context, mlp
+
+
+class EncoderConfig(Strict):
+    """Size and parts of the encoder."""
+
+    width: PositiveInt = 512
+    """D, the width of a token."""
+    depth: PositiveInt = 6
+    """Transformer blocks."""
+    heads: PositiveInt = 8
+    """Attention heads."""
+    registers: NonNegativeInt = 8
+    """Learned tokens put in front of each jet (Darcet et al., arXiv:2309.16588)."""
+    embedding_width: PositiveInt = 128
+    """Width of the hidden layers that embed features."""
+    context: bool = True
+    """Modulate the blocks by the jet features."""
+    context_width: PositiveInt = 64
+    """Width of the vector that modulates them."""
+    attention: Backend = "auto"
+    """Attention back end; auto takes FlashAttention where it runs."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        return self
+
+    def build(self, scaling: nn.Module, features: int, ids: int, jets: int) -> Encoder:
+        """Build the encoder.
+
+        Args:
+            scaling: scales a batch of physical features; becomes a part of the encoder.
+            features: number of constituent features.
+            ids: number of particle classes.
+            jets: number of jet features.
+        """
+        return Encoder(self, scaling, features, ids, jets)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Vectors of the registers and the constituents of each jet, registers first."""
+
+    tokens: Float[Tensor, "T D"]
+    packing: Packing
+    constituent_rows: Int[Tensor, " constituents"]
+    """Rows of ``tokens`` that belong to constituents, in their order."""
+
+    @property
+    def constituents(self) -> Float[Tensor, "constituents D"]:
+        """Vectors of the constituents alone."""
+        return self.tokens.index_select(0, self.constituent_rows)
+
+
+class Encoder(nn.Module):
+    """See the top of the module."""
+
+    def __init__(
+        self, cfg: EncoderConfig, scaling: nn.Module, features: int, ids: int, jets: int
+    ) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.scaling = scaling
+        self.num_features, self.num_ids = features, ids
+        hidden = cfg.embedding_width
+        self.embed = mlp(features, hidden, hidden, cfg.width)
+        self.embed_id = nn.Embedding(ids, cfg.width)
+        self.embed_jet = mlp(jets, hidden, cfg.context_width) if cfg.context else None
+        self.registers = nn.Parameter(torch.randn(cfg.registers, cfg.width) * 0.02)
+        context_width = cfg.context_width if cfg.context else None
+        self.blocks = nn.ModuleList(
+            Block(cfg.width, cfg.heads, context_width) for _ in range(cfg.depth)
+        )
+        self.norm = nn.RMSNorm(cfg.width)
+        self.out = nn.Linear(cfg.width, cfg.width)
+
+    @property
+    def width(self) -> int:
+        """Width of the vectors that come out."""
+        return self.cfg.width
+
+    def scale(self, batch: JetBatch) -> JetBatch:
+        """The batch in the scaled features that ``encode`` takes."""
+        scaled: JetBatch = self.scaling(batch)
+        return scaled
+
+    def forward(self, batch: JetBatch) -> Encoded:
+        """Encode a batch in physical units."""
+        return self.encode(self.scale(batch))
+
+    def encode(self, scaled: JetBatch) -> Encoded:
+        """Encode a batch whose features are scaled already."""
+        tokens = self.embed(scaled.features) + self.embed_id(scaled.ids)
+        packing, x, rows = self._with_registers(tokens, scaled.packing)
+        context = Context(self.embed_jet(scaled.jets), packing) if self.embed_jet else None
+        attend = plan(packing, backend=self.cfg.attention)
+        for block in self.blocks:
+            x = block(x, context, attend)
+        return Encoded(self.out(self.norm(x)), packing, rows)
+
+    def _with_registers(
+        self, tokens: Float[Tensor, "T D"], packing: Packing
+    ) -> tuple[Packing, Tensor, Tensor]:
+        num = self.cfg.registers
+        wide = packing.widen(num)
+        rows = torch.arange(packing.total, device=tokens.device) + num * (packing.owner + 1)
+        places = wide.offsets[:-1, None] + torch.arange(num, device=tokens.device)
+        registers = self.registers.to(tokens.dtype).repeat(packing.num_jets, 1)
+        x = tokens.new_zeros(wide.total, self.width)
+        x = x.index_copy(0, rows, tokens).index_copy(0, places.flatten(), registers)
+        return wide, x, rows

@@ -1,0 +1,31 @@
+"""The contract between a method and the training loop."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from jetssl_cli.batch import JetBatch
+from jetssl_cli.encoder.encoder import Encoder
+
+
+class Objective(nn.Module):
+    """An encoder and the loss that trains it.
+
+    The loop owns the optimizer, the schedule, logging, the probe, precision and checkpoints; an
+    objective computes.
+    """
+
+    encoder: Encoder
+
+    def loss(self, batch: JetBatch, rng: torch.Generator) -> dict[str, Float[Tensor, ""]]:
+        """The terms to minimise, which the loop adds up. All randomness comes from ``rng``."""
+        raise NotImplementedError
+
+    def after_step(self, progress: float) -> None:
+        """Called after each optimizer step; ``progress`` runs from 0 to 1 over the run."""
+
+    def exported(self) -> Encoder:
+        """The encoder worth keeping."""
+        return self.encoder

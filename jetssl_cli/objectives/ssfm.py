@@ -1,0 +1,125 @@
+"""SSFM: set-to-set flow matching. Generate the hidden half of a jet from the visible half.
+
+    visible --> encoder --------------------+
+                                            | cross-attention
+    hidden x0 --+                           v
+                +-- xt = (1-t) x0 + t x1 --> decoder --> v  ~  x1 - x0
+    noise  x1 --+                           ^
+    t = sigmoid(N(0, 1)), one per jet ------+ adaLN on Fourier features of t
+
+A hidden constituent is x0 = (scaled features, one-hot class). The loss is the mean squared error of
+the velocity, conditional flow matching on straight paths (Lipman et al., arXiv:2210.02747, (9) and
+(23) with sigma = 0; Liu et al., arXiv:2209.03003, (1)); the set-to-set form is that of Leigh et
+al., arXiv:2409.12589, section 3, and t is drawn as in Esser et al., arXiv:2403.03206, (19).
+
+What breaks the tie between hidden constituents, which have no positions: each carries its own noise
+xt, so that the decoder is asked a different question for each.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+from torch.nn.functional import one_hot
+
+from jetssl_cli.batch import JetBatch, Packing
+from jetssl_cli.config import Strict
+from jetssl_cli.encoder.attention import plan
+from jetssl_cli.encoder.encoder import Encoded, Encoder
+from jetssl_cli.encoder.transformer import Block, Context, fourier, mlp
+from jetssl_cli.objectives.masking import random_mask
+from jetssl_cli.objectives.objective import Objective
+
+
+class SSFMConfig(Strict):
+    """Settings of set-to-set flow matching."""
+
+    name: Literal["ssfm"] = "ssfm"
+    """Tells the methods apart."""
+    hidden_share: float = Field(default=0.5, gt=0, lt=1)
+    """Share of the constituents that the encoder does not see."""
+    decoder_width: PositiveInt | None = None
+    """Width of the decoder; half that of the encoder if not given."""
+    decoder_depth: PositiveInt | None = None
+    """Blocks of the decoder; as many as the encoder has if not given."""
+    time_features: PositiveInt = 16
+    """Frequencies at which the decoder is told the time."""
+
+    def build(self, encoder: Encoder) -> SSFM:
+        """Put a decoder on top of the encoder."""
+        return SSFM(self, encoder)
+
+
+class SSFM(Objective):
+    """See the top of the module."""
+
+    def __init__(self, cfg: SSFMConfig, encoder: Encoder) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.encoder = encoder
+        self.decoder = FlowDecoder(
+            outputs=encoder.num_features + encoder.num_ids,
+            width=cfg.decoder_width or encoder.width // 2,
+            depth=cfg.decoder_depth or encoder.cfg.depth,
+            encoder=encoder,
+            time_features=cfg.time_features,
+        )
+
+    def loss(self, batch: JetBatch, rng: torch.Generator) -> dict[str, Float[Tensor, ""]]:
+        """Mean squared error of the velocity over the numbers of all hidden constituents."""
+        scaled = self.encoder.scale(batch)
+        hidden = random_mask(scaled.packing, self.cfg.hidden_share, rng)
+        seen, unseen = scaled.keep(~hidden), scaled.keep(hidden)
+        x0 = self.targets(unseen)
+        device = x0.device
+        t = torch.randn(scaled.packing.num_jets, generator=rng, device=device).sigmoid()
+        x1 = torch.randn(x0.shape, generator=rng, device=device)
+        t_token = t[unseen.packing.owner, None]
+        xt = (1 - t_token) * x0 + t_token * x1
+        velocity = self.decoder(xt, t, unseen.packing, self.encoder.encode(seen))
+        error = (velocity - (x1 - x0)).square()
+        return {"flow": error.sum() / max(error.numel(), 1)}
+
+    def targets(self, scaled: JetBatch) -> Float[Tensor, "T F_plus_classes"]:
+        """What is generated: the scaled features and the one-hot class."""
+        classes = one_hot(scaled.ids, self.encoder.num_ids).to(scaled.features.dtype)
+        return torch.cat([scaled.features, classes], dim=-1)
+
+
+class FlowDecoder(nn.Module):
+    """Velocity of a noisy set at time t, given the encoded visible set."""
+
+    def __init__(
+        self, *, outputs: int, width: int, depth: int, encoder: Encoder, time_features: int
+    ) -> None:
+        super().__init__()
+        cfg = encoder.cfg
+        self.attention, self.time_features = cfg.attention, time_features
+        self.embed = mlp(outputs, cfg.embedding_width, cfg.embedding_width, width)
+        self.embed_time = mlp(2 * time_features, cfg.embedding_width, cfg.context_width)
+        heads = min(cfg.heads, width // 8)
+        self.blocks = nn.ModuleList(
+            Block(width, heads, cfg.context_width, encoder.width) for _ in range(depth)
+        )
+        self.norm = nn.RMSNorm(width)
+        self.out = nn.Linear(width, outputs)
+
+    def forward(
+        self,
+        xt: Float[Tensor, "T outputs"],
+        t: Float[Tensor, " J"],
+        packing: Packing,
+        memory: Encoded,
+    ) -> Float[Tensor, "T outputs"]:
+        """Predict the velocity at the point ``xt``."""
+        context = Context(self.embed_time(fourier(t, self.time_features)), packing)
+        attend = plan(packing, backend=self.attention)
+        attend_memory = plan(packing, memory.packing, backend=self.attention)
+        x = self.embed(xt)
+        for block in self.blocks:
+            x = block(x, context, attend, attend_memory, memory.tokens)
+        return self.out(self.norm(x))

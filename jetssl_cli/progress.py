@@ -1,0 +1,84 @@
+"""Progress of long work: a bar on a terminal, plain lines anywhere else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+Advance = Callable[..., None]
+"""``advance(done, note="")``: so many more units are done; ``note`` is shown beside the rate."""
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+@contextmanager
+def progress(label: str, total: int, unit: str) -> Iterator[Advance]:
+    """Show how far ``total`` units of work have come, with the rate and the time left.
+
+    Writes to standard error. On a terminal a live bar; elsewhere (a log file, a batch system) one
+    line every ten seconds and one at the end.
+    """
+    console = Console(stderr=True)
+    reporter = _bar if console.is_terminal else _lines
+    with reporter(console, label, total, unit) as advance:
+        yield advance
+
+
+@contextmanager
+def _bar(console: Console, label: str, total: int, unit: str) -> Iterator[Advance]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(f"{unit} · {{task.fields[rate]}} ·"),
+        TimeRemainingColumn(),
+        TextColumn("left {task.fields[note]}"),
+    )
+    start = time.monotonic()
+    done = 0
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(label, total=total, rate="", note="")
+
+        def advance(more: int, note: str = "") -> None:
+            nonlocal done
+            done += more
+            bar.update(task, advance=more, note=note, rate=_rate(done, start, unit))
+
+        yield advance
+
+
+@contextmanager
+def _lines(console: Console, label: str, total: int, unit: str) -> Iterator[Advance]:
+    start = last = time.monotonic()
+    done = 0
+    latest = ""
+
+    def line(ending: str) -> None:
+        text = f"{label}: {done:,}/{total:,} {unit}, {_rate(done, start, unit)}, {ending} {latest}"
+        console.print(text.rstrip(), highlight=False, soft_wrap=True, markup=False)
+
+    def advance(more: int, note: str = "") -> None:
+        nonlocal done, last, latest
+        done += more
+        latest = note
+        now = time.monotonic()
+        if now - last >= SECONDS_BETWEEN_LINES and done < total:
+            last = now
+            line(f"{_clock((total - done) * (now - start) / max(done, 1))} left")
+
+    yield advance
+    line(f"done in {_clock(time.monotonic() - start)}")
+
+
+def _rate(done: int, start: float, unit: str) -> str:
+    rate = done / max(time.monotonic() - start, 1e-9)
+    return f"{rate:,.0f} {unit}/s" if rate >= 100 else f"{rate:.2g} {unit}/s"
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))

@@ -1,0 +1,232 @@
+"""The one training loop: any objective, any data, through Lightning."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections import defaultdict
+from typing import Any, Literal
+
+import lightning
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from pydantic import NonNegativeInt, PositiveInt
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+
+from jetssl_cli.batch import JetBatch
+from jetssl_cli.config import Strict
+from jetssl_cli.errors import RunError
+from jetssl_cli.objectives.objective import Objective
+from jetssl_cli.objectives.supervised import Supervised
+from jetssl_cli.progress import Advance, progress
+from jetssl_cli.runs.loaders import DataConfig
+from jetssl_cli.runs.optim import OptimConfig
+from jetssl_cli.runs.probe import Probe, effective_rank, feature_std, jet_vectors
+from jetssl_cli.runs.tracking import Tracker
+
+JETS_FOR_RANK = 5_000
+"""Signs of collapse are measured on so many validation jets."""
+
+
+class TrainConfig(Strict):
+    """Settings of the training loop."""
+
+    steps: PositiveInt = 100_000
+    """Optimizer steps."""
+    val_every: PositiveInt = 1000
+    """Steps between validations."""
+    log_every: PositiveInt = 10
+    """Steps between two records of the training loss."""
+    probe_every: PositiveInt = 50
+    """Steps between two steps of the probe (pretraining only)."""
+    precision: Literal["auto", "32", "bf16-mixed"] = "auto"
+    """Arithmetic; auto is bf16-mixed on CUDA and 32 elsewhere."""
+    seed: NonNegativeInt = 0
+    """Seed of the weights, the order of the data and all randomness of the method."""
+
+
+class JetModule(lightning.LightningModule):
+    """Trains an objective; beside it, in pretraining, a probe that watches the encoder."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        *,
+        num_classes: int,
+        optim: OptimConfig,
+        train: TrainConfig,
+        tracker: Tracker,
+    ) -> None:
+        super().__init__()
+        self.objective = objective
+        classifies = isinstance(objective, Supervised)
+        self.probe = None if classifies else Probe(objective.exported().width, num_classes)
+        self.accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.optim, self.train_cfg, self.tracker = optim, train, tracker
+        self.advance: Advance = lambda *_: None
+        self.latest: dict[str, float] = {}
+        self.validated_at = -1
+        self._sums: dict[str, float] = defaultdict(float)
+        self._vectors: list[Tensor] = []
+        self._clock = (0, time.monotonic())
+        self._jets = 0
+
+    def setup(self, stage: str) -> None:
+        """Seed the generators, on the device they draw for."""
+        del stage
+        self.rng = torch.Generator(self.device).manual_seed(self.train_cfg.seed)
+        self.first_bad = torch.full((), self.train_cfg.steps, device=self.device)
+
+    def transfer_batch_to_device(
+        self, batch: JetBatch, device: torch.device, dataloader_idx: int
+    ) -> JetBatch:
+        """Move a batch."""
+        del dataloader_idx
+        return batch.to(device)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """One optimizer for the objective and the probe: neither sees the other's gradients."""
+        optimizer = self.optim.build(self)
+        schedule = self.optim.schedule(optimizer, self.train_cfg.steps)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def training_step(self, batch: JetBatch, batch_idx: int) -> Tensor:
+        """Loss of a batch, with that of the probe when it is its turn."""
+        del batch_idx
+        step = self.global_step
+        terms = self.objective.loss(batch, self.rng)
+        total = torch.stack(list(terms.values())).sum()
+        self.first_bad = torch.where(
+            total.isfinite(), self.first_bad, self.first_bad.clamp(max=step)
+        )
+        self._jets += batch.packing.num_jets
+        if (step + 1) % self.train_cfg.log_every == 0 or step == 0:
+            self._record(step, total, terms)
+        if self.probe is not None and step % self.train_cfg.probe_every == 0:
+            total = total + self.probe.loss(self.objective.exported(), batch)
+        self.advance(1, self._note())
+        return total
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the objective and the probe each by itself, so that neither slows the other."""
+        del optimizer, gradient_clip_val, gradient_clip_algorithm
+        for part in (self.objective, self.probe):
+            if part is not None:
+                nn.utils.clip_grad_norm_(part.parameters(), self.optim.clip_norm)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, then let the objective follow (EMA teachers)."""
+        super().optimizer_step(*args, **kwargs)
+        self.objective.after_step(min(self.global_step / self.train_cfg.steps, 1.0))
+
+    def on_validation_start(self) -> None:
+        """The same masks and noise in every validation."""
+        self._sums.clear()
+        self._vectors.clear()
+        self._val_rng = torch.Generator(self.device).manual_seed(self.train_cfg.seed)
+
+    def validation_step(self, batch: JetBatch, batch_idx: int) -> None:
+        """Loss, accuracy, and vectors in which a collapse would show."""
+        del batch_idx
+        num = batch.packing.num_jets
+        for name, value in self.objective.loss(batch, self._val_rng).items():
+            self._sums[name] += float(value) * num
+        self._sums["jets"] += num
+        encoder = self.objective.exported()
+        if isinstance(self.objective, Supervised):
+            logits = self.objective.logits(batch)
+        else:
+            assert self.probe is not None
+            logits = self.probe(encoder, batch)
+            if sum(map(len, self._vectors)) < JETS_FOR_RANK:
+                self._vectors.append(jet_vectors(encoder(batch)))
+        self.accuracy.update(logits, batch.labels)
+
+    def on_validation_epoch_end(self) -> None:
+        """Record what the validation found."""
+        jets = self._sums.pop("jets")
+        found = {f"val/{name}": value / jets for name, value in self._sums.items()}
+        found["val/loss"] = sum(found.values())
+        watched = "accuracy" if self.probe is None else "probe_accuracy"
+        found[f"val/{watched}"] = float(self.accuracy.compute())
+        self.accuracy.reset()
+        if self._vectors:
+            vectors = torch.cat(self._vectors).float()
+            found["val/effective_rank"] = effective_rank(vectors)
+            found["val/feature_std"] = feature_std(vectors)
+        self.validated_at = self.global_step
+        self.latest |= found
+        self.tracker.metrics(found, self.global_step)
+
+    def _record(self, step: int, total: Tensor, terms: dict[str, Tensor]) -> None:
+        first_bad = int(self.first_bad)
+        if first_bad < self.train_cfg.steps:
+            raise RunError(f"the loss became non-finite at step {first_bad}; nothing was saved")
+        then, now = self._clock[1], time.monotonic()
+        found = {f"train/{name}": value.item() for name, value in terms.items()}
+        found["train/loss"] = total.item()
+        found["train/lr"] = float(self.optim.lr * self.optim.factor(self.train_cfg.steps)(step))
+        found["train/jets_per_second"] = (self._jets - self._clock[0]) / max(now - then, 1e-9)
+        self._clock = (self._jets, now)
+        self.latest |= found
+        self.tracker.metrics(found, step + 1)
+
+    def _note(self) -> str:
+        shown = {"train/loss": "loss", "val/loss": "val", "val/probe_accuracy": "probe"}
+        shown["val/accuracy"] = "accuracy"
+        parts = [
+            f"{word} {self.latest[key]:.4f}" for key, word in shown.items() if key in self.latest
+        ]
+        return "  ".join(parts)
+
+
+def fit(module: JetModule, data: DataConfig, label: str) -> dict[str, float]:
+    """Train, and return the last measurements.
+
+    Raises:
+        RunError: the loss became non-finite; names the step.
+        KeyboardInterrupt: the user interrupted the training.
+    """
+    train = module.train_cfg
+    train_stream, val_stream = data.train_stream(), data.val_stream()
+    precision = train.precision
+    if precision == "auto":
+        precision = "bf16-mixed" if torch.cuda.is_available() else "32"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")  # advice about workers and loggers
+        for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        trainer = lightning.Trainer(
+            max_steps=train.steps,
+            accelerator="auto",
+            devices=1,
+            precision=precision,
+            val_check_interval=min(train.val_every, train.steps),
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+        val_loader = data.once(val_stream)
+        with progress(label, train.steps, "steps") as module.advance:
+            trainer.fit(module, data.endless(train_stream, train.seed), val_loader)
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+        if module.validated_at != train.steps:
+            trainer.validate(module, val_loader, verbose=False)
+    if not torch.isfinite(torch.tensor(list(module.latest.values()))).all():
+        raise RunError(f"the loss is not finite after step {train.steps}; nothing was saved")
+    return module.latest

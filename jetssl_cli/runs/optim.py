@@ -1,0 +1,63 @@
+"""AdamW with weight decay on matrices only; linear warm-up, then a cosine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
+from torch import nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from jetssl_cli.config import Strict
+
+
+class OptimConfig(Strict):
+    """Settings of the optimizer and its schedule."""
+
+    lr: PositiveFloat = 5e-4
+    """Learning rate after warm-up."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay rates of AdamW's running averages."""
+    weight_decay: NonNegativeFloat = 0.1
+    """Decoupled weight decay, on the matrices of linear layers only."""
+    warmup_steps: NonNegativeInt = 1000
+    """Steps of linear warm-up, but at most a tenth of the run."""
+    final_lr: float = Field(default=0.05, ge=0, le=1)
+    """Share of ``lr`` at which the cosine ends."""
+    clip_norm: PositiveFloat = 1.0
+    """Gradients are scaled down to this norm."""
+
+    def build(self, module: nn.Module) -> AdamW:
+        """An optimizer of all parameters of ``module`` that want gradients."""
+        decayed = {
+            id(layer.weight)
+            for layer in module.modules()
+            if type(layer) is nn.Linear and layer.weight.requires_grad
+        }
+        trained = [p for p in module.parameters() if p.requires_grad]
+        groups = [
+            {
+                "params": [p for p in trained if id(p) in decayed],
+                "weight_decay": self.weight_decay,
+            },
+            {"params": [p for p in trained if id(p) not in decayed], "weight_decay": 0.0},
+        ]
+        return AdamW(groups, lr=self.lr, betas=self.betas)
+
+    def schedule(self, optimizer: AdamW, steps: int) -> LambdaLR:
+        """The schedule over ``steps`` optimizer steps."""
+        return LambdaLR(optimizer, self.factor(steps))
+
+    def factor(self, steps: int) -> Callable[[int], float]:
+        """Share of ``lr`` at each step of a run of ``steps`` steps."""
+        warmup = min(self.warmup_steps, steps // 10)
+
+        def at(step: int) -> float:
+            if step < warmup:
+                return (step + 1) / (warmup + 1)
+            progress = min((step - warmup) / max(steps - warmup, 1), 1.0)
+            return self.final_lr + (1 - self.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+
+        return at

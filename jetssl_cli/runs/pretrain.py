@@ -1,0 +1,128 @@
+"""``jetssl pretrain``: train an encoder without labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import PositiveInt
+
+from jetssl_cli.config import Layer, Strict, load, shipped_file
+from jetssl_cli.data.jagged import JaggedFile, JetArrays
+from jetssl_cli.data.recipe import Schema
+from jetssl_cli.data.scaling import Scaling, fit_scaling
+from jetssl_cli.data.stream import look
+from jetssl_cli.encoder.encoder import Encoder, EncoderConfig
+from jetssl_cli.errors import RunError
+from jetssl_cli.objectives import ObjectiveConfig
+from jetssl_cli.runs import checkpoint
+from jetssl_cli.runs.loaders import DataConfig
+from jetssl_cli.runs.module import JetModule, TrainConfig, fit
+from jetssl_cli.runs.optim import OptimConfig
+from jetssl_cli.runs.tracking import track
+
+JETS_PER_READ = 10_000
+
+
+class PretrainConfig(Strict):
+    """Everything that defines a pretraining run."""
+
+    command: Literal["pretrain"] = "pretrain"
+    """Tells the kinds of runs apart."""
+    out: Path
+    """Folder of the run."""
+    objective: ObjectiveConfig
+    """The method."""
+    encoder: EncoderConfig = EncoderConfig()
+    """The backbone."""
+    data: DataConfig
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    scaling_jets: PositiveInt = 1_000_000
+    """The scaling of the features is fitted on the first so many training jets."""
+    tracking: bool = True
+    """Record the run with MLflow."""
+
+
+def load_config(
+    method: str,
+    size: str,
+    options: Layer,
+    *,
+    config: Path | None = None,
+    overrides: Sequence[str] = (),
+) -> PretrainConfig:
+    """Lay presets, the user's file, options and overrides over each other, in this order.
+
+    Raises:
+        ConfigError: no such method or size, or a setting that is not valid.
+    """
+    layers = [
+        Layer.read(shipped_file("configs/pretrain", method, "method")),
+        Layer.read(shipped_file("configs/size", size, "size")),
+    ]
+    layers += [Layer.read(config)] if config else []
+    return load(PretrainConfig, [*layers, options], overrides)
+
+
+def pretrain(cfg: PretrainConfig) -> Path:
+    """Pretrain, and return the folder of the run.
+
+    Raises:
+        DataError: the data cannot be read.
+        RunError: the folder holds a run already, or the training had to stop.
+    """
+    schema, _ = look(cfg.data.train)
+    if look(cfg.data.val)[0] != schema:
+        raise RunError(f"{cfg.data.val[0]}: has other columns or classes than {cfg.data.train[0]}")
+    torch.manual_seed(cfg.train.seed)
+    most = min(cfg.scaling_jets, cfg.data.num_jets or cfg.scaling_jets)
+    scaling = fit_scaling(schema, _head(cfg.data, most))
+    objective = cfg.objective.build(build_encoder(cfg.encoder, scaling, schema))
+    checkpoint.begin(cfg.out, cfg, schema)
+    with track(cfg.out.name, cfg.out, enabled=cfg.tracking) as tracker:
+        tracker.params(checkpoint.plain(cfg))
+        tracker.file(cfg.out / checkpoint.CONFIG)
+        module = JetModule(
+            objective,
+            num_classes=len(schema.classes),
+            optim=cfg.optim,
+            train=cfg.train,
+            tracker=tracker,
+        )
+        fit(module, cfg.data, f"pretrain {cfg.objective.name}")
+        checkpoint.save(cfg.out / checkpoint.MODEL, objective)
+        checkpoint.save(cfg.out / checkpoint.BACKBONE, objective.exported())
+    return cfg.out
+
+
+def build_encoder(cfg: EncoderConfig, scaling: Scaling, schema: Schema) -> Encoder:
+    """An encoder for data of this schema."""
+    return cfg.build(scaling, len(schema.constituents), len(schema.ids), len(schema.jets))
+
+
+def load_backbone(run: Path, cfg: EncoderConfig, schema: Schema, *, trained: bool) -> Encoder:
+    """The encoder of a pretraining run; untrained, it keeps the scaling alone.
+
+    Raises:
+        RunError: the run has no such weights.
+    """
+    encoder = build_encoder(cfg, Scaling.unfitted(schema), schema)
+    if trained:
+        checkpoint.restore(run / checkpoint.BACKBONE, encoder)
+        return encoder
+    source = build_encoder(cfg, Scaling.unfitted(schema), schema)
+    checkpoint.restore(run / checkpoint.BACKBONE, source)
+    encoder.scaling = source.scaling
+    return encoder
+
+
+def _head(data: DataConfig, most: int) -> Iterator[JetArrays]:
+    for path in data.train:
+        with JaggedFile(path) as file:
+            for start in range(0, min(file.num_jets, most), JETS_PER_READ):
+                stop = min(start + JETS_PER_READ, most)
+                yield file.read(start, stop).first(data.max_constituents)
+            most -= min(file.num_jets, most)

@@ -1,0 +1,1 @@
+"""From checkpoints to scores, and from scores to tables."""

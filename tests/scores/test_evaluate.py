@@ -1,0 +1,261 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+from sklearn.metrics import accuracy_score, roc_auc_score
+
+from jetssl_cli.data.hdf5 import create
+from jetssl_cli.errors import DataError
+from jetssl_cli.scores.evaluate import EvaluateConfig, evaluate
+from jetssl_cli.scores.metrics import WORKING_POINTS
+from jetssl_cli.scores.scorefile import FORMAT, VERSION, read_scores, write_scores
+from jetssl_cli.scores.tables import to_json
+
+JETCLASS = ("QCD", "Tbl", "Tbqq", "Wqq", "Zqq", "Hbb", "Hcc", "Hgg", "H4q", "Hqql")
+ESTIMATE = {"value", "low", "high"}
+
+
+def sample(num_jets, num_classes, seed):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, num_classes, num_jets)
+    logits = rng.normal(size=(num_jets, num_classes))
+    logits[np.arange(num_jets), labels] += 1.5
+    scores = np.exp(logits)
+    scores = (scores / scores.sum(axis=1, keepdims=True)).astype(np.float32)
+    return scores, logits.astype(np.float32), labels, rng.normal(size=(num_jets, 2))
+
+
+def write(path, jets, *, classes=JETCLASS, run="runs/a", chunk=700):
+    names = {"classes": classes, "jet_columns": ("jet_pt", "jet_eta")}
+    with write_scores(path, **names, run=run, data="test.h5") as writer:
+        for start in range(0, len(jets[0]), chunk):
+            writer.append(*(array[start : start + chunk] for array in jets))
+    return path
+
+
+@pytest.fixture
+def jets():
+    return sample(3000, 10, seed=1)
+
+
+class TestEvaluate:
+    def test_figures_equal_sklearn(self, tmp_path, jets):
+        scores, _, labels, _ = jets
+        (row,) = evaluate(EvaluateConfig(scores=[write(tmp_path / "a.h5", jets)]))
+        assert row.num_jets == 3000
+        assert row.accuracy.value == accuracy_score(labels, scores.argmax(axis=1))
+        expected = roc_auc_score(labels, scores, multi_class="ovo", average="macro")
+        assert row.auc.value == pytest.approx(expected, abs=1e-9)
+        assert row.accuracy.low < row.accuracy.value < row.accuracy.high
+        assert list(row.rejection) == list(WORKING_POINTS)
+        for signal, asked in WORKING_POINTS.items():
+            assert asked <= row.rejection[signal].efficiency < asked + 0.005
+
+    def test_order_of_classes_is_irrelevant(self, tmp_path, jets):
+        scores, logits, labels, features = jets
+        order = np.random.default_rng(0).permutation(10)
+        shuffled = scores[:, order], logits[:, order], np.argsort(order)[labels], features
+        names = tuple(JETCLASS[c] for c in order)
+        paths = [
+            write(tmp_path / "a.h5", jets),
+            write(tmp_path / "b.h5", shuffled, classes=names),
+        ]
+        one, other = evaluate(EvaluateConfig(scores=paths))
+        assert one.rejection == other.rejection
+        assert one.accuracy == other.accuracy
+        assert one.auc.value == pytest.approx(other.auc.value, abs=1e-12)
+
+    def test_rows_are_in_the_order_given(self, tmp_path, jets):
+        paths = [write(tmp_path / f"{name}.h5", jets, run=name) for name in "cab"]
+        rows = evaluate(EvaluateConfig(scores=paths))
+        assert [row.run for row in rows] == ["c", "a", "b"]
+        assert [row.scores for row in rows] == [str(path) for path in paths]
+
+    def test_json_schema(self, tmp_path, jets):
+        path = write(tmp_path / "a.h5", jets)
+        (row,) = json.loads(to_json(evaluate(EvaluateConfig(scores=[path]))))
+        assert set(row) == {"scores", "run", "num_jets", "accuracy", "auc", "rejection"}
+        assert (row["scores"], row["run"], row["num_jets"]) == (str(path), "runs/a", 3000)
+        assert set(row["accuracy"]) == set(row["auc"]) == ESTIMATE
+        for figure in row["rejection"].values():
+            assert set(figure) == ESTIMATE | {"efficiency", "bound"}
+
+    def test_a_class_without_jets_is_undefined_and_an_unknown_one_left_out(self, tmp_path):
+        scores, logits, labels, features = sample(300, 3, seed=2)
+        jets = scores, logits, np.where(labels == 2, 0, labels), features
+        path = write(tmp_path / "a.h5", jets, classes=("QCD", "Hbb", "Hcc"))
+        (row,) = evaluate(EvaluateConfig(scores=[path]))
+        assert list(row.rejection) == ["Hbb", "Hcc"]
+        assert row.rejection["Hbb"] is not None
+        assert row.rejection["Hcc"] is None
+
+    def test_flavours_have_no_rejection(self, tmp_path):
+        flavours = ("light", "charm", "bottom")
+        path = write(tmp_path / "a.h5", sample(300, 3, seed=2), classes=flavours)
+        (row,) = evaluate(EvaluateConfig(scores=[path]))
+        assert row.rejection == {}
+
+    def test_signals_without_qcd_have_no_rejection(self, tmp_path):
+        path = write(tmp_path / "a.h5", sample(300, 2, seed=2), classes=("Hbb", "Hcc"))
+        (row,) = evaluate(EvaluateConfig(scores=[path]))
+        assert row.rejection == {}
+
+    def test_one_file_named_twice(self, tmp_path, jets):
+        path = write(tmp_path / "a.h5", jets)
+        detour = tmp_path / "x" / ".." / "a.h5"
+        (tmp_path / "x").mkdir()
+        with pytest.raises(DataError, match="named twice"):
+            evaluate(EvaluateConfig(scores=[path, detour]))
+
+    def test_other_classes(self, tmp_path):
+        jets = sample(100, 3, seed=2)
+        one = write(tmp_path / "a.h5", jets, classes=("QCD", "Hbb", "Hcc"))
+        other = write(tmp_path / "b.h5", jets, classes=("QCD", "Hbb", "Zqq"))
+        with pytest.raises(DataError, match=r"b\.h5: .*a\.h5: lacks Hcc; adds Zqq"):
+            evaluate(EvaluateConfig(scores=[one, other]))
+
+    def test_no_file(self):
+        with pytest.raises(ValidationError):
+            EvaluateConfig(scores=[])
+
+
+class TestOut:
+    def test_tables_are_written(self, tmp_path, jets):
+        out = tmp_path / "deep" / "out"
+        path = write(tmp_path / "a.h5", jets)
+        rows = evaluate(EvaluateConfig(scores=[path], out=out))
+        names = ["table.csv", "table.json", "table.md", "table.tex"]
+        assert sorted(file.name for file in out.iterdir()) == names
+        assert (out / "table.json").read_text(encoding="utf-8") == to_json(rows)
+        assert (out / "table.md").read_text(encoding="utf-8").startswith("| run")
+        assert (out / "table.csv").read_text(encoding="utf-8").startswith("scores,run,num_jets,")
+        assert r"\toprule" in (out / "table.tex").read_text(encoding="utf-8")
+
+    def test_a_file_in_the_way(self, tmp_path, jets):
+        path = write(tmp_path / "a.h5", jets)
+        with pytest.raises(DataError, match=r"a\.h5: the tables cannot be written"):
+            evaluate(EvaluateConfig(scores=[path], out=path))
+
+    def test_nothing_half_written_stays(self, tmp_path, jets):
+        out = tmp_path / "out"
+        (out / "table.md").mkdir(parents=True)
+        path = write(tmp_path / "a.h5", jets)
+        with pytest.raises(DataError, match="cannot be written"):
+            evaluate(EvaluateConfig(scores=[path], out=out))
+        assert [file.name for file in out.iterdir()] == ["table.md"]
+
+
+def write_raw(path, arrays, **attributes):
+    """A score file that need not obey the rules."""
+    described = {"classes": '["QCD", "Hbb"]', "jet_columns": "[]", "run": "", "data": ""}
+    with create(path, FORMAT, VERSION) as table:
+        table.describe(described | attributes)
+        for name, array in arrays.items():
+            table.append(name, array)
+    return path
+
+
+def valid(num_jets=4):
+    return {
+        "scores": np.full((num_jets, 2), 0.5, np.float32),
+        "logits": np.zeros((num_jets, 2), np.float32),
+        "labels": np.arange(num_jets) % 2,
+        "jets": np.zeros((num_jets, 1), np.float32),
+    }
+
+
+class TestScoreFile:
+    def test_what_is_written_is_read(self, tmp_path, jets):
+        found = read_scores(write(tmp_path / "a.h5", jets))
+        np.testing.assert_array_equal(found.scores, jets[0])
+        np.testing.assert_array_equal(found.labels, jets[2])
+        assert found.scores.dtype == np.float32
+        assert found.labels.dtype == np.int64
+        assert (found.classes, found.run, found.data) == (JETCLASS, "runs/a", "test.h5")
+
+    def test_empty_chunks_are_harmless(self, tmp_path, jets):
+        path = tmp_path / "a.h5"
+        names = {"classes": JETCLASS, "jet_columns": ("jet_pt", "jet_eta")}
+        with write_scores(path, **names, run="", data="") as writer:
+            writer.append(*(array[:0] for array in jets))
+            writer.append(*jets)
+            writer.append(*(array[:0] for array in jets))
+        assert len(read_scores(path).labels) == 3000
+
+    def test_a_failed_export_leaves_no_file(self, tmp_path):
+        def fail():
+            names = {"classes": ("QCD",), "jet_columns": ("jet_pt",)}
+            with write_scores(tmp_path / "a.h5", **names, run="", data=""):
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            fail()
+        assert list(tmp_path.iterdir()) == []
+
+    def test_no_jets(self, tmp_path):
+        with pytest.raises(DataError, match=r"a\.h5: holds no jets"):
+            read_scores(write(tmp_path / "a.h5", sample(0, 10, seed=0)))
+
+    def test_valid(self, tmp_path):
+        assert read_scores(write_raw(tmp_path / "a.h5", valid())).classes == ("QCD", "Hbb")
+
+    @pytest.mark.parametrize(
+        ("classes", "problem"),
+        [
+            ("[]", "has no class names"),
+            ("QCD", "expected a JSON list of names"),
+            ('{"QCD": 0}', "expected a JSON list of names"),
+            ("[0, 1]", "expected a JSON list of names"),
+            ('["QCD", "QCD"]', "the class 'QCD' is named twice"),
+            ('["QCD", "Hbb", "Hcc"]', "2 scores a jet for 3 classes: QCD, Hbb, Hcc"),
+        ],
+    )
+    def test_class_names(self, tmp_path, classes, problem):
+        path = write_raw(tmp_path / "a.h5", valid(), classes=classes)
+        with pytest.raises(DataError, match=problem) as caught:
+            read_scores(path)
+        assert str(path) in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("name", "array", "problem"),
+        [
+            ("labels", np.zeros(3, int), "different numbers of jets: scores 4, logits 4, labels 3"),
+            ("logits", np.zeros((3, 2)), "different numbers of jets"),
+            ("jets", np.zeros((5, 2)), "different numbers of jets"),
+            ("labels", np.array([0, 1, 2, 0]), "jet 2: label 2 is not in 0..1"),
+            ("labels", np.array([0, -1, 1, 0]), "jet 1: label -1 is not in 0..1"),
+            ("labels", np.zeros(4), "expected one integer"),
+            ("scores", np.full((4, 2), 0.5, np.float16), "expected a float32"),
+            ("scores", np.full(4, 0.5), "expected a float32"),
+            ("scores", np.tile([0.5, np.nan], (4, 1)), "jet 0: a score is not finite .4 such"),
+            ("scores", np.tile([-np.inf, np.inf], (4, 1)), "a score is not finite"),
+            ("scores", np.tile([-0.5, 1.5], (4, 1)), "a score is negative"),
+            ("scores", np.array([[0.5, 0.5]] * 3 + [[0.5, 0.502]]), "jet 3: the scores do not sum"),
+        ],
+    )
+    def test_contradictions(self, tmp_path, name, array, problem):
+        path = write_raw(tmp_path / "a.h5", valid() | {name: array})
+        with pytest.raises(DataError, match=problem) as caught:
+            read_scores(path)
+        assert str(caught.value).startswith(f"{path}: ")
+
+    def test_rounding_of_float32_is_accepted(self, tmp_path):
+        scores = np.tile(np.array([0.5, 0.5009], np.float32), (4, 1))
+        read_scores(write_raw(tmp_path / "a.h5", valid() | {"scores": scores}))
+
+    @pytest.mark.parametrize("missing", ["scores", "logits", "labels", "jets"])
+    def test_missing_arrays(self, tmp_path, missing):
+        arrays = {name: array for name, array in valid().items() if name != missing}
+        with pytest.raises(DataError, match=rf"a\.h5: damaged: .*{missing}"):
+            read_scores(write_raw(tmp_path / "a.h5", arrays))
+
+    def test_not_a_score_file(self, tmp_path):
+        (tmp_path / "text.h5").write_text("no", encoding="utf-8")
+        with create(tmp_path / "other.h5", "jetssl-jagged", 1):
+            pass
+        for name, problem in (("text", "HDF5"), ("other", "jetssl-jagged"), ("no", "no such file")):
+            with pytest.raises(DataError, match=problem):
+                read_scores(tmp_path / f"{name}.h5")
