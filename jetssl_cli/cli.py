@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from jetssl_cli.data.convert import ConvertReport
 
 INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
+"""Exit code after Ctrl-C, as shells and typer have it."""
 
 app = typer.Typer(
     name="jetssl",
@@ -228,9 +228,10 @@ def main() -> None:
             f"error: {err}", style="red", highlight=False, markup=False, soft_wrap=True
         )
         sys.exit(2)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted", style="yellow")
-        sys.exit(INTERRUPTED)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            Console(stderr=True).print("interrupted", style="yellow")
+        raise
 
 
 def _options(

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -34,7 +34,7 @@ class Layer:
     settings: Mapping[str, Any]
 
     @classmethod
-    def read(cls, path: Path) -> Self:
+    def read(cls, path: Path) -> Layer:
         """Read a YAML file that holds a mapping."""
         return cls(str(path), read_yaml(path))
 
@@ -52,11 +52,16 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
+class _Dumper(yaml.SafeDumper):
+    """Quotes the text that ``_Loader`` would read as a number."""
+
+
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+        list("-+.0123456789"),
+    )
 
 
 def parse_yaml(text: str, source: str) -> Any:
@@ -137,12 +142,13 @@ def load(cls: type[C], layers: Sequence[Layer], overrides: Sequence[str] = ()) -
     try:
         return cls.model_validate(merged)
     except ValidationError as err:
-        raise ConfigError("\n".join(_explain(err, cls, origin))) from None
+        raise ConfigError("\n".join(_explain(err, cls, merged, origin))) from None
 
 
 def to_yaml(cfg: Strict) -> str:
     """Write a config as YAML that ``load`` reads back to an equal config."""
-    return yaml.safe_dump(cfg.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    settings = cfg.model_dump(mode="json")
+    return yaml.dump(settings, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def _lay(
@@ -165,40 +171,61 @@ def _lay(
 
 
 def _explain(
-    err: ValidationError, cls: type[Strict], origin: Mapping[tuple[str, ...], str]
+    err: ValidationError,
+    cls: type[Strict],
+    merged: Mapping[str, Any],
+    origin: Mapping[tuple[str, ...], str],
 ) -> list[str]:
     lines = []
     for error in err.errors():
-        path, choices = _locate(error["loc"], cls)
+        path, choices = _locate(error["loc"], cls, merged)
+        value, rule = _short(error["input"]), error["msg"].removeprefix("Value error, ")
+        if error["type"] == "extra_forbidden":
+            rule = f"no such setting; {suggest(path[-1], choices)}"
+        elif error["type"] == "union_tag_invalid":
+            tag, valid = error["ctx"]["tag"], error["ctx"]["expected_tags"].replace("'", "")
+            path, value = (*path, error["ctx"]["discriminator"].strip("'")), repr(tag)
+            rule = f"no such choice; {suggest(tag, valid.split(', '))}"
+        elif error["type"] == "union_tag_not_found":
+            path = (*path, error["ctx"]["discriminator"].strip("'"))
         known = next((origin[path[:n]] for n in range(len(path), 0, -1) if path[:n] in origin), "")
         source = f"{known}: " if known and not known.startswith("override") else ""
         key = ".".join(path)
-        if error["type"] == "extra_forbidden":
-            lines.append(
-                f"{source}{key} = {error['input']!r}: no such setting; {suggest(path[-1], choices)}"
-            )
-        elif error["type"] == "missing":
+        if error["type"] in ("missing", "union_tag_not_found"):
             lines.append(f"{source}{key}: this setting is required")
         else:
-            lines.append(f"{source}{key} = {error['input']!r}: {error['msg']}")
+            lines.append(f"{source}{key} = {value}: {rule}")
     return lines
 
 
-def _locate(loc: tuple[int | str, ...], cls: type[Strict]) -> tuple[tuple[str, ...], list[str]]:
-    """The dotted key of a pydantic location, without the tags of unions, and its siblings."""
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _locate(
+    loc: tuple[int | str, ...], cls: type[Strict], settings: Any
+) -> tuple[tuple[str, ...], list[str]]:
+    """The dotted key of a pydantic location, without the tags of unions, and its siblings.
+
+    A part of the location that is no key of the settings is a tag, except for the last part,
+    which may be a key that is missing.
+    """
     path: list[str] = []
     models: list[type[BaseModel]] = [cls]
-    for part in map(str, loc):
-        tagged = [m for m in models if _tag(m) == part]
-        if tagged and len(models) > 1:
-            models = tagged
+    siblings: list[str] = []
+    for part in loc:
+        is_key = isinstance(settings, Mapping) and part in settings
+        fields = [m.model_fields[str(part)] for m in models if str(part) in m.model_fields]
+        if is_key or (isinstance(settings, list) and isinstance(part, int)):
+            settings = settings[part]
+        elif not fields:
+            models = [m for m in models if _tag(m) == part] or models
             continue
-        path.append(part)
-        found = [m.model_fields[part] for m in models if part in m.model_fields]
-        if not found:
-            return tuple(path), sorted({name for m in models for name in m.model_fields})
-        models = _models(found[0].annotation)
-    return tuple(path), []
+        path.append(str(part))
+        siblings = sorted({name for m in models for name in m.model_fields})
+        models = [m for field in fields for m in _models(field.annotation)] if fields else models
+    return tuple(path), siblings
 
 
 def _tag(model: type[BaseModel]) -> object:

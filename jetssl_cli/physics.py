@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 
 Per = Float[NDArray[Any], " T"]
@@ -43,7 +43,8 @@ def pseudorapidity(px: Per, py: Per, pz: Per) -> Per:
 
 def wrap(angle: Per) -> Per:
     """The same angle [rad] in (-pi, pi]."""
-    return angle - 2 * np.pi * np.ceil((angle - np.pi) / (2 * np.pi))
+    wrapped = angle - 2 * np.pi * np.ceil((angle - np.pi) / (2 * np.pi))
+    return np.minimum(wrapped, np.pi)  # just above -pi, rounding reaches the float after pi
 
 
 def delta_eta(px: Per, py: Per, pz: Per, jet_eta: Per) -> Per:
@@ -94,7 +95,7 @@ def particle_class(
     neutral_hadron: Per,
     electron: Per,
     muon: Per,
-) -> Int[NDArray[Any], " T"]:
+) -> UInt8[NDArray[Any], " T"]:
     """Index into ``PARTICLE_CLASSES`` from the charge and five flags, else ``NO_CLASS``.
 
     Exactly one flag must be set, and the charge must fit it: zero for photons and neutral hadrons,

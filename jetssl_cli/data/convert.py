@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
 
 from pydantic import PositiveInt
@@ -170,7 +173,21 @@ def _run(tasks: list[tuple[Path, Path, Recipe, bool]], jobs: int) -> Iterator[Co
     context = multiprocessing.get_context("spawn")  # h5py and uproot do not survive a fork
     pool = ProcessPoolExecutor(jobs, mp_context=context)
     try:
-        for future in as_completed([pool.submit(convert_file, *task) for task in tasks]):
+        with _ignoring_interrupts():  # what the workers inherit: Ctrl-C is for this process alone
+            futures = [pool.submit(convert_file, *task) for task in tasks]
+        for future in as_completed(futures):
             yield future.result()
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(cancel_futures=True)  # the files under way are finished
+
+
+@contextmanager
+def _ignoring_interrupts() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)

@@ -190,7 +190,10 @@ def _column(branches: Branches, column: Column, constituents: bool) -> NDArray[n
         assert column.formula is not None
         inputs = {name: read(branch) for name, branch in column.inputs.items()}
         values = FORMULAS[column.formula](**inputs)
-    return values if column.clip is None else np.clip(values, -column.clip, column.clip)
+    if column.clip is None:
+        return values
+    clipped = np.clip(values, -column.clip, column.clip)
+    return np.where(np.isfinite(values), clipped, values)  # infinity must not pass for the limit
 
 
 def _finite(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -30,7 +30,7 @@ class Column(Strict):
     """Only charged particles have it: 0 in the file for neutral ones, missing when scaling."""
 
     @model_validator(mode="after")
-    def _one_source(self) -> Self:
+    def _one_source(self) -> Column:
         if (self.branch is None) == (self.formula is None):
             raise ValueError("give exactly one of 'branch' and 'formula'")
         if self.formula is None and self.inputs:
@@ -54,7 +54,7 @@ class Ids(Strict):
     """Parameter of the function -> branch."""
 
     @model_validator(mode="after")
-    def _known(self) -> Self:
+    def _known(self) -> Ids:
         _check_formula(self.formula, self.inputs)
         return self
 
@@ -70,7 +70,7 @@ class Constituents(Strict):
     """Where the particle class comes from."""
 
     @model_validator(mode="after")
-    def _order(self) -> Self:
+    def _order(self) -> Constituents:
         if self.order_by not in self.features:
             raise ValueError(
                 f"no feature {self.order_by!r}; {suggest(self.order_by, self.features)}"
@@ -103,7 +103,7 @@ class IntegerLabels(Strict):
     """Classes whose values are 0, 1, 2, ...; or class -> value."""
 
     @model_validator(mode="after")
-    def _distinct(self) -> Self:
+    def _distinct(self) -> IntegerLabels:
         values = self.value_of
         if len(set(values)) < len(self.values) or len(set(values.values())) < len(self.values):
             raise ValueError("every class needs a name and a value of its own")

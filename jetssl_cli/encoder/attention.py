@@ -20,6 +20,8 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 from jetssl_cli.batch import Packing
 
 Heads = Float[Tensor, "T H K"]
+Keys = Float[Tensor, "M H K"]
+Boxes = Sequence[Float[Tensor, "_ H _ K"]]
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(q, k, v) -> out, each (tokens, heads, width of a head)."""
 Backend = Literal["auto", "flash-attn", "varlen", "padded", "reference"]
@@ -49,7 +51,7 @@ def plan(
 def reference(queries: Packing, keys: Packing, causal: bool) -> Attend:
     """The definition, one jet at a time: softmax(q k^T / sqrt(K)) v, Vaswani et al. (1)."""
 
-    def attend(q: Heads, k: Heads, v: Heads) -> Heads:
+    def attend(q: Heads, k: Keys, v: Keys) -> Heads:
         out = []
         bounds = zip(queries.offsets.unfold(0, 2, 1), keys.offsets.unfold(0, 2, 1), strict=True)
         for (q0, q1), (k0, k1) in bounds:
@@ -69,7 +71,7 @@ def padded(queries: Packing, keys: Packing, causal: bool) -> Attend:
     into_q = _Boxes(queries, jets)
     into_k = into_q if keys is queries else _Boxes(keys, jets)
 
-    def attend(q: Heads, k: Heads, v: Heads) -> Heads:
+    def attend(q: Heads, k: Keys, v: Keys) -> Heads:
         outs = []
         boxes = zip(into_q.pad(q), into_k.pad(k), into_k.pad(v), into_k.real, strict=True)
         for box_q, box_k, box_v, real in boxes:
@@ -88,7 +90,7 @@ def padded(queries: Packing, keys: Packing, causal: bool) -> Attend:
 class _Boxes:
     """The jets of a packing, a few at a time, as dense boxes of the longest among them."""
 
-    def __init__(self, packing: Packing, groups: Sequence[Int[Tensor, " B"]]) -> None:
+    def __init__(self, packing: Packing, groups: Sequence[Int[Tensor, " _"]]) -> None:
         self.real: list[Bool[Tensor, "B N"]] = []
         rows = []
         for jets in groups:
@@ -103,7 +105,7 @@ class _Boxes:
         self.slots: Int[Tensor, " T"] = torch.empty_like(slots).index_copy(0, flat[slots], slots)
         """The slot of each token."""
 
-    def pad(self, x: Heads) -> list[Float[Tensor, "B H N K"]]:
+    def pad(self, x: Heads) -> Boxes:
         sizes = [real.numel() for real in self.real]
         rows = self.rows if len(x) else self.rows[:0]
         flat = torch.split(x.index_select(0, rows), sizes)
@@ -112,7 +114,7 @@ class _Boxes:
             for box, real in zip(flat, self.real, strict=True)
         ]
 
-    def unpad(self, boxes: Sequence[Float[Tensor, "B H N K"]]) -> Heads:
+    def unpad(self, boxes: Boxes) -> Heads:
         flat = torch.cat([box.transpose(1, 2).flatten(0, 1) for box in boxes])
         return flat.index_select(0, self.slots)
 
@@ -123,7 +125,7 @@ def varlen(queries: Packing, keys: Packing, causal: bool) -> Attend:
 
     q_bounds, k_bounds = queries.offsets.int(), keys.offsets.int()
 
-    def attend(q: Heads, k: Heads, v: Heads) -> Heads:
+    def attend(q: Heads, k: Keys, v: Keys) -> Heads:
         longest = (queries.longest, keys.longest)
         if causal:
             out = varlen_attn(q, k, v, q_bounds, k_bounds, *longest, window_size=(-1, 0))

@@ -10,7 +10,6 @@ A jet is a set: nothing in the encoder depends on the place of a constituent.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from jaxtyping import Float, Int
@@ -44,7 +43,7 @@ class EncoderConfig(Strict):
     """Attention back end; auto takes FlashAttention where it runs."""
 
     @model_validator(mode="after")
-    def _heads_divide(self) -> Self:
+    def _heads_divide(self) -> EncoderConfig:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         return self

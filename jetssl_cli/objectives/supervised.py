@@ -6,7 +6,7 @@ jet --> encoder --> tokens --> attention pool --> logits of the classes
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -47,7 +47,7 @@ class Supervised(Objective):
         self.encoder = encoder.requires_grad_(not cfg.frozen)
         self.pool = cfg.pool.build(encoder.width, num_classes)
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> Supervised:
         """Switch to training; a frozen backbone stays in evaluation."""
         super().train(mode)
         if self.cfg.frozen:

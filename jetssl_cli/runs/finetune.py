@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from jetssl_cli.config import Layer, Strict, load, shipped_file
+from jetssl_cli.config import Layer, Strict, load, shipped_file, to_yaml
 from jetssl_cli.data.recipe import Schema
 from jetssl_cli.data.scaling import Scaling
 from jetssl_cli.data.stream import look
@@ -92,7 +92,7 @@ def finetune(cfg: FinetuneConfig) -> Path:
     checkpoint.begin(cfg.out, cfg, schema)
     with track(cfg.out.name, cfg.out, enabled=cfg.tracking) as tracker:
         tracker.params(checkpoint.plain(cfg))
-        tracker.file(cfg.out / checkpoint.CONFIG)
+        tracker.text(checkpoint.CONFIG, to_yaml(cfg))
         module = JetModule(
             objective,
             num_classes=len(schema.classes),

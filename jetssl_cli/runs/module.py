@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
 
 from jetssl_cli.batch import JetBatch
@@ -167,6 +168,7 @@ class JetModule(lightning.LightningModule):
         self.validated_at = self.global_step
         self.latest |= found
         self.tracker.metrics(found, self.global_step)
+        self.advance(0, self._note())
 
     def _record(self, step: int, total: Tensor, terms: dict[str, Tensor]) -> None:
         first_bad = int(self.first_bad)
@@ -222,11 +224,19 @@ def fit(module: JetModule, data: DataConfig, label: str) -> dict[str, float]:
         )
         val_loader = data.once(val_stream)
         with progress(label, train.steps, "steps") as module.advance:
-            trainer.fit(module, data.endless(train_stream, train.seed), val_loader)
-        if trainer.interrupted:
-            raise KeyboardInterrupt
+            _fit(trainer, module, data.endless(train_stream, train.seed), val_loader)
         if module.validated_at != train.steps:
             trainer.validate(module, val_loader, verbose=False)
     if not torch.isfinite(torch.tensor(list(module.latest.values()))).all():
         raise RunError(f"the loss is not finite after step {train.steps}; nothing was saved")
     return module.latest
+
+
+def _fit(trainer: lightning.Trainer, module: JetModule, *loaders: DataLoader[JetBatch]) -> None:
+    """Fit; an interrupted trainer exits by itself, which is turned back into the interrupt."""
+    try:
+        trainer.fit(module, *loaders)
+    except SystemExit:
+        if trainer.interrupted:
+            raise KeyboardInterrupt from None
+        raise

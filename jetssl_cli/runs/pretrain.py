@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from pydantic import PositiveInt
 
-from jetssl_cli.config import Layer, Strict, load, shipped_file
+from jetssl_cli.config import Layer, Strict, load, shipped_file, to_yaml
 from jetssl_cli.data.jagged import JaggedFile, JetArrays
 from jetssl_cli.data.recipe import Schema
 from jetssl_cli.data.scaling import Scaling, fit_scaling
@@ -84,7 +84,7 @@ def pretrain(cfg: PretrainConfig) -> Path:
     checkpoint.begin(cfg.out, cfg, schema)
     with track(cfg.out.name, cfg.out, enabled=cfg.tracking) as tracker:
         tracker.params(checkpoint.plain(cfg))
-        tracker.file(cfg.out / checkpoint.CONFIG)
+        tracker.text(checkpoint.CONFIG, to_yaml(cfg))
         module = JetModule(
             objective,
             num_classes=len(schema.classes),

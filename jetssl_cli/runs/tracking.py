@@ -51,10 +51,9 @@ class Tracker:
                 file.write(line + "\n")
         self._send(lambda run: run.metrics(dict(values), step, int(1000 * now)))
 
-    def file(self, path: Path) -> None:
-        """Record a file as it is now."""
-        text = path.read_text(encoding="utf-8")
-        self._send(lambda run: run.text(text, path.name))
+    def text(self, name: str, text: str) -> None:
+        """Record a text under the name of a file."""
+        self._send(lambda run: run.text(text, name))
 
     def finish(self, status: str) -> None:
         """Send what is left, for at most half a minute, and close the run."""

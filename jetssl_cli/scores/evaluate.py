@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from pydantic import Field
 
 from jetssl_cli.config import Strict
 from jetssl_cli.errors import DataError
+from jetssl_cli.runs.tracking import track
 from jetssl_cli.scores.metrics import (
     BACKGROUND,
     WORKING_POINTS,
@@ -19,7 +21,7 @@ from jetssl_cli.scores.metrics import (
     rejection,
 )
 from jetssl_cli.scores.scorefile import ScoreSet, read_scores
-from jetssl_cli.scores.tables import to_csv, to_json, to_latex, to_markdown
+from jetssl_cli.scores.tables import run_names, to_csv, to_json, to_latex, to_markdown
 
 
 class EvaluateConfig(Strict):
@@ -29,6 +31,8 @@ class EvaluateConfig(Strict):
     """Score files, as written by ``jetssl export``."""
     out: Path | None = None
     """Folder for table.md, table.csv, table.json and table.tex."""
+    tracking: bool = True
+    """Record the tables with MLflow."""
 
 
 def evaluate(cfg: EvaluateConfig) -> list[Row]:
@@ -46,14 +50,19 @@ def evaluate(cfg: EvaluateConfig) -> list[Row]:
         first = first or found
         _require_same_classes(first, found)
         rows.append(evaluate_scores(found))
+    tables = {
+        "table.md": to_markdown(rows),
+        "table.csv": to_csv(rows),
+        "table.json": to_json(rows),
+        "table.tex": to_latex(rows),
+    }
     if cfg.out is not None:
-        tables = {
-            "table.md": to_markdown(rows),
-            "table.csv": to_csv(rows),
-            "table.json": to_json(rows),
-            "table.tex": to_latex(rows),
-        }
         _write_all(cfg.out, tables)
+    with track("evaluate", None, enabled=cfg.tracking) as tracker:
+        for name, text in tables.items():
+            tracker.text(name, text)
+        for name, row in zip(run_names(rows), rows, strict=True):
+            tracker.metrics(_figures(name, row), step=0)
     return rows
 
 
@@ -78,6 +87,15 @@ def evaluate_scores(found: ScoreSet) -> Row:
             if BACKGROUND in found.classes
         },
     )
+
+
+def _figures(name: str, row: Row) -> dict[str, float]:
+    """The defined figures of a row, under names that MLflow takes."""
+    values = {"accuracy": row.accuracy.value, "auc": row.auc.value}
+    for signal, found in row.rejection.items():
+        values[f"rejection/{signal}"] = found.value if found else None
+    prefix = re.sub(r"[^\w./ -]", "_", name)
+    return {f"{prefix}/{key}": value for key, value in values.items() if value is not None}
 
 
 def _refuse_repeats(paths: tuple[Path, ...]) -> None:

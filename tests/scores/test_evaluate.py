@@ -44,7 +44,7 @@ def jets():
 class TestEvaluate:
     def test_figures_equal_sklearn(self, tmp_path, jets):
         scores, _, labels, _ = jets
-        (row,) = evaluate(EvaluateConfig(scores=[write(tmp_path / "a.h5", jets)]))
+        (row,) = evaluate(EvaluateConfig(tracking=False, scores=[write(tmp_path / "a.h5", jets)]))
         assert row.num_jets == 3000
         assert row.accuracy.value == accuracy_score(labels, scores.argmax(axis=1))
         expected = roc_auc_score(labels, scores, multi_class="ovo", average="macro")
@@ -63,20 +63,20 @@ class TestEvaluate:
             write(tmp_path / "a.h5", jets),
             write(tmp_path / "b.h5", shuffled, classes=names),
         ]
-        one, other = evaluate(EvaluateConfig(scores=paths))
+        one, other = evaluate(EvaluateConfig(tracking=False, scores=paths))
         assert one.rejection == other.rejection
         assert one.accuracy == other.accuracy
         assert one.auc.value == pytest.approx(other.auc.value, abs=1e-12)
 
     def test_rows_are_in_the_order_given(self, tmp_path, jets):
         paths = [write(tmp_path / f"{name}.h5", jets, run=name) for name in "cab"]
-        rows = evaluate(EvaluateConfig(scores=paths))
+        rows = evaluate(EvaluateConfig(tracking=False, scores=paths))
         assert [row.run for row in rows] == ["c", "a", "b"]
         assert [row.scores for row in rows] == [str(path) for path in paths]
 
     def test_json_schema(self, tmp_path, jets):
         path = write(tmp_path / "a.h5", jets)
-        (row,) = json.loads(to_json(evaluate(EvaluateConfig(scores=[path]))))
+        (row,) = json.loads(to_json(evaluate(EvaluateConfig(tracking=False, scores=[path]))))
         assert set(row) == {"scores", "run", "num_jets", "accuracy", "auc", "rejection"}
         assert (row["scores"], row["run"], row["num_jets"]) == (str(path), "runs/a", 3000)
         assert set(row["accuracy"]) == set(row["auc"]) == ESTIMATE
@@ -87,7 +87,7 @@ class TestEvaluate:
         scores, logits, labels, features = sample(300, 3, seed=2)
         jets = scores, logits, np.where(labels == 2, 0, labels), features
         path = write(tmp_path / "a.h5", jets, classes=("QCD", "Hbb", "Hcc"))
-        (row,) = evaluate(EvaluateConfig(scores=[path]))
+        (row,) = evaluate(EvaluateConfig(tracking=False, scores=[path]))
         assert list(row.rejection) == ["Hbb", "Hcc"]
         assert row.rejection["Hbb"] is not None
         assert row.rejection["Hcc"] is None
@@ -95,12 +95,12 @@ class TestEvaluate:
     def test_flavours_have_no_rejection(self, tmp_path):
         flavours = ("light", "charm", "bottom")
         path = write(tmp_path / "a.h5", sample(300, 3, seed=2), classes=flavours)
-        (row,) = evaluate(EvaluateConfig(scores=[path]))
+        (row,) = evaluate(EvaluateConfig(tracking=False, scores=[path]))
         assert row.rejection == {}
 
     def test_signals_without_qcd_have_no_rejection(self, tmp_path):
         path = write(tmp_path / "a.h5", sample(300, 2, seed=2), classes=("Hbb", "Hcc"))
-        (row,) = evaluate(EvaluateConfig(scores=[path]))
+        (row,) = evaluate(EvaluateConfig(tracking=False, scores=[path]))
         assert row.rejection == {}
 
     def test_one_file_named_twice(self, tmp_path, jets):
@@ -108,14 +108,14 @@ class TestEvaluate:
         detour = tmp_path / "x" / ".." / "a.h5"
         (tmp_path / "x").mkdir()
         with pytest.raises(DataError, match="named twice"):
-            evaluate(EvaluateConfig(scores=[path, detour]))
+            evaluate(EvaluateConfig(tracking=False, scores=[path, detour]))
 
     def test_other_classes(self, tmp_path):
         jets = sample(100, 3, seed=2)
         one = write(tmp_path / "a.h5", jets, classes=("QCD", "Hbb", "Hcc"))
         other = write(tmp_path / "b.h5", jets, classes=("QCD", "Hbb", "Zqq"))
         with pytest.raises(DataError, match=r"b\.h5: .*a\.h5: lacks Hcc; adds Zqq"):
-            evaluate(EvaluateConfig(scores=[one, other]))
+            evaluate(EvaluateConfig(tracking=False, scores=[one, other]))
 
     def test_no_file(self):
         with pytest.raises(ValidationError):
@@ -126,7 +126,7 @@ class TestOut:
     def test_tables_are_written(self, tmp_path, jets):
         out = tmp_path / "deep" / "out"
         path = write(tmp_path / "a.h5", jets)
-        rows = evaluate(EvaluateConfig(scores=[path], out=out))
+        rows = evaluate(EvaluateConfig(tracking=False, scores=[path], out=out))
         names = ["table.csv", "table.json", "table.md", "table.tex"]
         assert sorted(file.name for file in out.iterdir()) == names
         assert (out / "table.json").read_text(encoding="utf-8") == to_json(rows)
@@ -137,14 +137,14 @@ class TestOut:
     def test_a_file_in_the_way(self, tmp_path, jets):
         path = write(tmp_path / "a.h5", jets)
         with pytest.raises(DataError, match=r"a\.h5: the tables cannot be written"):
-            evaluate(EvaluateConfig(scores=[path], out=path))
+            evaluate(EvaluateConfig(tracking=False, scores=[path], out=path))
 
     def test_nothing_half_written_stays(self, tmp_path, jets):
         out = tmp_path / "out"
         (out / "table.md").mkdir(parents=True)
         path = write(tmp_path / "a.h5", jets)
         with pytest.raises(DataError, match="cannot be written"):
-            evaluate(EvaluateConfig(scores=[path], out=out))
+            evaluate(EvaluateConfig(tracking=False, scores=[path], out=out))
         assert [file.name for file in out.iterdir()] == ["table.md"]
 
 

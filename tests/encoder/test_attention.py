@@ -1,0 +1,197 @@
+"""Attention within jets: every back end against the definition."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jetssl_cli.batch import Packing
+from jetssl_cli.encoder import attention
+from jetssl_cli.encoder.attention import JETS_PER_BUCKET, plan
+
+HEADS, HEAD_WIDTH = 2, 4
+
+sizes_of_jets = st.lists(st.integers(0, 9), min_size=1, max_size=12)
+
+
+def pack(sizes):
+    return Packing.of(torch.tensor(sizes, dtype=torch.int64))
+
+
+def vectors(total, seed, dtype=torch.float32):
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randn(total, HEADS, HEAD_WIDTH, generator=rng, dtype=dtype).requires_grad_()
+
+
+def values_and_gradients(backend, queries, keys, causal=False, seed=0):
+    """The output and the gradients of a random projection of it to q, k and v."""
+    q = vectors(queries.total, seed)
+    k, v = (vectors((keys or queries).total, seed + n) for n in (1, 2))
+    out = plan(queries, keys, causal=causal, backend=backend)(q, k, v)
+    if out.requires_grad:
+        (out * vectors(queries.total, seed + 3).detach()).sum().backward()
+    grads = [torch.zeros_like(x) if x.grad is None else x.grad for x in (q, k, v)]
+    return [out.detach(), *grads]
+
+
+def dense(q, k, v, causal=False):
+    """softmax(q k^T / sqrt(K)) v for one jet, one query and one head at a time."""
+    out = torch.zeros(len(q), HEADS, HEAD_WIDTH)
+    for head in range(HEADS):
+        for i in range(len(q)):
+            stop = i + 1 if causal else len(k)
+            if stop:
+                weights = (k[:stop, head] @ q[i, head] / HEAD_WIDTH**0.5).softmax(0)
+                out[i, head] = weights @ v[:stop, head]
+    return out
+
+
+def same(found, wanted):
+    for one, other in zip(found, wanted, strict=True):
+        assert one.isfinite().all()
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_reference_is_the_definition(causal):
+    packing = pack([3, 0, 1, 6])
+    q, k, v = (vectors(packing.total, seed).detach() for seed in range(3))
+    out = plan(packing, causal=causal, backend="reference")(q, k, v)
+    bounds = packing.offsets.tolist()
+    wanted = [
+        dense(q[a:b], k[a:b], v[a:b], causal) for a, b in zip(bounds, bounds[1:], strict=False)
+    ]
+    torch.testing.assert_close(out, torch.cat(wanted))
+
+
+@given(sizes=sizes_of_jets, causal=st.booleans())
+@settings(deadline=None, max_examples=60)
+def test_padded_self_attention_is_the_reference(sizes, causal):
+    queries = pack(sizes)
+    same(
+        values_and_gradients("padded", queries, None, causal),
+        values_and_gradients("reference", queries, None, causal),
+    )
+
+
+@given(sizes=st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=12))
+@settings(deadline=None, max_examples=60)
+def test_padded_cross_attention_is_the_reference(sizes):
+    """Some jets have no keys, some no queries, some neither."""
+    queries, keys = pack([size for size, _ in sizes]), pack([size for _, size in sizes])
+    same(
+        values_and_gradients("padded", queries, keys),
+        values_and_gradients("reference", queries, keys),
+    )
+
+
+@pytest.mark.parametrize("backend", ["padded", "reference"])
+@pytest.mark.parametrize("sizes", [[0], [0, 0, 0], [0] * (JETS_PER_BUCKET + 1)])
+def test_a_batch_without_tokens(backend, sizes):
+    for out in values_and_gradients(backend, pack(sizes), None):
+        assert out.shape == (0, HEADS, HEAD_WIDTH)
+
+
+@pytest.mark.parametrize("backend", ["padded", "reference"])
+def test_a_query_whose_jet_has_no_keys_gets_zero(backend):
+    queries, keys = pack([2, 3, 1]), pack([4, 0, 2])
+    out, *grads = values_and_gradients(backend, queries, keys)
+    assert (out[2:5] == 0).all()
+    assert (out[:2] != 0).all()
+    assert (out[5:] != 0).all()
+    assert all(grad.isfinite().all() for grad in grads)
+    out, *_ = values_and_gradients(backend, queries, pack([0, 0, 0]))
+    assert (out == 0).all()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("extra", [-1, 0, 1, JETS_PER_BUCKET + 5])
+def test_more_jets_than_a_bucket_holds(extra, causal):
+    rng = torch.Generator().manual_seed(extra + 10)
+    sizes = torch.randint(0, 6, (JETS_PER_BUCKET + extra,), generator=rng)
+    packing = Packing.of(sizes)
+    same(
+        values_and_gradients("padded", packing, None, causal),
+        values_and_gradients("reference", packing, None, causal),
+    )
+
+
+@pytest.mark.parametrize("backend", ["padded", "reference"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_nothing_crosses_from_jet_to_jet(backend, causal):
+    """Whatever the other jets hold, infinity included, a jet's output is the same."""
+    packing = pack([4, 1, 5, 3])
+    q, k, v = (vectors(packing.total, seed).detach() for seed in range(3))
+    attend = plan(packing, causal=causal, backend=backend)
+    before = attend(q, k, v)
+    other = packing.owner != 2
+    for x in (q, k, v):
+        x[other] += 100 * torch.randn(x[other].shape, generator=torch.Generator().manual_seed(9))
+    after = attend(q, k, v)
+    assert torch.equal(before[~other], after[~other])
+    assert (before[other] != after[other]).any()
+
+
+@pytest.mark.parametrize("backend", ["padded", "reference"])
+def test_causal_tokens_do_not_see_later_ones(backend):
+    packing = pack([5, 4])
+    q, k, v = (vectors(packing.total, seed).detach() for seed in range(3))
+    attend = plan(packing, causal=True, backend=backend)
+    before = attend(q, k, v)
+    k[2] += 1
+    v[2] += 1
+    changed = (attend(q, k, v) != before).flatten(1).any(1)
+    assert changed.tolist() == [False, False, True, True, True, False, False, False, False]
+
+
+def test_causal_attention_is_self_attention():
+    with pytest.raises(AssertionError, match="self-attention"):
+        plan(pack([2]), pack([2]), causal=True)
+
+
+def test_the_cpu_takes_the_padded_path():
+    assert attention._best(torch.device("cpu")) == "padded"
+
+
+def test_double_precision_stays_double():
+    packing = pack([3, 1])
+    q, k, v = (vectors(packing.total, seed, torch.float64).detach() for seed in range(3))
+    padded, wanted = (plan(packing, backend=b)(q, k, v) for b in ("padded", "reference"))
+    assert padded.dtype == torch.float64
+    torch.testing.assert_close(padded, wanted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("backend", ["varlen", "flash-attn", "padded"])
+@pytest.mark.parametrize("kind", ["self", "causal", "cross"])
+def test_gpu_back_ends_are_the_reference(backend, kind):
+    """In bfloat16 against float32, values and gradients; jets without tokens or keys included."""
+    if backend == "flash-attn":
+        pytest.importorskip("flash_attn")
+    device = torch.device("cuda")
+    queries = pack([3, 0, 1, 70, 5]).to(device)
+    keys = pack([4, 2, 0, 1, 66]).to(device) if kind == "cross" else None
+    rng = torch.Generator(device).manual_seed(0)
+    totals = [queries.total, *2 * [(keys or queries).total]]
+    start = [torch.randn(n, 2, 64, generator=rng, device=device) for n in totals]
+    project = torch.randn(queries.total, 2, 64, generator=rng, device=device)
+    found = []
+    for name, dtype in (("reference", torch.float32), (backend, torch.bfloat16)):
+        inputs = [x.to(torch.bfloat16).to(dtype).requires_grad_() for x in start]
+        out = plan(queries, keys, causal=kind == "causal", backend=name)(*inputs)
+        (out * project.to(dtype)).sum().backward()
+        found.append([out.detach().float(), *(x.grad.float() for x in inputs)])
+    for wanted, other in zip(*found, strict=True):
+        torch.testing.assert_close(other, wanted, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_flash_attention_is_taken_in_half_precision_alone():
+    device = torch.device("cuda")
+    assert attention._best(device) == "padded"
+    with torch.autocast("cuda", torch.bfloat16):
+        assert attention._best(device) in ("varlen", "flash-attn")

@@ -1,0 +1,282 @@
+"""The real command in a real process: help, mistakes, and the whole road."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import awkward as ak
+import h5py
+import numpy as np
+import pytest
+import uproot
+
+COMMANDS = ("convert", "merge", "pretrain", "finetune", "export", "evaluate")
+HEAVY = ("torch", "lightning", "mlflow", "uproot", "awkward", "h5py", "sklearn", "matplotlib")
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; from jetssl_cli import cli\n"
+        "try: cli.app(['--help'])\n"
+        "except SystemExit: pass\n"
+        f"loaded = [name for name in {HEAVY} if name in sys.modules]\n"
+        "sys.exit(' '.join(loaded) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert all(command in done.stdout for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_explains_every_option_and_shows_an_example(jetssl, command):
+    done = jetssl(command, "--help")
+    assert done.returncode == 0
+    assert f"jetssl {command}" in done.stdout.split("Example")[-1]
+    options = [line for line in done.stdout.splitlines() if re.match(r"│ \*?\s*--", line)]
+    assert options
+    for line in options:
+        assert len(line.strip("│ ").split("  ")) > 1, f"no help: {line}"
+
+
+def refused(done, tmp_path, *words, kept=()):
+    """One clear line, exit code 2, and nothing left behind."""
+    assert done.returncode == 2, done.stdout + done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in lines[0], lines[0]
+    left = {path.name for path in tmp_path.rglob("*") if path.is_file()} - set(kept)
+    assert left <= {"mlflow.db"}
+
+
+SAMPLE = "jetclass/val/HToBB_120.root"
+
+
+@pytest.fixture
+def tree(samples):
+    """The branches of one sample file, to spoil."""
+    return uproot.open(samples / SAMPLE)["tree"].arrays(ak_add_doc=False)
+
+
+def write_tree(path, arrays, name="tree"):
+    fields = [field for field in arrays.fields if not field.startswith("npart_")]
+    with uproot.recreate(path) as file:
+        file.mktree(name, {field: arrays[field].type.content for field in fields})
+        file[name].extend({field: ak.to_packed(arrays[field]) for field in fields})
+
+
+class TestConvert:
+    def test_missing_file(self, jetssl, tmp_path):
+        done = jetssl("convert", "no.root", "--recipe", "jetclass", "--out", "out")
+        refused(done, tmp_path, "no.root", "no such file")
+
+    def test_not_root(self, jetssl, tmp_path):
+        (tmp_path / "a.root").write_text("this is not a ROOT file")
+        done = jetssl("convert", "a.root", "--recipe", "jetclass", "--out", "out")
+        refused(done, tmp_path, "a.root", "not a readable ROOT file", kept=["a.root"])
+
+    def test_truncated_root(self, jetssl, tmp_path, samples):
+        whole = (samples / SAMPLE).read_bytes()
+        (tmp_path / "a.root").write_bytes(whole[: len(whole) // 2])
+        done = jetssl("convert", "a.root", "--recipe", "jetclass", "--out", "out")
+        refused(done, tmp_path, "a.root", kept=["a.root"])
+
+    def test_no_such_tree(self, jetssl, tmp_path, tree):
+        write_tree(tmp_path / "a.root", tree, "Trees")
+        done = jetssl("convert", "a.root", "--recipe", "jetclass", "--out", "out")
+        refused(done, tmp_path, "no tree 'tree'", "did you mean 'Trees'?", kept=["a.root"])
+
+    def test_missing_branch(self, jetssl, tmp_path, tree):
+        tree = ak.with_field(ak.without_field(tree, "part_d0err"), tree.part_d0err, "part_d0error")
+        write_tree(tmp_path / "a.root", tree)
+        done = jetssl("convert", "a.root", "--recipe", "jetclass", "--out", "out")
+        refused(done, tmp_path, "part_d0err", "did you mean 'part_d0error'?", kept=["a.root"])
+
+    @pytest.mark.parametrize("value", [0, 1])
+    def test_no_label_or_two(self, jetssl, tmp_path, tree, value):
+        changed = tree.label_Hbb.to_numpy().copy() if value == 0 else tree.label_QCD.to_numpy() * 0
+        changed[3] = value
+        name = "label_Hbb" if value == 0 else "label_QCD"
+        write_tree(tmp_path / "a.root", ak.with_field(tree, changed, name))
+        done = jetssl("convert", "a.root", "--recipe", "jetclass", "--out", "out")
+        refused(done, tmp_path, "jet 3", "exactly one", kept=["a.root"])
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf])
+    def test_features_that_are_not_finite(self, jetssl, tmp_path, tree, value):
+        spoiled = tree.jet_sdmass.to_numpy().copy()
+        spoiled[7] = value
+        write_tree(tmp_path / "a.root", ak.with_field(tree, spoiled, "jet_sdmass"))
+        done = jetssl("convert", "a.root", "--recipe", "jetclass", "--out", "out")
+        refused(done, tmp_path, "jet 7", "jet_sdmass", "finite", kept=["a.root"])
+
+    def test_unknown_recipe(self, jetssl, tmp_path, samples):
+        done = jetssl("convert", samples / SAMPLE, "--recipe", "jetclas", "--out", "out")
+        refused(done, tmp_path, "no recipe 'jetclas'", "did you mean 'jetclass'?")
+
+    def test_ctrl_c_leaves_only_whole_files(self, tmp_path, samples):
+        command = [Path(sys.executable).with_name("jetssl"), "convert", samples, "--recipe"]
+        words = [*map(str, command), "jetclass", "--out", str(tmp_path / "out"), "--jobs", "2"]
+        process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.rglob("*.h5")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        subprocess.run(["kill", "-INT", f"-{process.pid}"], check=True)
+        _, stderr = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert "Traceback" not in stderr
+        assert not list(tmp_path.rglob("*.partial"))
+        for path in tmp_path.rglob("*.h5"):
+            with h5py.File(path) as file:
+                assert file.attrs["complete"]
+
+
+class TestMerge:
+    def test_different_recipes(self, jetssl, tmp_path, samples, shared_data):
+        for source, recipe in ((samples / SAMPLE, "jetclass"), (shared_data, "jetclass2")):
+            path = source if source.is_file() else source / "JetClassII_example.root"
+            assert jetssl("convert", path, "--recipe", recipe, "--out", "out").returncode == 0
+        done = jetssl("merge", "out", "--out", "all.h5")
+        kept = ["HToBB_120.h5", "JetClassII_example.h5"]
+        refused(done, tmp_path, "recipe", "jetclass2", kept=kept)
+
+    def test_not_hdf5(self, jetssl, tmp_path):
+        (tmp_path / "a.h5").write_text("no")
+        done = jetssl("merge", "a.h5", "--out", "all.h5")
+        refused(done, tmp_path, "a.h5", "HDF5", kept=["a.h5"])
+
+
+class TestPretrain:
+    @pytest.fixture
+    def words(self, jagged):
+        data = ("--train", jagged / "train.h5", "--val", jagged / "val.h5")
+        return ("pretrain", *data, "--out", "run")
+
+    def test_unknown_method(self, jetssl, tmp_path, words):
+        done = jetssl(*words, "--method", "sfm")
+        refused(done, tmp_path, "no method 'sfm'", "did you mean 'ssfm'?")
+
+    def test_unknown_size(self, jetssl, tmp_path, words):
+        done = jetssl(*words, "--method", "ssfm", "--size", "smal")
+        refused(done, tmp_path, "no size 'smal'", "did you mean 'small'?")
+
+    def test_unknown_override(self, jetssl, tmp_path, words):
+        done = jetssl(*words, "--method", "ssfm", "objective.hidden_shar=0.3")
+        refused(done, tmp_path, "objective.hidden_shar = 0.3", "did you mean 'hidden_share'?")
+
+    def test_override_of_the_wrong_type(self, jetssl, tmp_path, words):
+        done = jetssl(*words, "--method", "ssfm", "optim.lr=fast")
+        refused(done, tmp_path, "optim.lr = 'fast'", "number")
+
+    def test_missing_data(self, jetssl, tmp_path):
+        data = ("--train", "no.h5", "--val", "no.h5")
+        done = jetssl("pretrain", "--method", "ssfm", *data, "--out", "run")
+        refused(done, tmp_path, "no.h5: no such file")
+
+    def test_own_config_is_named_in_its_errors(self, jetssl, tmp_path, words):
+        (tmp_path / "my.yaml").write_text("encoder: {widht: 64}")
+        done = jetssl(*words, "--method", "ssfm", "--config", "my.yaml")
+        refused(done, tmp_path, "my.yaml", "encoder.widht", "'width'", kept=["my.yaml"])
+
+
+def test_evaluate_refuses_scores_without_class_names(jetssl, tmp_path):
+    with h5py.File(tmp_path / "s.h5", "w") as file:
+        file["scores"] = np.full((4, 2), 0.5, np.float32)
+        file["labels"] = np.zeros(4, np.int64)
+        file.attrs.update({"format": "jetssl-scores", "version": 1, "complete": True})
+    done = jetssl("evaluate", "s.h5")
+    refused(done, tmp_path, "s.h5", "class names", kept=["s.h5"])
+
+
+def test_evaluate_refuses_an_unknown_format(jetssl, tmp_path):
+    done = jetssl("evaluate", "s.h5", "--format", "jsn")
+    refused(done, tmp_path, "'jsn'", "did you mean 'json'?")
+
+
+TINY = ("encoder.width=16", "encoder.depth=1", "encoder.heads=2", "encoder.registers=2")
+
+
+@pytest.mark.slow
+def test_the_whole_road(jetssl, tmp_path, samples):
+    """ROOT files to a score table, every step through the command line."""
+
+    def do(*words):
+        done = jetssl(*words)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    for split in ("train", "val", "test"):
+        source = samples / "jetclass" / split
+        do("convert", source, "--recipe", "jetclass", "--out", f"each/{split}", "--jobs", 2)
+        do("merge", f"each/{split}", "--out", f"{split}.h5", "--seed", 1)
+    data = ("--train", "train.h5", "--val", "val.h5", "--steps", 4)
+    do("pretrain", "--method", "ssfm", "--size", "tiny", *data, "--out", "ssfm", *TINY)
+    for name, words in {"frozen": ["--frozen"], "full": [], "random": ["--random"]}.items():
+        do("finetune", "--backbone", "ssfm", *data, "--out", name, *words)
+        do("export", name, "--data", "test.h5", "--out", f"{name}.h5")
+    rows = json.loads(
+        do("evaluate", "frozen.h5", "full.h5", "random.h5", "--format", "json", "--out", "tables")
+    )
+    assert [row["scores"] for row in rows] == ["frozen.h5", "full.h5", "random.h5"]
+    for row in rows:
+        assert row["num_jets"] == 500
+        assert row["accuracy"].keys() == {"value", "low", "high"}
+        assert set(row["rejection"]) == {
+            "Hbb",
+            "Hcc",
+            "Hgg",
+            "H4q",
+            "Hqql",
+            "Zqq",
+            "Wqq",
+            "Tbqq",
+            "Tbl",
+        }
+        assert row["rejection"]["Hbb"].keys() == {"value", "low", "high", "efficiency", "bound"}
+    assert {path.name for path in (tmp_path / "tables").iterdir()} == {
+        "table.md",
+        "table.csv",
+        "table.json",
+        "table.tex",
+    }
+    table = do("evaluate", "frozen.h5", "full.h5", "random.h5")
+    assert "frozen" in table
+    assert "random" in table
+    assert not list(tmp_path.rglob("*.partial"))
+
+    # a second run into the same folder is refused and changes nothing
+    before = (tmp_path / "ssfm" / "model.safetensors").read_bytes()
+    done = jetssl("pretrain", "--method", "ssfm", "--size", "tiny", *data, "--out", "ssfm", *TINY)
+    assert done.returncode == 2
+    assert "is there already" in done.stderr
+    assert (tmp_path / "ssfm" / "model.safetensors").read_bytes() == before
+
+    # the resolved configuration is enough to run again
+    config = tmp_path / "ssfm" / "config.yaml"
+    words = ("--method", "ssfm", "--config", config, "--train", "train.h5", "--val", "val.h5")
+    do("pretrain", *words, "--out", "again")
+    again = (tmp_path / "again" / "model.safetensors").read_bytes()
+    assert again == before
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_training_ends_it_in_one_line(tmp_path, jagged):
+    words = [str(Path(sys.executable).with_name("jetssl")), "pretrain", "--method", "ssfm"]
+    words += ["--train", str(jagged / "train.h5"), "--val", str(jagged / "val.h5")]
+    words += ["--out", "run", "--size", "tiny", "tracking=false", *TINY]
+    process = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "Traceback" not in stderr
+    assert not (tmp_path / "run" / "model.safetensors").exists()
