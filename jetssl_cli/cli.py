@@ -20,6 +20,7 @@ from jetssl_cli.errors import ConfigError, JetSSLError
 if TYPE_CHECKING:
     from jetssl_cli.data.convert import ConvertReport
 
+CLASSES_SHOWN = 20
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells and typer have it."""
 
@@ -245,25 +246,20 @@ def _options(
 
 
 def _print_conversion(report: ConvertReport) -> None:
-    table = Table(title=None, box=None, header_style="bold", pad_edge=False)
-    for name in ("file", "jets", "constituents", "dropped", "cut", "bytes/jet", ""):
-        table.add_column(name, justify="left" if name in ("file", "") else "right")
-    for file in report.files:
-        size = file.output.stat().st_size / max(file.num_jets, 1)
-        counts = (file.num_jets, file.constituents, file.dropped, file.cut, round(size))
-        state = "kept, was there already" if file.skipped else ""
-        table.add_row(str(file.output), *(f"{count:,}" for count in counts), state)
-    console = Console()
-    console.print(table)
-    classes: dict[str, int] = {}
-    for file in report.files:
-        for name, jets in file.classes.items():
-            classes[name] = classes.get(name, 0) + jets
-    shown = ", ".join(f"{name} {jets:,}" for name, jets in list(classes.items())[:12])
-    more = f" and {len(classes) - 12} classes more" if len(classes) > 12 else ""
-    rate = report.num_jets / max(report.seconds, 1e-9)
-    console.print(
-        f"{report.num_jets:,} jets in {report.seconds:.1f} s ({rate:,.0f} jets/s): {shown}{more}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    files, jets = report.files, report.num_jets
+    kept = sum(file.skipped for file in files)
+    size = sum(file.output.stat().st_size for file in files) / max(jets, 1)
+    classes = report.classes
+    shown = [f"{name} {count:,}" for name, count in list(classes.items())[:CLASSES_SHOWN]]
+    if len(classes) > CLASSES_SHOWN:
+        shown.append(f"and {len(classes) - CLASSES_SHOWN} classes more")
+    table = Table.grid(padding=(0, 2))
+    table.add_row("files", f"{len(files) - kept:,} converted, {kept:,} kept as they were")
+    table.add_row("jets", f"{jets:,}, {size:,.0f} bytes each")
+    table.add_row("classes", ", ".join(shown))
+    table.add_row("constituents", f"{sum(file.constituents for file in files):,} stored")
+    table.add_row("dropped", f"{sum(file.dropped for file in files):,} of no particle class")
+    table.add_row("cut", f"{sum(file.cut for file in files):,} beyond the recipe's maximum")
+    rate = sum(file.num_jets for file in files if not file.skipped) / max(report.seconds, 1e-9)
+    table.add_row("time", f"{report.seconds:.1f} s, {rate:,.0f} jets/s")
+    Console().print(table, highlight=False)

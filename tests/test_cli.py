@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -127,7 +128,7 @@ class TestConvert:
         deadline = time.monotonic() + 60
         while not list(tmp_path.rglob("*.h5")) and time.monotonic() < deadline:
             time.sleep(0.05)
-        subprocess.run(["kill", "-INT", f"-{process.pid}"], check=True)
+        os.killpg(process.pid, signal.SIGINT)
         _, stderr = process.communicate(timeout=60)
         assert process.returncode == 130
         assert "Traceback" not in stderr

@@ -319,8 +319,8 @@ def test_shipped_files_are_found_and_the_nearest_is_named() -> None:
     for name in ("../size/tiny", "", "tiny.yaml", "configs/size/tiny"):
         with pytest.raises(ConfigError, match="no size"):
             shipped_file("configs/size", name, "size")
-    with pytest.raises(ConfigError, match=r"no method 'smf'; did you mean 'ssfm'\?"):
-        pretrain.load_config("smf", "tiny", WORDS)
+    with pytest.raises(ConfigError, match=r"no method 'sfm'; did you mean 'ssfm'\?"):
+        pretrain.load_config("sfm", "tiny", WORDS)
 
 
 def test_there_are_presets_and_recipes_of_every_kind() -> None:

@@ -65,6 +65,7 @@ class Converted(Strict):
 class ConvertReport(Strict):
     """What a conversion did."""
 
+    recipe: Recipe
     files: tuple[Converted, ...]
     seconds: float
 
@@ -72,6 +73,14 @@ class ConvertReport(Strict):
     def num_jets(self) -> int:
         """Jets in all outputs."""
         return sum(file.num_jets for file in self.files)
+
+    @property
+    def classes(self) -> dict[str, int]:
+        """Jets of each class in all outputs, in the order of the labels."""
+        total: Counter[str] = Counter()
+        for file in self.files:
+            total.update(file.classes)
+        return {name: total[name] for name in self.recipe.labels.classes if total[name]}
 
 
 def convert(cfg: ConvertConfig) -> ConvertReport:
@@ -90,7 +99,7 @@ def convert(cfg: ConvertConfig) -> ConvertReport:
             results[result.source] = result
             advance(1, f"{sum(r.num_jets for r in results.values()):,} jets")
     files = tuple(results[source] for source, _ in pairs)
-    return ConvertReport(files=files, seconds=time.monotonic() - start)
+    return ConvertReport(recipe=cfg.recipe, files=files, seconds=time.monotonic() - start)
 
 
 def plan(sources: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:

@@ -232,10 +232,15 @@ def fit(module: JetModule, data: DataConfig, label: str) -> dict[str, float]:
     return module.latest
 
 
-def _fit(trainer: lightning.Trainer, module: JetModule, *loaders: DataLoader[JetBatch]) -> None:
+def _fit(
+    trainer: lightning.Trainer,
+    module: JetModule,
+    train: DataLoader[JetBatch],
+    val: DataLoader[JetBatch],
+) -> None:
     """Fit; an interrupted trainer exits by itself, which is turned back into the interrupt."""
     try:
-        trainer.fit(module, *loaders)
+        trainer.fit(module, train, val)
     except SystemExit:
         if trainer.interrupted:
             raise KeyboardInterrupt from None
