@@ -16,7 +16,7 @@ from pydantic import PositiveInt
 
 from jetssl_cli.config import Strict, to_yaml
 from jetssl_cli.data.extract import extract, read_tree
-from jetssl_cli.data.jagged import JaggedFile, find, write
+from jetssl_cli.data.jagged import JaggedFile, JetArrays, find, write
 from jetssl_cli.data.recipe import Recipe
 from jetssl_cli.errors import DataError
 from jetssl_cli.progress import progress
@@ -80,7 +80,7 @@ class ConvertReport(Strict):
         total: Counter[str] = Counter()
         for file in self.files:
             total.update(file.classes)
-        return {name: total[name] for name in self.recipe.labels.classes if total[name]}
+        return _in_order(total, self.recipe)
 
 
 def convert(cfg: ConvertConfig) -> ConvertReport:
@@ -135,14 +135,14 @@ def convert_file(source: Path, output: Path, recipe: Recipe, overwrite: bool) ->
         for branches in read_tree(source, recipe, ENTRIES_PER_STEP):
             part = extract(branches, recipe)
             writer.append(part.jets)
-            jets.update(_per_class(part.jets.labels.tolist(), recipe))
+            jets.update(_per_class(part.jets, recipe))
             constituents += len(part.jets.ids)
             dropped += part.dropped
             cut += part.cut
     return Converted(
         source=source,
         output=output,
-        classes={name: jets[name] for name in recipe.labels.classes if jets[name]},
+        classes=_in_order(jets, recipe),
         constituents=constituents,
         dropped=dropped,
         cut=cut,
@@ -159,20 +159,24 @@ def _existing(source: Path, output: Path, recipe: Recipe) -> Converted:
         jets: Counter[str] = Counter()
         constituents = 0
         for chunk in file.chunks(ENTRIES_PER_STEP):
-            jets.update(_per_class(chunk.labels.tolist(), recipe))
+            jets.update(_per_class(chunk, recipe))
             constituents += len(chunk.ids)
     return Converted(
         source=source,
         output=output,
-        classes={name: jets[name] for name in recipe.labels.classes if jets[name]},
+        classes=_in_order(jets, recipe),
         constituents=constituents,
         skipped=True,
     )
 
 
-def _per_class(labels: list[int], recipe: Recipe) -> Counter[str]:
+def _per_class(jets: JetArrays, recipe: Recipe) -> Counter[str]:
     classes = recipe.labels.classes
-    return Counter(classes[label] for label in labels)
+    return Counter(classes[label] for label in jets.labels.tolist())
+
+
+def _in_order(jets: Counter[str], recipe: Recipe) -> dict[str, int]:
+    return {name: jets[name] for name in recipe.labels.classes if jets[name]}
 
 
 def _run(tasks: list[tuple[Path, Path, Recipe, bool]], jobs: int) -> Iterator[Converted]:

@@ -89,12 +89,6 @@ def read_tree(path: Path, recipe: Recipe, step: int) -> Iterator[Branches]:
             yield _flatten(arrays, f"{path}", start, recipe)
 
 
-def num_entries(path: Path, recipe: Recipe) -> int:
-    """Number of jets in a ROOT file."""
-    with _open(path) as file:
-        return int(_tree(file, path, recipe.tree).num_entries)
-
-
 def extract(branches: Branches, recipe: Recipe) -> Extracted:
     """Compute the columns of the recipe; sort, drop and cut the constituents.
 

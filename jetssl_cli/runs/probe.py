@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -41,8 +43,11 @@ def jet_vectors(encoded: Encoded) -> Float[Tensor, "J D"]:
 def effective_rank(vectors: Float[Tensor, "J D"]) -> float:
     """exp(entropy of the normalised singular values) of the centred vectors.
 
-    Between 1 (all jets on one line: collapsed) and D; Roy and Vetterli, EUSIPCO 2007, (2).
+    Between 1 (all jets on one line: collapsed) and D; Roy and Vetterli, EUSIPCO 2007, (2). Of
+    vectors that are not finite it is not a number.
     """
+    if not vectors.isfinite().all():
+        return math.nan
     values = torch.linalg.svdvals((vectors - vectors.mean(0)).double())
     shares = values / values.sum().clamp_min(torch.finfo(values.dtype).tiny)
     return float(torch.special.entr(shares).sum().exp())
