@@ -4,10 +4,11 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-JETSSL := $(CURDIR)/$(BIN)/jetssl
+JETSSL := $(BIN)/jetssl
 DEMO := demo
 SAMPLE := tests/samples/jetclass
-RUN = --train $(DEMO)/train.h5 --val $(DEMO)/val.h5
+DATA := --train $(DEMO)/train.h5 --val $(DEMO)/val.h5
+SHORT := --steps 200 data.batch_size=125 optim.lr=1e-3 train.val_every=100
 
 .PHONY: demo test check clean
 
@@ -21,16 +22,14 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 demo: $(BIN)/.installed
 	rm -rf $(DEMO)
 	$(JETSSL) convert $(SAMPLE) --recipe jetclass --out $(DEMO)/jagged
-	for split in train val test; do \
-	  $(JETSSL) merge $(DEMO)/jagged/$$split --out $(DEMO)/$$split.h5 || exit; \
-	done
-	$(JETSSL) pretrain --method ssfm --size tiny $(RUN) --out $(DEMO)/ssfm --steps 200 \
-	  data.batch_size=125 optim.lr=1e-3 train.val_every=100 train.probe_every=4
-	for mode in frozen random; do \
-	  $(JETSSL) finetune --backbone $(DEMO)/ssfm --$$mode $(RUN) --out $(DEMO)/$$mode --steps 200 \
-	    data.batch_size=125 optim.lr=1e-3 train.val_every=100 || exit; \
-	  $(JETSSL) export $(DEMO)/$$mode --data $(DEMO)/test.h5 --out $(DEMO)/scores/$$mode.h5 || exit; \
-	done
+	$(JETSSL) merge $(DEMO)/jagged/train --out $(DEMO)/train.h5
+	$(JETSSL) merge $(DEMO)/jagged/val --out $(DEMO)/val.h5
+	$(JETSSL) merge $(DEMO)/jagged/test --out $(DEMO)/test.h5
+	$(JETSSL) pretrain --method ssfm --size tiny $(DATA) --out $(DEMO)/ssfm $(SHORT) train.probe_every=4
+	$(JETSSL) finetune --backbone $(DEMO)/ssfm --frozen $(DATA) --out $(DEMO)/frozen $(SHORT)
+	$(JETSSL) finetune --backbone $(DEMO)/ssfm --random $(DATA) --out $(DEMO)/random $(SHORT)
+	$(JETSSL) export $(DEMO)/frozen --data $(DEMO)/test.h5 --out $(DEMO)/scores/frozen.h5
+	$(JETSSL) export $(DEMO)/random --data $(DEMO)/test.h5 --out $(DEMO)/scores/random.h5
 	$(JETSSL) evaluate $(DEMO)/scores/frozen.h5 $(DEMO)/scores/random.h5 --out $(DEMO)/tables
 
 test: $(BIN)/.installed

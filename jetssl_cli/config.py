@@ -177,6 +177,8 @@ def _explain(
     origin: Mapping[tuple[str, ...], str],
 ) -> list[str]:
     lines = []
+    sources = set(origin.values())
+    only = sources.pop() if len(sources) == 1 else ""
     for error in err.errors():
         path, choices = _locate(error["loc"], cls, merged)
         value, rule = _short(error["input"]), error["msg"].removeprefix("Value error, ")
@@ -188,7 +190,8 @@ def _explain(
             rule = f"no such choice; {suggest(tag, valid.split(', '))}"
         elif error["type"] == "union_tag_not_found":
             path = (*path, error["ctx"]["discriminator"].strip("'"))
-        known = next((origin[path[:n]] for n in range(len(path), 0, -1) if path[:n] in origin), "")
+        parents = [path[:n] for n in range(len(path), 0, -1)]
+        known = next((origin[parent] for parent in parents if parent in origin), only)
         source = f"{known}: " if known and not known.startswith("override") else ""
         key = ".".join(path)
         if error["type"] in ("missing", "union_tag_not_found"):

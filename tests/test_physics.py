@@ -229,9 +229,7 @@ def test_the_classes_of_many_particles_are_those_of_each() -> None:
     charge = rng.integers(-1, 2, 300).astype(np.float64)
     found = particle_class(charge, **flags)
     assert found.dtype == np.uint8
-    expected = [
-        classify({flag for flag in TABLE if flags[flag][i]}, charge[i]) for i in range(300)
-    ]
+    expected = [classify({flag for flag in TABLE if flags[flag][i]}, charge[i]) for i in range(300)]
     assert found.tolist() == expected
 
 

@@ -106,9 +106,11 @@ def plan(sources: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
     """Pair every ROOT file with its output.
 
     Raises:
-        DataError: a source is missing, a folder holds no ROOT file, or two inputs would be
-            written to one output.
+        DataError: no source, one that is missing, a folder that holds no ROOT file, or two
+            inputs that would be written to one output.
     """
+    if not sources:
+        raise DataError("no source was given")
     pairs: dict[Path, Path] = {}
     for source in sources:
         for file in find([source], "*.root"):

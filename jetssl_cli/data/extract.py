@@ -183,7 +183,8 @@ def _column(branches: Branches, column: Column, constituents: bool) -> NDArray[n
     else:
         assert column.formula is not None
         inputs = {name: read(branch) for name, branch in column.inputs.items()}
-        values = FORMULAS[column.formula](**inputs)
+        with np.errstate(all="ignore"):  # what is not finite is reported with the jet it is in
+            values = FORMULAS[column.formula](**inputs)
     if column.clip is None:
         return values
     clipped = np.clip(values, -column.clip, column.clip)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,8 @@ def create(path: Path, kind: str, version: int) -> Iterator[Table]:
     except OSError as err:
         raise DataError(f"{path}: cannot be written: {_reason(err)}") from None
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # there is none, or no folder for it
+            partial.unlink()
 
 
 def open_complete(path: Path, kind: str, version: int) -> h5py.File:
@@ -111,7 +112,7 @@ def readable(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, KeyError, RuntimeError) as err:
+    except (OSError, LookupError, RuntimeError, ValueError, TypeError, AttributeError) as err:
         raise DataError(f"{path}: damaged: {_reason(err)}") from None
 
 

@@ -194,6 +194,8 @@ class JaggedFile:
         return value
 
     def _check_lengths(self) -> None:
+        if self._file["offsets"][0] != 0:
+            raise DataError(f"{self.path}: damaged: offsets do not begin at 0")
         shapes = {
             "jets/features": (self.num_jets, len(self.schema.jets)),
             "jets/labels": (self.num_jets,),
@@ -215,8 +217,10 @@ def find(sources: Sequence[Path], pattern: str) -> list[Path]:
     """All files that the sources name, each once, sorted by their full path.
 
     Raises:
-        DataError: a source is missing, or a folder holds no such file.
+        DataError: no source, one that is missing, or a folder that holds no such file.
     """
+    if not sources:
+        raise DataError("no source was given")
     found: dict[Path, Path] = {}
     for source in sources:
         if not source.exists():

@@ -18,7 +18,7 @@ def random_mask(packing: Packing, share: float, rng: torch.Generator) -> Bool[Te
     device = packing.offsets.device
     keys = torch.rand(packing.total, generator=rng, device=device, dtype=torch.float64)
     by_key = (packing.owner + keys).argsort()  # a random order within each jet
-    count = (packing.sizes * share + 1e-9).floor()  # 0.29 * 100 is a little less than 29
+    count = (packing.sizes.double() * share + 1e-9).floor()  # 0.29 * 100 is a little less than 29
     hidden = torch.zeros(packing.total, dtype=torch.bool, device=device)
     hidden[by_key] = packing.rank < count[packing.owner]
     return hidden

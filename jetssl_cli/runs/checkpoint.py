@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from jetssl_cli.config import Layer, Strict, load, read_yaml, to_yaml
-from jetssl_cli.data.recipe import Schema
+from jetssl_cli.data.recipe import Feature, Schema
 from jetssl_cli.errors import RunError
 
 MODEL = "model.safetensors"
@@ -116,11 +116,18 @@ def match(schema: Schema, expected: Schema, data: str, run: Path) -> None:
     for part in ("constituents", "ids", "jets"):
         found, wanted = getattr(schema, part), getattr(expected, part)
         if found != wanted:
-            names = [[getattr(x, "name", x) for x in side] for side in (found, wanted)]
+            names = [[_told(column) for column in side] for side in (found, wanted)]
             raise RunError(
                 f"{data}: its {part} are {', '.join(names[0])}; "
                 f"{run} was trained on {', '.join(names[1])}"
             )
+
+
+def _told(column: Feature | str) -> str:
+    """A column as an error message shows it: with all that ``match`` compares."""
+    if isinstance(column, str):
+        return column
+    return f"{column.name} [{column.unit}]{' of charged ones' if column.charged_only else ''}"
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -127,11 +127,13 @@ class JetModule(lightning.LightningModule):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then let the objective follow (EMA teachers)."""
+        done = self.global_step + 1  # Lightning counts this step only after the hook
         super().optimizer_step(*args, **kwargs)
-        self.objective.after_step(min(self.global_step / self.train_cfg.steps, 1.0))
+        self.objective.after_step(done / self.train_cfg.steps)
 
     def on_validation_start(self) -> None:
         """The same masks and noise in every validation."""
+        self._stop_if_diverged()
         self._sums.clear()
         self._vectors.clear()
         self._val_rng = torch.Generator(self.device).manual_seed(self.train_cfg.seed)
@@ -170,10 +172,13 @@ class JetModule(lightning.LightningModule):
         self.tracker.metrics(found, self.global_step)
         self.advance(0, self._note())
 
-    def _record(self, step: int, total: Tensor, terms: dict[str, Tensor]) -> None:
-        first_bad = int(self.first_bad)
+    def _stop_if_diverged(self) -> None:
+        first_bad = int(self.first_bad)  # asks the device, so not in every step
         if first_bad < self.train_cfg.steps:
             raise RunError(f"the loss became non-finite at step {first_bad}; nothing was saved")
+
+    def _record(self, step: int, total: Tensor, terms: dict[str, Tensor]) -> None:
+        self._stop_if_diverged()
         then, now = self._clock[1], time.monotonic()
         found = {f"train/{name}": value.item() for name, value in terms.items()}
         found["train/loss"] = total.item()

@@ -214,9 +214,9 @@ def test_a_branch_is_its_equation():
     found = branch(x, Context(context, packing))
     for row, jet in enumerate(packing.owner.tolist()):
         vector = context[jet] * context[jet].sigmoid()
-        scale, shift, gate = (
-            branch.modulation.weight @ vector + branch.modulation.bias
-        ).view(3, 16)
+        scale, shift, gate = (branch.modulation.weight @ vector + branch.modulation.bias).view(
+            3, 16
+        )
         normed = x[row] / (x[row].square().mean() + 1.2e-7).sqrt() * branch.norm.weight
         close(found[row], x[row] + gate * branch.layer((normed * (1 + scale) + shift)[None])[0])
 

@@ -80,9 +80,11 @@ def tiny_config(**settings: object) -> EncoderConfig:
 def tiny_encoder(seed: int = 0, **settings: object) -> Encoder:
     """A small encoder in which every parameter differs from its initial value."""
     expected = schema()
-    encoder = tiny_config(**settings).build(
-        random_scaling(), len(expected.constituents), len(expected.ids), len(expected.jets)
-    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        encoder = tiny_config(**settings).build(
+            random_scaling(), len(expected.constituents), len(expected.ids), len(expected.jets)
+        )
     return randomise(encoder, seed)
 
 

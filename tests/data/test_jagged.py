@@ -1,0 +1,295 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jetssl_cli.data import hdf5
+from jetssl_cli.data.jagged import JaggedFile, JetArrays, concatenate, find, write
+from jetssl_cli.data.recipe import load_recipe, schema_of
+from jetssl_cli.errors import DataError
+
+RECIPE = load_recipe("jetclass")
+FIELDS = ("features", "ids", "sizes", "jets", "labels")
+sizes_of_jets = st.lists(st.integers(0, 6), max_size=8)
+
+
+def made_up(sizes: list[int], seed: int = 0) -> JetArrays:
+    """Jets of these sizes, every number of which is different."""
+    rng = np.random.default_rng(seed)
+    jets, total = len(sizes), sum(sizes)
+    return JetArrays(
+        rng.normal(size=(total, 7)).astype(np.float32),
+        rng.integers(0, 8, total).astype(np.uint8),
+        np.array(sizes, np.int64),
+        rng.normal(size=(jets, 5)).astype(np.float32),
+        rng.integers(0, 10, jets).astype(np.int16),
+    )
+
+
+def same(a: JetArrays, b: JetArrays) -> None:
+    for name in FIELDS:
+        left, right = getattr(a, name), getattr(b, name)
+        assert left.dtype == right.dtype, name
+        np.testing.assert_array_equal(left, right, err_msg=name)
+
+
+def each(jets: JetArrays) -> list[tuple[list[object], ...]]:
+    """The jets one by one, by a plain loop over the sizes."""
+    found = []
+    start = 0
+    for jet, size in enumerate(jets.sizes.tolist()):
+        rows = slice(start, start + size)
+        found.append(
+            (
+                jets.features[rows].tolist(),
+                jets.ids[rows].tolist(),
+                jets.jets[jet].tolist(),
+                [int(jets.labels[jet])],
+            )
+        )
+        start += size
+    return found
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A good file of four jets."""
+    with write(tmp_path / "good.h5", RECIPE, ["a.root"]) as writer:
+        writer.append(made_up([2, 0, 3, 1]))
+    return tmp_path / "good.h5"
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.lists(sizes_of_jets, min_size=1, max_size=3))
+def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, parts: list) -> None:
+    path = tmp_path_factory.mktemp("round") / "below" / "x.h5"
+    chunks = [made_up(sizes, seed) for seed, sizes in enumerate(parts)]
+    with write(path, RECIPE, ["a.root", "b.root"]) as writer:
+        for chunk in chunks:
+            writer.append(chunk)
+    whole = concatenate(chunks)
+    with JaggedFile(path) as file:
+        assert file.num_jets == len(whole)
+        same(file.read(), whole)
+        assert (file.recipe, file.schema) == (RECIPE, schema_of(RECIPE))
+        assert file.sources == ["a.root", "b.root"]
+        for size in (1, 3, 100):
+            pieces = list(file.chunks(size))
+            assert all(len(piece) <= size for piece in pieces)
+            assert [jet for piece in pieces for jet in each(piece)] == each(whole)
+        for start in range(len(whole)):
+            assert each(file.read(start, start + 2)) == each(whole)[start : start + 2]
+    assert [p.name for p in path.parent.iterdir()] == ["x.h5"]
+
+
+@given(sizes_of_jets, st.data())
+def test_take_is_a_plain_loop(sizes: list[int], data: st.DataObject) -> None:
+    jets = made_up(sizes)
+    places = st.integers(0, max(len(sizes) - 1, 0))
+    order = data.draw(st.lists(places, max_size=12)) if sizes else []
+    taken = jets.take(np.array(order, np.int64))
+    assert each(taken) == [each(jets)[index] for index in order]
+    assert taken.offsets.tolist() == np.cumsum([0, *(sizes[i] for i in order)]).tolist()
+
+
+@given(sizes_of_jets, st.integers(1, 8))
+def test_first_is_a_plain_loop(sizes: list[int], most: int) -> None:
+    jets = made_up(sizes)
+    expected = [(f[:most], i[:most], g, label) for f, i, g, label in each(jets)]
+    assert each(jets.first(most)) == expected
+
+
+def test_concatenate_puts_one_part_after_the_other() -> None:
+    parts = [made_up([1, 2]), made_up([]), made_up([0, 3], seed=1)]
+    assert each(concatenate(parts)) == each(parts[0]) + each(parts[2])
+
+
+def test_the_layout_of_the_file(path: Path) -> None:
+    with h5py.File(path) as file:
+        assert dict(file.attrs).keys() >= {"format", "version", "recipe", "schema", "complete"}
+        assert file["offsets"][:].tolist() == [0, 2, 2, 5, 6]
+        kinds = {name: file[name].dtype.str for name in ("offsets", "jets/features", "jets/labels")}
+        assert kinds == {"offsets": "<i8", "jets/features": "<f4", "jets/labels": "<i2"}
+        assert file["constituents/features"].dtype == np.float32
+        assert file["constituents/id"].dtype == np.uint8
+        assert file["constituents/features"].compression == "lzf"
+
+
+def test_locking_is_off_unless_the_user_wants_it() -> None:
+    assert os.environ["HDF5_USE_FILE_LOCKING"] == "FALSE" or "HDF5_USE_FILE_LOCKING" in os.environ
+
+
+def refused(path: Path, *words: str) -> None:
+    with pytest.raises(DataError) as caught:
+        JaggedFile(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    for word in words:
+        assert word in str(caught.value), str(caught.value)
+
+
+def test_a_file_that_is_not_one(tmp_path: Path) -> None:
+    refused(tmp_path / "absent.h5", "no such file")
+    for content in (b"", b"text", b"\x89HDF\r\n\x1a\n"):
+        (tmp_path / "x.h5").write_bytes(content)
+        refused(tmp_path / "x.h5", "not a readable HDF5 file")
+    refused(tmp_path, "not a readable HDF5 file")
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["offsets"] = [0]
+    refused(tmp_path / "other.h5", "is of the format 'none', expected 'jetssl-jagged'")
+
+
+@pytest.mark.parametrize("tenths", range(10))
+def test_a_truncated_file(path: Path, tenths: int) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) * tenths // 10])
+    refused(path, "not a readable HDF5 file")
+
+
+Damage = Callable[[h5py.File], object]
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda f: f.attrs.update(format="scores"), "is of the format 'scores', expected"),
+        (lambda f: f.attrs.update(version=2), "has the version 2, expected 1"),
+        (lambda f: f.attrs.pop("version"), "has the version None, expected 1"),
+        (lambda f: f.attrs.pop("complete"), "is incomplete"),
+        (lambda f: f.attrs.update(complete=False), "is incomplete"),
+        (lambda f: f.attrs.pop("schema"), "damaged: the attribute 'schema' is missing"),
+        (lambda f: f.attrs.update(schema="{}"), "damaged: its schema cannot be read"),
+        (lambda f: f.attrs.update(schema=3), "damaged: the attribute 'schema' is missing"),
+        (lambda f: f.pop("offsets"), "damaged: "),
+        (lambda f: f.pop("jets/features"), "damaged: "),
+        (lambda f: f.pop("jets"), "damaged: "),
+        (lambda f: f.pop("constituents/id"), "damaged: "),
+        (lambda f: f["offsets"].resize(4, axis=0), "damaged: "),
+        (lambda f: f["offsets"].resize(0, axis=0), "damaged: "),
+        (lambda f: f["jets/labels"].resize(3, axis=0), "damaged: jets/labels has the shape (3,)"),
+        (lambda f: f["constituents/id"].resize(7, axis=0), "damaged: constituents/id"),
+        (lambda f: f["constituents/features"].resize(5, axis=0), "damaged: constituents/features"),
+        (lambda f: f["offsets"].__setitem__(0, 1), "damaged: "),
+        (lambda f: f["offsets"].__setitem__(4, 5), "damaged: "),
+        (lambda f: (f.pop("offsets"), f.create_group("offsets")), "damaged: "),
+        (lambda f: (f.pop("jets/labels"), f.create_group("jets/labels")), "damaged: "),
+    ],
+)
+def test_a_damaged_file_is_refused_when_it_is_opened(
+    path: Path, damage: Damage, words: str
+) -> None:
+    with h5py.File(path, "r+") as file:
+        damage(file)
+    refused(path, words)
+
+
+def test_decreasing_offsets_are_refused_when_they_are_read(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        file["offsets"][1] = 4
+    with JaggedFile(path) as file, pytest.raises(DataError, match="offsets decrease after jet 0"):
+        file.read()
+
+
+def test_a_file_without_its_recipe_or_sources(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        del file.attrs["recipe"], file["sources"]
+    with JaggedFile(path) as file:
+        with pytest.raises(DataError, match=r"good\.h5: damaged: the attribute 'recipe'"):
+            _ = file.recipe
+        with pytest.raises(DataError, match=r"good\.h5: damaged: "):
+            _ = file.sources
+        assert len(file.read()) == 4
+
+
+def test_a_refused_file_is_closed_again(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        del file["jets/labels"]
+    refused(path)
+    with h5py.File(path, "r+"):  # possible only when nobody else holds it
+        pass
+
+
+def break_off(path: Path, error: BaseException) -> None:
+    with write(path, RECIPE, []) as writer:
+        writer.append(made_up([1, 2]))
+        raise error
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, OSError])
+def test_an_error_while_writing_leaves_nothing(tmp_path: Path, error: type) -> None:
+    expected = DataError if error is OSError else error
+    with pytest.raises(expected):
+        break_off(tmp_path / "x.h5", error("struck"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_while_writing_keeps_an_older_file(path: Path) -> None:
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="struck"):
+        break_off(path, ValueError("struck"))
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == ["good.h5"]
+
+
+def test_the_final_name_appears_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "x.h5"
+    with write(path, RECIPE, []) as writer:
+        writer.append(made_up([1]))
+        assert not path.exists()
+    assert path.exists()
+
+
+def test_a_left_over_partial_file_does_no_harm(tmp_path: Path) -> None:
+    (tmp_path / ".x.h5.partial").write_bytes(b"half of it")
+    with write(tmp_path / "x.h5", RECIPE, []) as writer:
+        writer.append(made_up([1]))
+    assert [p.name for p in tmp_path.iterdir()] == ["x.h5"]
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.h5").mkdir()
+    for path in (tmp_path / "file" / "x.h5", tmp_path / "folder.h5"):
+        with pytest.raises(DataError, match="cannot be written"), write(path, RECIPE, []):
+            pass
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder.h5"]
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=5), st.booleans())
+def test_tables_grow_by_any_numbers_of_rows(
+    tmp_path_factory: pytest.TempPathFactory, counts: list[int], flat: bool
+) -> None:
+    path = tmp_path_factory.mktemp("table") / "x.h5"
+    rows = [np.random.default_rng(n).normal(size=(n,) if flat else (n, 3)) for n in counts]
+    with hdf5.create(path, "test", 7) as table:
+        table.describe({"hello": "world", "number": 3})
+        table.append_text("names", ["ä", ""])
+        for part in rows:
+            table.append("a/b", part)
+    with hdf5.open_complete(path, "test", 7) as file:
+        np.testing.assert_array_equal(file["a/b"][:], np.concatenate(rows))
+        assert (file.attrs["hello"], file.attrs["number"]) == ("world", 3)
+        assert file["names"].asstr()[:].tolist() == ["ä", ""]
+
+
+def test_find_names_each_file_once_in_one_order(tmp_path: Path) -> None:
+    for name in ("b/2.h5", "b/1.h5", "a/train/3.h5", "a/x.txt", "c/.y.h5.partial"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    names = [p.relative_to(tmp_path).as_posix() for p in find([tmp_path], "*.h5")]
+    assert names == ["a/train/3.h5", "b/1.h5", "b/2.h5"]
+    (tmp_path / "link.h5").symlink_to(tmp_path / "b/1.h5")
+    for sources in ([tmp_path / "b/2.h5", tmp_path / "b"], [tmp_path / "b", tmp_path / "link.h5"]):
+        found = find(sources, "*.h5")
+        assert [p.resolve().name for p in found] == ["1.h5", "2.h5"]
+    with pytest.raises(DataError, match=r"c: the folder holds no \*\.h5 file"):
+        find([tmp_path / "b", tmp_path / "c"], "*.h5")
+    with pytest.raises(DataError, match="absent: no such file or folder"):
+        find([tmp_path / "absent"], "*.h5")

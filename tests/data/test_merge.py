@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import chi2
+
+from jetssl_cli.data import merge as module
+from jetssl_cli.data.jagged import JaggedFile, JetArrays, write
+from jetssl_cli.data.merge import MergeConfig, MergeReport, merge
+from jetssl_cli.data.recipe import Recipe, load_recipe
+from jetssl_cli.errors import DataError
+
+RECIPE = load_recipe("jetclass")
+
+
+def jets_of(first: int, count: int) -> JetArrays:
+    """Jets that carry their number in every value."""
+    number = np.arange(first, first + count)
+    sizes = number % 4
+    of_tokens = np.repeat(number, sizes)
+    return JetArrays(
+        np.repeat(of_tokens[:, None], 7, axis=1).astype(np.float32),
+        (of_tokens % 8).astype(np.uint8),
+        sizes.astype(np.int64),
+        np.repeat(number[:, None], 5, axis=1).astype(np.float32),
+        (number % 10).astype(np.int16),
+    )
+
+
+def save(path: Path, first: int, count: int, recipe: Recipe = RECIPE) -> Path:
+    with write(path, recipe, [f"{path.stem}.root"]) as writer:
+        writer.append(jets_of(first, count))
+    return path
+
+
+def run(*sources: Path, out: Path, **more: object) -> MergeReport:
+    return merge(MergeConfig.model_validate({"sources": sources, "out": out, **more}))
+
+
+def numbers(path: Path) -> list[int]:
+    """Which jet lies where, after a check that the parts of each jet are still together."""
+    with JaggedFile(path) as file:
+        jets = file.read()
+    order = jets.jets[:, 0].astype(int)
+    expected = jets_of(0, max(order.tolist(), default=-1) + 1).take(order)
+    for name in ("features", "ids", "sizes", "jets", "labels"):
+        np.testing.assert_array_equal(getattr(jets, name), getattr(expected, name))
+    found: list[int] = order.tolist()
+    return found
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    """Three files of 30, 1 and 19 jets."""
+    folder = tmp_path / "in"
+    return [
+        save(folder / "train" / "b.h5", 0, 30),
+        save(folder / "a.h5", 30, 1),
+        save(folder / "c.h5", 31, 19),
+    ]
+
+
+def test_no_jet_is_lost_or_doubled(
+    files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "JETS_PER_WRITE", 7)
+    report = run(*files, out=tmp_path / "all.h5")
+    assert (report.num_files, report.num_jets) == (3, 50)
+    assert Counter(numbers(report.out)) == Counter(range(50))
+    with JaggedFile(report.out) as file:
+        assert file.recipe == RECIPE
+        assert sorted(file.sources) == ["a.root", "b.root", "c.root"]
+
+
+def test_the_jets_of_all_files_are_mixed(files: list[Path], tmp_path: Path) -> None:
+    order = numbers(run(*files, out=tmp_path / "all.h5").out)
+    halves = [sum(number < 30 for number in half) for half in (order[:25], order[25:])]
+    assert min(halves) >= 8  # 15 expected in each
+    assert order != sorted(order)
+
+
+def test_the_order_of_the_sources_is_without_effect(files: list[Path], tmp_path: Path) -> None:
+    ways = [files, files[::-1], [tmp_path / "in"], [files[2], tmp_path / "in", files[0]]]
+    outs = [run(*way, out=tmp_path / f"{i}.h5").out for i, way in enumerate(ways)]
+    assert len({out.read_bytes() for out in outs}) == 1
+
+
+def test_the_seed_gives_the_order(files: list[Path], tmp_path: Path) -> None:
+    orders = [
+        numbers(run(*files, out=tmp_path / f"{i}.h5", seed=seed).out)
+        for i, seed in enumerate((0, 0, 1))
+    ]
+    assert orders[0] == orders[1] != orders[2]
+
+
+def test_every_place_is_equally_likely(tmp_path: Path) -> None:
+    sources = [save(tmp_path / "a.h5", 0, 400), save(tmp_path / "b.h5", 400, 200)]
+    counts = np.zeros((6, 6))  # sixth of the jets as they were -> sixth of the output
+    seeds = 20
+    place = np.arange(600) // 100
+    for seed in range(seeds):
+        run(*sources, out=tmp_path / "out.h5", seed=seed, overwrite=True)
+        np.add.at(counts, (place[numbers(tmp_path / "out.h5")], place), 1)
+    expected = seeds * 600 / 36
+    statistic = ((counts - expected) ** 2 / expected).sum()
+    assert chi2.sf(statistic, 25) > 1e-4
+    assert chi2.cdf(statistic, 25) > 1e-4  # nor suspiciously even
+
+
+def test_files_of_different_recipes_are_refused(files: list[Path], tmp_path: Path) -> None:
+    other = save(tmp_path / "z.h5", 0, 2, RECIPE.model_copy(update={"max_constituents": 64}))
+    with pytest.raises(DataError, match=r"z\.h5: was made with the recipe 'jetclass', .*b\.h5"):
+        run(files[0], other, out=tmp_path / "all.h5")
+    assert not (tmp_path / "all.h5").exists()
+
+
+def test_an_output_among_the_sources_is_refused(files: list[Path], tmp_path: Path) -> None:
+    before = files[1].read_bytes()
+    for out in (files[1], files[1].parent / ".." / "in" / "a.h5"):
+        with pytest.raises(DataError, match=r"a\.h5: is one of the sources"):
+            run(tmp_path / "in", out=out, overwrite=True)
+    assert files[1].read_bytes() == before
+
+
+def test_an_output_that_is_there_is_replaced_only_on_request(
+    files: list[Path], tmp_path: Path
+) -> None:
+    out = save(tmp_path / "all.h5", 0, 3)
+    with pytest.raises(DataError, match=r"all\.h5: is there already"):
+        run(*files, out=out)
+    assert len(numbers(out)) == 3
+    run(*files, out=out, overwrite=True)
+    assert len(numbers(out)) == 50
+
+
+def test_sources_that_cannot_be_merged(files: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "all.h5"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"empty: the folder holds no \*\.h5 file"):
+        run(tmp_path / "empty", out=out)
+    with pytest.raises(DataError, match="absent: no such file or folder"):
+        run(tmp_path / "absent", out=out)
+    files[2].write_bytes(files[2].read_bytes()[:2000])
+    with pytest.raises(DataError, match=r"c\.h5: not a readable HDF5 file"):
+        run(*files, out=out)
+    with pytest.raises(DataError, match="no source was given"):
+        run(out=out)
+    assert not out.exists()
+
+
+def test_files_without_jets_do_no_harm(files: list[Path], tmp_path: Path) -> None:
+    empty = save(tmp_path / "in" / "none.h5", 0, 0)
+    report = run(*files, empty, out=tmp_path / "all.h5")
+    assert Counter(numbers(report.out)) == Counter(range(50))

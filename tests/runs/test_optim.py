@@ -1,0 +1,109 @@
+"""What is decayed, and how the learning rate runs."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference.jets import tiny_encoder
+from torch import nn
+
+from jetssl_cli.objectives.ssfm import SSFMConfig
+from jetssl_cli.objectives.supervised import SupervisedConfig
+from jetssl_cli.runs.optim import OptimConfig
+from jetssl_cli.runs.probe import Probe
+
+
+def networks():
+    frozen = SupervisedConfig(frozen=True).build(tiny_encoder(), 10)
+    both = nn.ModuleList([SSFMConfig().build(tiny_encoder()), Probe(16, 10)])
+    return {"ssfm and probe": both, "frozen": frozen, "bare": tiny_encoder(context=False)}
+
+
+@pytest.mark.parametrize("name", networks())
+def test_every_trainable_parameter_stands_in_one_group(name):
+    network = networks()[name]
+    groups = OptimConfig(weight_decay=0.3).build(network).param_groups
+    found = [id(p) for group in groups for p in group["params"]]
+    wanted = [id(p) for p in network.parameters() if p.requires_grad]
+    assert sorted(found) == sorted(wanted)
+    assert {group["weight_decay"] for group in groups} == {0.3, 0.0}
+
+
+@pytest.mark.parametrize("name", networks())
+def test_weight_decay_is_for_matrices_of_linear_layers(name):
+    network = networks()[name]
+    names = {id(p): path for path, p in network.named_parameters()}
+    groups = OptimConfig(weight_decay=0.3).build(network).param_groups
+    decayed, spared = ({names[id(p)] for p in group["params"]} for group in groups)
+    for path in decayed:
+        assert path.endswith(".weight")
+        assert not any(word in path for word in ("modulation", "norm", "embed_id"))
+        assert type(network.get_submodule(path.removesuffix(".weight"))) is nn.Linear
+    for path in spared:
+        owner = network.get_submodule(path.rpartition(".")[0])
+        assert not (type(owner) is nn.Linear and path.endswith(".weight"))
+    if name == "ssfm and probe":
+        for kind in ("registers", "query", "embed_id.weight", "modulation.weight", "norm.weight"):
+            assert any(path.endswith(kind) for path in spared)
+
+
+def test_decay_shrinks_matrices_and_nothing_else():
+    encoder = tiny_encoder()
+    before = {name: p.clone() for name, p in encoder.named_parameters()}
+    optimizer = OptimConfig(lr=0.1, weight_decay=0.5).build(encoder)
+    for p in encoder.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    for name, p in encoder.named_parameters():
+        owner = encoder.get_submodule(name.rpartition(".")[0])
+        matrix = type(owner) is nn.Linear and p.ndim == 2
+        torch.testing.assert_close(p, before[name] * (0.95 if matrix else 1))
+
+
+def test_settings_arrive():
+    optimizer = OptimConfig(lr=0.02, betas=(0.8, 0.85)).build(tiny_encoder())
+    for group in optimizer.param_groups:
+        assert (group["lr"], group["betas"]) == (0.02, (0.8, 0.85))
+
+
+@given(steps=st.integers(1, 400), warmup=st.integers(0, 100), final=st.floats(0, 1, width=32))
+@settings(deadline=None, max_examples=200)
+def test_the_schedule(steps, warmup, final):
+    """Rises in at most a tenth of the run, then falls from 1 to its end, and never below."""
+    factor = OptimConfig(warmup_steps=warmup, final_lr=final).factor(steps)
+    values = [factor(step) for step in range(steps)]
+    top = min(warmup, steps // 10)
+    assert all(0 < value <= 1 + 1e-9 for value in values[: top + 1])
+    assert values[top] == pytest.approx(1)
+    assert values[: top + 1] == sorted(values[: top + 1])
+    assert values[top:] == sorted(values[top:], reverse=True)
+    assert factor(steps) == pytest.approx(final)
+    assert all(factor(step) >= 0 for step in range(3 * steps))
+    assert factor(3 * steps) == pytest.approx(final)
+
+
+def test_the_schedule_is_a_line_and_a_cosine():
+    factor = OptimConfig(warmup_steps=4, final_lr=0.2).factor(104)
+    assert [factor(step) for step in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1])
+    for step in range(4, 105):
+        wanted = 0.2 + 0.8 * math.cos(math.pi * (step - 4) / 200) ** 2
+        assert factor(step) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+def test_short_runs(steps):
+    config = OptimConfig(lr=0.5, warmup_steps=1000)
+    optimizer = config.build(tiny_encoder())
+    schedule = config.schedule(optimizer, steps)
+    rates = []
+    for _ in range(steps):
+        rates.append(schedule.get_last_lr())
+        optimizer.step()
+        schedule.step()
+    assert rates[0] == [0.5, 0.5]
+    assert all(rate > 0 for pair in rates for rate in pair)
+    assert schedule.get_last_lr() == pytest.approx([0.025, 0.025])

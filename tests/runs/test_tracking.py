@@ -1,0 +1,159 @@
+"""Measurements reach the run folder always, and MLflow where it can be reached."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from jetssl_cli.runs import tracking
+from jetssl_cli.runs.tracking import METRICS, track
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+"""MLflow and sqlalchemy warn of their own affairs, and in a thread."""
+
+
+def mlflow_threads():
+    return [thread for thread in threading.enumerate() if thread.name == "mlflow"]
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path, monkeypatch):
+    """A tracking server of its own; requests fail quickly; no sender outlives its test."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
+    yield
+    for thread in mlflow_threads():
+        thread.join(60)
+    assert not mlflow_threads()
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory):
+    """One database for all tests of the module: to make one takes MLflow seconds."""
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+
+
+@pytest.fixture
+def client(database, monkeypatch):
+    from mlflow import MlflowClient
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
+    monkeypatch.setattr(tracking, "SECONDS_TO_FINISH", 120.0)
+    return MlflowClient(database)
+
+
+def found_run(client, name, experiment="jetssl"):
+    number = client.get_experiment_by_name(experiment).experiment_id
+    (run,) = [run for run in client.search_runs([number]) if run.info.run_name == name]
+    return run
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_a_run_arrives(client, tmp_path, capsys):
+    params = {f"section.key{i}": str(i) for i in range(250)} | {"long": "x" * 7000}
+    with track("first", tmp_path) as tracker:
+        tracker.params(params)
+        tracker.text("config.yaml", "command: pretrain\n")
+        for step in range(3):
+            tracker.metrics({"train/loss": 2.0 / (step + 1), "train/lr": 0.1}, step + 1)
+        tracker.metrics({"val/loss": 0.25}, 3)
+    run = found_run(client, "first")
+    assert run.info.status == "FINISHED"
+    assert run.data.params == params | {"long": "x" * 6000}
+    assert run.data.metrics == pytest.approx(
+        {"train/loss": 2 / 3, "train/lr": 0.1, "val/loss": 0.25}
+    )
+    history = client.get_metric_history(run.info.run_id, "train/loss")
+    assert [(point.step, point.value) for point in history] == [(1, 2), (2, 1), (3, 2 / 3)]
+    assert abs(history[0].timestamp / 1000 - time.time()) < 300
+    saved = client.download_artifacts(run.info.run_id, "config.yaml", str(tmp_path))
+    assert Path(saved).read_text(encoding="utf-8") == "command: pretrain\n"
+    assert [row["step"] for row in lines(tmp_path)] == [1, 2, 3, 3]
+    assert "warning" not in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(ValueError, "FAILED"), (KeyboardInterrupt, "KILLED"), (SystemExit, "KILLED")],
+)
+def test_how_a_run_ended_arrives(client, tmp_path, monkeypatch, error, status):
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
+
+    def run_that_ends():
+        with track(status + error.__name__, tmp_path) as tracker:
+            tracker.metrics({"train/loss": 2.0}, 1)
+            raise error
+
+    with pytest.raises(error):
+        run_that_ends()
+    run = found_run(client, status + error.__name__, "mine")
+    assert run.info.status == status
+    assert run.data.metrics == {"train/loss": 2.0}
+
+
+def test_a_server_that_is_not_there_costs_one_warning(tmp_path, capsys):
+    start = time.monotonic()
+    with track("absent", tmp_path) as tracker:
+        tracker.params({"a": "1"})
+        for step in range(50):
+            tracker.metrics({"train/loss": 1.0}, step)
+        training = time.monotonic() - start
+    assert training < 2  # nothing waits for the server while the training runs
+    assert time.monotonic() - start < 30
+    error = capsys.readouterr().err
+    assert error.count("warning: MLflow:") == 1
+    assert "the run goes on" in error
+    assert [row["step"] for row in lines(tmp_path)] == list(range(50))
+
+
+@contextmanager
+def silent_server():
+    """Takes connections and never answers."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen(8)
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_a_server_that_does_not_answer_is_not_waited_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tracking, "SECONDS_TO_FINISH", 0.2)
+    with silent_server() as address:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        start = time.monotonic()
+        with track("silent", tmp_path) as tracker:
+            tracker.metrics({"train/loss": 1.0}, 1)
+        assert time.monotonic() - start < 2
+        assert "still sending" in capsys.readouterr().err
+        for thread in mlflow_threads():
+            thread.join(60)
+    assert lines(tmp_path)[0]["train/loss"] == 1
+
+
+def test_without_tracking_there_is_only_the_folder(tmp_path):
+    with track("quiet", tmp_path, enabled=False) as tracker:
+        assert not mlflow_threads()
+        tracker.params({"a": "1"})
+        tracker.metrics({"train/loss": 1.5}, 4)
+    (row,) = lines(tmp_path)
+    assert (row["step"], row["train/loss"]) == (4, 1.5)
+    assert abs(row["time"] - time.time()) < 60
+    assert [file.name for file in tmp_path.iterdir()] == [METRICS]
+
+
+def test_the_error_of_the_run_is_not_swallowed(tmp_path):
+    with pytest.raises(ZeroDivisionError), track("x", tmp_path, enabled=False):
+        _ = 1 / 0
