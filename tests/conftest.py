@@ -8,10 +8,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import reference.typecheck  # noqa: F401  (before the hook, which imports it)
+import typecheck  # noqa: F401  (before the hook, which imports it)
 from jaxtyping import install_import_hook
 
-install_import_hook("jetssl_cli", "reference.typecheck.check")
+install_import_hook("jetssl_cli", "typecheck.check")
 
 import pytest
 import torch

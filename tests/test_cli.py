@@ -137,6 +137,29 @@ class TestConvert:
             with h5py.File(path) as file:
                 assert file.attrs["complete"]
 
+    def test_a_killed_worker_is_one_clear_line(self, tmp_path, samples):
+        for number in range(20):
+            for path in (samples / "jetclass" / "train").iterdir():
+                (tmp_path / "in" / f"{number}").mkdir(parents=True, exist_ok=True)
+                (tmp_path / "in" / f"{number}" / path.name).symlink_to(path)
+        words = [str(Path(sys.executable).with_name("jetssl")), "convert", "in", "--recipe"]
+        process = subprocess.Popen(
+            [*words, "jetclass", "--out", "out", "--jobs", "2"],
+            cwd=tmp_path,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.rglob("*.h5")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        names = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in children}
+        os.kill(int(next(pid for pid in names if "spawn_main" in names[pid])), signal.SIGKILL)
+        _, stderr = process.communicate(timeout=60)
+        assert process.returncode == 2, stderr
+        assert "error: a converting process was killed" in stderr
+        assert "Traceback" not in stderr
+
 
 class TestMerge:
     def test_different_recipes(self, jetssl, tmp_path, samples, shared_data):

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -192,6 +193,11 @@ def _run(tasks: list[tuple[Path, Path, Recipe, bool]], jobs: int) -> Iterator[Co
             futures = [pool.submit(convert_file, *task) for task in tasks]
         for future in as_completed(futures):
             yield future.result()
+    except BrokenProcessPool:
+        raise DataError(
+            "a converting process was killed, perhaps for memory; finished files are kept: "
+            "run again, with fewer --jobs"
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)  # the files under way are finished
 

@@ -37,6 +37,7 @@ class Table:
                 chunks=(chunk, *(max(1, n) for n in rows.shape[1:])),
                 compression="lzf",
                 shuffle=True,
+                fletcher32=True,  # a flipped byte is an error, not a number
             )
             return
         data = self._file[name]

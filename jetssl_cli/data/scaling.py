@@ -121,8 +121,6 @@ def fit_scaling(schema: Schema, chunks: Iterable[JetArrays]) -> Scaling:
 def _quantiles(column: NDArray[np.float32]) -> Tensor:
     if len(column) == 0:
         return torch.zeros(NUM_QUANTILES, dtype=torch.float64)
-    percents = (
-        np.linspace(0, 1, NUM_QUANTILES) * 100
-    )  # rounded as in scikit-learn: ties depend on it
+    percents = np.linspace(0, 1, NUM_QUANTILES) * 100  # ties depend on this rounding
     quantiles = np.percentile(column.astype(np.float64), percents)
     return torch.from_numpy(np.maximum.accumulate(quantiles))

@@ -18,10 +18,16 @@ class Objective(nn.Module):
     """
 
     encoder: Encoder
+    classifies: bool = False
+    """It is trained on the labels, and answers with ``logits`` of the classes."""
+
+    def logits(self, batch: JetBatch) -> Float[Tensor, "J C"]:
+        """Logits of the classes, of an objective that classifies."""
+        raise NotImplementedError(type(self).__name__)
 
     def loss(self, batch: JetBatch, rng: torch.Generator) -> dict[str, Float[Tensor, ""]]:
         """The terms to minimise, which the loop adds up. All randomness comes from ``rng``."""
-        raise NotImplementedError
+        raise NotImplementedError(type(self).__name__)
 
     def after_step(self, progress: float) -> None:
         """Called after each optimizer step; ``progress`` runs from 0 to 1 over the run."""

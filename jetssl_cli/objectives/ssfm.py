@@ -31,6 +31,7 @@ from jetssl_cli.config import Strict
 from jetssl_cli.encoder.attention import plan
 from jetssl_cli.encoder.encoder import Encoded, Encoder
 from jetssl_cli.encoder.transformer import Block, Context, fourier, mlp
+from jetssl_cli.errors import ConfigError
 from jetssl_cli.objectives.masking import random_mask
 from jetssl_cli.objectives.objective import Objective
 
@@ -50,7 +51,16 @@ class SSFMConfig(Strict):
     """Frequencies at which the decoder is told the time."""
 
     def build(self, encoder: Encoder) -> SSFM:
-        """Put a decoder on top of the encoder."""
+        """Put a decoder on top of the encoder.
+
+        Raises:
+            ConfigError: the width of the decoder is not a multiple of the encoder's heads.
+        """
+        width, heads = self.decoder_width or encoder.width // 2, encoder.cfg.heads
+        if width % heads:
+            raise ConfigError(
+                f"objective.decoder_width = {width}: must be a multiple of encoder.heads = {heads}"
+            )
         return SSFM(self, encoder)
 
 
@@ -101,9 +111,8 @@ class FlowDecoder(nn.Module):
         self.attention, self.time_features = cfg.attention, time_features
         self.embed = mlp(outputs, cfg.embedding_width, cfg.embedding_width, width)
         self.embed_time = mlp(2 * time_features, cfg.embedding_width, cfg.context_width)
-        heads = min(cfg.heads, width // 8)
         self.blocks = nn.ModuleList(
-            Block(width, heads, cfg.context_width, encoder.width) for _ in range(depth)
+            Block(width, cfg.heads, cfg.context_width, encoder.width) for _ in range(depth)
         )
         self.norm = nn.RMSNorm(width)
         self.out = nn.Linear(width, outputs)

@@ -41,6 +41,8 @@ class SupervisedConfig(Strict):
 class Supervised(Objective):
     """See the top of the module."""
 
+    classifies = True
+
     def __init__(self, cfg: SupervisedConfig, encoder: Encoder, num_classes: int) -> None:
         super().__init__()
         self.cfg = cfg

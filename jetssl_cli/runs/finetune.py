@@ -8,28 +8,24 @@ from typing import Literal
 
 import torch
 
-from jetssl_cli.config import Layer, Strict, load, shipped_file, to_yaml
+from jetssl_cli.config import Layer, load, shipped_file
 from jetssl_cli.data.recipe import Schema
 from jetssl_cli.data.scaling import Scaling
-from jetssl_cli.data.stream import look
 from jetssl_cli.encoder.encoder import EncoderConfig
-from jetssl_cli.errors import RunError
 from jetssl_cli.objectives.supervised import Supervised, SupervisedConfig
 from jetssl_cli.runs import checkpoint
-from jetssl_cli.runs.loaders import DataConfig
-from jetssl_cli.runs.module import JetModule, TrainConfig, fit
+from jetssl_cli.runs.module import TrainConfig
 from jetssl_cli.runs.optim import OptimConfig
 from jetssl_cli.runs.pretrain import PretrainConfig, build_encoder, load_backbone
-from jetssl_cli.runs.tracking import track
+from jetssl_cli.runs.training import RunConfig, read_schema, run
 
 
-class FinetuneConfig(Strict):
+class FinetuneConfig(RunConfig):
     """Everything that defines a finetuning run."""
 
     command: Literal["finetune"] = "finetune"
-    """Tells the kinds of runs apart."""
-    out: Path
-    """Folder of the run."""
+    optim: OptimConfig = OptimConfig(weight_decay=0.01)
+    train: TrainConfig = TrainConfig(steps=20_000)
     backbone: Path
     """Folder of the pretraining run whose encoder is used."""
     random: bool = False
@@ -37,11 +33,6 @@ class FinetuneConfig(Strict):
     encoder: EncoderConfig
     """The encoder of the backbone."""
     objective: SupervisedConfig = SupervisedConfig()
-    data: DataConfig
-    optim: OptimConfig = OptimConfig(weight_decay=0.01)
-    train: TrainConfig = TrainConfig(steps=20_000)
-    tracking: bool = True
-    """Record the run with MLflow."""
 
 
 def load_config(
@@ -81,28 +72,13 @@ def finetune(cfg: FinetuneConfig) -> Path:
         RunError: the data do not fit the backbone, the folder holds a run already, or the
             training had to stop.
     """
-    schema, _ = look(cfg.data.train)
-    if look(cfg.data.val)[0] != schema:
-        raise RunError(f"{cfg.data.val[0]}: has other columns or classes than {cfg.data.train[0]}")
+    schema = read_schema(cfg.data)
     expected = checkpoint.read_schema(cfg.backbone)
     checkpoint.match(schema, expected, str(cfg.data.train[0]), cfg.backbone)
     torch.manual_seed(cfg.train.seed)
     encoder = load_backbone(cfg.backbone, cfg.encoder, schema, trained=not cfg.random)
     objective = cfg.objective.build(encoder, len(schema.classes))
-    checkpoint.begin(cfg.out, cfg, schema)
-    with track(cfg.out.name, cfg.out, enabled=cfg.tracking) as tracker:
-        tracker.params(checkpoint.plain(cfg))
-        tracker.text(checkpoint.CONFIG, to_yaml(cfg))
-        module = JetModule(
-            objective,
-            num_classes=len(schema.classes),
-            optim=cfg.optim,
-            train=cfg.train,
-            tracker=tracker,
-        )
-        fit(module, cfg.data, f"finetune {cfg.out.name}")
-        checkpoint.save(cfg.out / checkpoint.MODEL, objective)
-    return cfg.out
+    return run(cfg, objective, schema, {checkpoint.MODEL: objective})
 
 
 def load_classifier(run: Path) -> tuple[FinetuneConfig, Schema, Supervised]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import time
-import warnings
 from collections import defaultdict
 from typing import Any, Literal
 
@@ -13,16 +11,13 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
 
 from jetssl_cli.batch import JetBatch
 from jetssl_cli.config import Strict
 from jetssl_cli.errors import RunError
 from jetssl_cli.objectives.objective import Objective
-from jetssl_cli.objectives.supervised import Supervised
-from jetssl_cli.progress import Advance, progress
-from jetssl_cli.runs.loaders import DataConfig
+from jetssl_cli.progress import Advance
 from jetssl_cli.runs.optim import OptimConfig
 from jetssl_cli.runs.probe import Probe, effective_rank, feature_std, jet_vectors
 from jetssl_cli.runs.tracking import Tracker
@@ -62,8 +57,8 @@ class JetModule(lightning.LightningModule):
     ) -> None:
         super().__init__()
         self.objective = objective
-        classifies = isinstance(objective, Supervised)
-        self.probe = None if classifies else Probe(objective.exported().width, num_classes)
+        width = objective.exported().width
+        self.probe = None if objective.classifies else Probe(width, num_classes)
         self.accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.optim, self.train_cfg, self.tracker = optim, train, tracker
         self.advance: Advance = lambda *_: None
@@ -145,14 +140,13 @@ class JetModule(lightning.LightningModule):
         for name, value in self.objective.loss(batch, self._val_rng).items():
             self._sums[name] += float(value) * num
         self._sums["jets"] += num
-        encoder = self.objective.exported()
-        if isinstance(self.objective, Supervised):
+        if self.probe is None:
             logits = self.objective.logits(batch)
         else:
-            assert self.probe is not None
-            logits = self.probe(encoder, batch)
+            encoded = self.objective.exported()(batch)
+            logits = self.probe(encoded)
             if sum(map(len, self._vectors)) < JETS_FOR_RANK:
-                self._vectors.append(jet_vectors(encoder(batch)))
+                self._vectors.append(jet_vectors(encoded))
         self.accuracy.update(logits, batch.labels)
 
     def on_validation_epoch_end(self) -> None:
@@ -195,58 +189,3 @@ class JetModule(lightning.LightningModule):
             f"{word} {self.latest[key]:.4f}" for key, word in shown.items() if key in self.latest
         ]
         return "  ".join(parts)
-
-
-def fit(module: JetModule, data: DataConfig, label: str) -> dict[str, float]:
-    """Train, and return the last measurements.
-
-    Raises:
-        RunError: the loss became non-finite; names the step.
-        KeyboardInterrupt: the user interrupted the training.
-    """
-    train = module.train_cfg
-    train_stream, val_stream = data.train_stream(), data.val_stream()
-    precision = train.precision
-    if precision == "auto":
-        precision = "bf16-mixed" if torch.cuda.is_available() else "32"
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="lightning")  # advice about workers and loggers
-        for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-        trainer = lightning.Trainer(
-            max_steps=train.steps,
-            accelerator="auto",
-            devices=1,
-            precision=precision,
-            val_check_interval=min(train.val_every, train.steps),
-            check_val_every_n_epoch=None,
-            num_sanity_val_steps=0,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-        )
-        val_loader = data.once(val_stream)
-        with progress(label, train.steps, "steps") as module.advance:
-            _fit(trainer, module, data.endless(train_stream, train.seed), val_loader)
-        if module.validated_at != train.steps:
-            trainer.validate(module, val_loader, verbose=False)
-    if not torch.isfinite(torch.tensor(list(module.latest.values()))).all():
-        raise RunError(f"the loss is not finite after step {train.steps}; nothing was saved")
-    return module.latest
-
-
-def _fit(
-    trainer: lightning.Trainer,
-    module: JetModule,
-    train: DataLoader[JetBatch],
-    val: DataLoader[JetBatch],
-) -> None:
-    """Fit; an interrupted trainer exits by itself, which is turned back into the interrupt."""
-    try:
-        trainer.fit(module, train, val)
-    except SystemExit:
-        if trainer.interrupted:
-            raise KeyboardInterrupt from None
-        raise

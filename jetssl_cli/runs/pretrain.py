@@ -9,41 +9,29 @@ from typing import Literal
 import torch
 from pydantic import PositiveInt
 
-from jetssl_cli.config import Layer, Strict, load, shipped_file, to_yaml
+from jetssl_cli.config import Layer, load, shipped_file
 from jetssl_cli.data.jagged import JaggedFile, JetArrays
 from jetssl_cli.data.recipe import Schema
 from jetssl_cli.data.scaling import Scaling, fit_scaling
-from jetssl_cli.data.stream import look
 from jetssl_cli.encoder.encoder import Encoder, EncoderConfig
-from jetssl_cli.errors import RunError
 from jetssl_cli.objectives import ObjectiveConfig
 from jetssl_cli.runs import checkpoint
 from jetssl_cli.runs.loaders import DataConfig
-from jetssl_cli.runs.module import JetModule, TrainConfig, fit
-from jetssl_cli.runs.optim import OptimConfig
-from jetssl_cli.runs.tracking import track
+from jetssl_cli.runs.training import RunConfig, read_schema, run
 
 JETS_PER_READ = 10_000
 
 
-class PretrainConfig(Strict):
+class PretrainConfig(RunConfig):
     """Everything that defines a pretraining run."""
 
     command: Literal["pretrain"] = "pretrain"
-    """Tells the kinds of runs apart."""
-    out: Path
-    """Folder of the run."""
     objective: ObjectiveConfig
     """The method."""
     encoder: EncoderConfig = EncoderConfig()
     """The backbone."""
-    data: DataConfig
-    optim: OptimConfig = OptimConfig()
-    train: TrainConfig = TrainConfig()
     scaling_jets: PositiveInt = 1_000_000
     """The scaling of the features is fitted on the first so many training jets."""
-    tracking: bool = True
-    """Record the run with MLflow."""
 
 
 def load_config(
@@ -74,28 +62,13 @@ def pretrain(cfg: PretrainConfig) -> Path:
         DataError: the data cannot be read.
         RunError: the folder holds a run already, or the training had to stop.
     """
-    schema, _ = look(cfg.data.train)
-    if look(cfg.data.val)[0] != schema:
-        raise RunError(f"{cfg.data.val[0]}: has other columns or classes than {cfg.data.train[0]}")
+    schema = read_schema(cfg.data)
     torch.manual_seed(cfg.train.seed)
     most = min(cfg.scaling_jets, cfg.data.num_jets or cfg.scaling_jets)
     scaling = fit_scaling(schema, _head(cfg.data, most))
     objective = cfg.objective.build(build_encoder(cfg.encoder, scaling, schema))
-    checkpoint.begin(cfg.out, cfg, schema)
-    with track(cfg.out.name, cfg.out, enabled=cfg.tracking) as tracker:
-        tracker.params(checkpoint.plain(cfg))
-        tracker.text(checkpoint.CONFIG, to_yaml(cfg))
-        module = JetModule(
-            objective,
-            num_classes=len(schema.classes),
-            optim=cfg.optim,
-            train=cfg.train,
-            tracker=tracker,
-        )
-        fit(module, cfg.data, f"pretrain {cfg.objective.name}")
-        checkpoint.save(cfg.out / checkpoint.MODEL, objective)
-        checkpoint.save(cfg.out / checkpoint.BACKBONE, objective.exported())
-    return cfg.out
+    weights = {checkpoint.MODEL: objective, checkpoint.BACKBONE: objective.exported()}
+    return run(cfg, objective, schema, weights)
 
 
 def build_encoder(cfg: EncoderConfig, scaling: Scaling, schema: Schema) -> Encoder:

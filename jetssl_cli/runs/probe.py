@@ -21,16 +21,17 @@ class Probe(nn.Module):
         super().__init__()
         self.pool = PoolConfig(dropout=0.0).build(encoder_width, num_classes)
 
-    def forward(self, encoder: Encoder, batch: JetBatch) -> Float[Tensor, "J C"]:
-        """Logits of the classes; no gradient reaches the encoder."""
-        with torch.no_grad():
-            encoded = encoder(batch)
+    def forward(self, encoded: Encoded) -> Float[Tensor, "J C"]:
+        """Logits of the classes."""
+        assert not encoded.tokens.requires_grad, "the encoder must not feel the probe"
         logits: Tensor = self.pool(encoded)
         return logits
 
     def loss(self, encoder: Encoder, batch: JetBatch) -> Float[Tensor, ""]:
-        """Cross-entropy of the labels."""
-        return cross_entropy(self(encoder, batch).float(), batch.labels)
+        """Cross-entropy of the labels; no gradient reaches the encoder."""
+        with torch.no_grad():
+            encoded = encoder(batch)
+        return cross_entropy(self(encoded).float(), batch.labels)
 
 
 def jet_vectors(encoded: Encoded) -> Float[Tensor, "J D"]:

@@ -293,3 +293,25 @@ def test_find_names_each_file_once_in_one_order(tmp_path: Path) -> None:
         find([tmp_path / "b", tmp_path / "c"], "*.h5")
     with pytest.raises(DataError, match="absent: no such file or folder"):
         find([tmp_path / "absent"], "*.h5")
+
+
+def test_a_flipped_byte_is_noticed(tmp_path, jagged):
+    """Wherever it lies: the file is refused, or what is read is what was written."""
+    whole = (jagged / "val.h5").read_bytes()
+    with JaggedFile(jagged / "val.h5") as file:
+        wanted = file.read()
+    refused = 0
+    for place in np.random.default_rng(0).integers(len(whole), size=60):
+        spoiled = bytearray(whole)
+        spoiled[place] ^= 0xFF
+        path = tmp_path / "spoiled.h5"
+        path.write_bytes(spoiled)
+        try:
+            with JaggedFile(path) as file:
+                found = file.read()
+        except DataError:
+            refused += 1
+            continue
+        for name in ("features", "ids", "sizes", "jets", "labels"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name))
+    assert refused > 20

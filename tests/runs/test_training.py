@@ -10,12 +10,14 @@ import torch
 from reference.jets import SIZES, random_batch, tiny_config, tiny_encoder
 from safetensors.torch import load_file
 
+from jetssl_cli.data.convert import ConvertConfig, convert
+from jetssl_cli.data.recipe import load_recipe
 from jetssl_cli.data.scaling import fit_scaling
 from jetssl_cli.encoder.pool import PoolConfig
-from jetssl_cli.errors import RunError
+from jetssl_cli.errors import DataError, RunError
 from jetssl_cli.objectives.ssfm import SSFM, SSFMConfig
 from jetssl_cli.objectives.supervised import Supervised, SupervisedConfig
-from jetssl_cli.runs import checkpoint
+from jetssl_cli.runs import checkpoint, training
 from jetssl_cli.runs import pretrain as pretrain_module
 from jetssl_cli.runs.finetune import FinetuneConfig, finetune, load_classifier
 from jetssl_cli.runs.loaders import DataConfig
@@ -307,18 +309,16 @@ def test_one_step_of_training_is_one_step_of_adamw(jagged, tmp_path, monkeypatch
         torch.testing.assert_close(value, objective.state_dict()[key], rtol=1e-6, atol=1e-7)
 
 
-def test_train_and_validation_data_must_agree(jagged, tmp_path, monkeypatch):
-    look = pretrain_module.look
-
-    def other(files):
-        schema, sizes = look(files)
-        if "val" in files[0].name:
-            schema = schema.model_copy(update={"classes": ("a", "b")})
-        return schema, sizes
-
-    monkeypatch.setattr(pretrain_module, "look", other)
-    with pytest.raises(RunError, match=r"val\.h5: has other columns or classes than .*train\.h5"):
-        run_pretrain(jagged, tmp_path / "run")
+def test_train_and_validation_data_must_agree(jagged, samples, tmp_path):
+    recipe = load_recipe("jetclass")
+    jets = {name: column for name, column in recipe.jets.items() if name != "jet_sdmass"}
+    other = recipe.model_copy(update={"jets": jets})
+    source = samples / "jetclass" / "val" / "HToBB_120.root"
+    convert(ConvertConfig(sources=(source,), recipe=other, out=tmp_path))
+    data = DataConfig(train=jagged / "train.h5", val=tmp_path / "HToBB_120.h5")
+    cfg = PretrainConfig(out=tmp_path / "run", objective=SSFMConfig(), data=data)
+    with pytest.raises(DataError, match=r"HToBB_120\.h5: has other columns .*train\.h5"):
+        pretrain(cfg)
     assert not (tmp_path / "run").exists()
 
 
@@ -405,7 +405,7 @@ def test_other_kinds_of_runs_are_refused(jagged, backbone, tmp_path):
 
 
 def test_a_folder_in_use_is_refused_before_training(jagged, backbone, monkeypatch):
-    monkeypatch.setattr(pretrain_module, "fit", lambda *_: pytest.fail("it trained"))
+    monkeypatch.setattr(training, "_fit", lambda *_: pytest.fail("it trained"))
     before = {file: file.read_bytes() for file in backbone.iterdir()}
     with pytest.raises(RunError, match="is there already"):
         run_pretrain(jagged, backbone)

@@ -11,13 +11,7 @@ from beartype.roar import BeartypeDecorHintPep585DeprecationWarning
 
 
 def check(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``beartype`` for a function by itself, which cannot know which class ``Self`` means."""
-    hints = function.__annotations__
-    function.__annotations__ = {
-        name: hint for name, hint in hints.items() if "Self" not in str(hint)
-    }
+    """``beartype``, silent about the deprecated hints of torch's base classes."""
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", BeartypeDecorHintPep585DeprecationWarning
-        )  # of torch's bases
+        warnings.simplefilter("ignore", BeartypeDecorHintPep585DeprecationWarning)
         return beartype(function)

@@ -1,0 +1,126 @@
+"""What pretraining and finetuning share: one run, from its config to its folder."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import lightning
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from jetssl_cli.batch import JetBatch
+from jetssl_cli.config import Strict, to_yaml
+from jetssl_cli.data.recipe import Schema
+from jetssl_cli.data.stream import look
+from jetssl_cli.errors import RunError
+from jetssl_cli.objectives.objective import Objective
+from jetssl_cli.progress import progress
+from jetssl_cli.runs import checkpoint
+from jetssl_cli.runs.loaders import DataConfig
+from jetssl_cli.runs.module import JetModule, TrainConfig
+from jetssl_cli.runs.optim import OptimConfig
+from jetssl_cli.runs.tracking import track
+
+
+class RunConfig(Strict):
+    """What every training run is defined by."""
+
+    command: str
+    """Tells the kinds of runs apart."""
+    out: Path
+    """Folder of the run."""
+    data: DataConfig
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    tracking: bool = True
+    """Record the run with MLflow."""
+
+
+def read_schema(data: DataConfig) -> Schema:
+    """What the columns of the data mean.
+
+    Raises:
+        DataError: a file cannot be read, or files do not fit together.
+    """
+    schema, _ = look([*data.train, *data.val])
+    return schema
+
+
+def run(
+    cfg: RunConfig, objective: Objective, schema: Schema, weights: Mapping[str, nn.Module]
+) -> Path:
+    """Train an objective in a new run folder, and save ``weights`` (file name -> module) there.
+
+    Raises:
+        DataError: the data cannot be read.
+        RunError: the folder holds a run already, or the loss became non-finite.
+        KeyboardInterrupt: the user interrupted the training.
+    """
+    checkpoint.begin(cfg.out, cfg, schema)
+    with track(cfg.out.name, cfg.out, enabled=cfg.tracking) as tracker:
+        tracker.params(checkpoint.plain(cfg))
+        tracker.text(checkpoint.CONFIG, to_yaml(cfg))
+        module = JetModule(
+            objective,
+            num_classes=len(schema.classes),
+            optim=cfg.optim,
+            train=cfg.train,
+            tracker=tracker,
+        )
+        _fit(module, cfg.data, f"{cfg.command} {cfg.out.name}")
+        for name, trained in weights.items():
+            checkpoint.save(cfg.out / name, trained)
+    return cfg.out
+
+
+def _fit(module: JetModule, data: DataConfig, label: str) -> None:
+    train = module.train_cfg
+    train_stream, val_stream = data.train_stream(), data.val_stream()
+    precision = train.precision
+    if precision == "auto":
+        precision = "bf16-mixed" if torch.cuda.is_available() else "32"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")  # advice about workers and loggers
+        for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        trainer = lightning.Trainer(
+            max_steps=train.steps,
+            accelerator="auto",
+            devices=1,
+            precision=precision,
+            val_check_interval=min(train.val_every, train.steps),
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+        val_loader = data.once(val_stream)
+        with progress(label, train.steps, "steps") as module.advance:
+            _train(trainer, module, data.endless(train_stream, train.seed), val_loader)
+            if module.validated_at != train.steps:
+                trainer.validate(module, val_loader, verbose=False)
+    if not all(map(math.isfinite, module.latest.values())):
+        raise RunError(f"the loss is not finite after step {train.steps}; nothing was saved")
+
+
+def _train(
+    trainer: lightning.Trainer,
+    module: JetModule,
+    train: DataLoader[JetBatch],
+    val: DataLoader[JetBatch],
+) -> None:
+    """Fit; an interrupted trainer exits by itself, which is turned back into the interrupt."""
+    try:
+        trainer.fit(module, train, val)
+    except SystemExit:
+        if trainer.interrupted:
+            raise KeyboardInterrupt from None
+        raise
