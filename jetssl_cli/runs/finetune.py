@@ -14,10 +14,9 @@ from jetssl_cli.data.scaling import Scaling
 from jetssl_cli.encoder.encoder import EncoderConfig
 from jetssl_cli.objectives.supervised import Supervised, SupervisedConfig
 from jetssl_cli.runs import checkpoint
-from jetssl_cli.runs.module import TrainConfig
 from jetssl_cli.runs.optim import OptimConfig
 from jetssl_cli.runs.pretrain import PretrainConfig, build_encoder, load_backbone
-from jetssl_cli.runs.training import RunConfig, read_schema, run
+from jetssl_cli.runs.training import RunConfig, TrainConfig, read_schema, run
 
 
 class FinetuneConfig(RunConfig):

@@ -4,43 +4,25 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from typing import Any, Literal
+from typing import Any
 
 import lightning
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from jetssl_cli.batch import JetBatch
-from jetssl_cli.config import Strict
 from jetssl_cli.errors import RunError
 from jetssl_cli.objectives.objective import Objective
 from jetssl_cli.progress import Advance
 from jetssl_cli.runs.optim import OptimConfig
 from jetssl_cli.runs.probe import Probe, effective_rank, feature_std, jet_vectors
 from jetssl_cli.runs.tracking import Tracker
+from jetssl_cli.runs.training import TrainConfig
 
 JETS_FOR_RANK = 5_000
 """Signs of collapse are measured on so many validation jets."""
-
-
-class TrainConfig(Strict):
-    """Settings of the training loop."""
-
-    steps: PositiveInt = 100_000
-    """Optimizer steps."""
-    val_every: PositiveInt = 1000
-    """Steps between validations."""
-    log_every: PositiveInt = 10
-    """Steps between two records of the training loss."""
-    probe_every: PositiveInt = 50
-    """Steps between two steps of the probe (pretraining only)."""
-    precision: Literal["auto", "32", "bf16-mixed"] = "auto"
-    """Arithmetic; auto is bf16-mixed on CUDA and 32 elsewhere."""
-    seed: NonNegativeInt = 0
-    """Seed of the weights, the order of the data and all randomness of the method."""
 
 
 class JetModule(lightning.LightningModule):

@@ -1,4 +1,8 @@
-"""What pretraining and finetuning share: one run, from its config to its folder."""
+"""What pretraining and finetuning share: one run, from its config to its folder.
+
+Lightning takes seconds to import, so it is imported when a training begins: a wrong setting is
+told at once, and an export does without it.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,10 @@ import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-import lightning
 import torch
+from pydantic import NonNegativeInt, PositiveInt
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -22,9 +27,30 @@ from jetssl_cli.objectives.objective import Objective
 from jetssl_cli.progress import progress
 from jetssl_cli.runs import checkpoint
 from jetssl_cli.runs.loaders import DataConfig
-from jetssl_cli.runs.module import JetModule, TrainConfig
 from jetssl_cli.runs.optim import OptimConfig
 from jetssl_cli.runs.tracking import track
+
+if TYPE_CHECKING:
+    import lightning
+
+    from jetssl_cli.runs.module import JetModule
+
+
+class TrainConfig(Strict):
+    """Settings of the training loop."""
+
+    steps: PositiveInt = 100_000
+    """Optimizer steps."""
+    val_every: PositiveInt = 1000
+    """Steps between validations."""
+    log_every: PositiveInt = 10
+    """Steps between two records of the training loss."""
+    probe_every: PositiveInt = 50
+    """Steps between two steps of the probe (pretraining only)."""
+    precision: Literal["auto", "32", "bf16-mixed"] = "auto"
+    """Arithmetic; auto is bf16-mixed on CUDA and 32 elsewhere."""
+    seed: NonNegativeInt = 0
+    """Seed of the weights, the order of the data and all randomness of the method."""
 
 
 class RunConfig(Strict):
@@ -61,6 +87,8 @@ def run(
         RunError: the folder holds a run already, or the loss became non-finite.
         KeyboardInterrupt: the user interrupted the training.
     """
+    from jetssl_cli.runs.module import JetModule
+
     checkpoint.begin(cfg.out, cfg, schema)
     with track(cfg.out.name, cfg.out, enabled=cfg.tracking) as tracker:
         tracker.params(checkpoint.plain(cfg))
@@ -79,6 +107,8 @@ def run(
 
 
 def _fit(module: JetModule, data: DataConfig, label: str) -> None:
+    import lightning
+
     train = module.train_cfg
     train_stream, val_stream = data.train_stream(), data.val_stream()
     precision = train.precision

@@ -21,10 +21,11 @@ from jetssl_cli.runs import checkpoint, training
 from jetssl_cli.runs import pretrain as pretrain_module
 from jetssl_cli.runs.finetune import FinetuneConfig, finetune, load_classifier
 from jetssl_cli.runs.loaders import DataConfig
-from jetssl_cli.runs.module import JetModule, TrainConfig
+from jetssl_cli.runs.module import JetModule
 from jetssl_cli.runs.optim import OptimConfig
 from jetssl_cli.runs.pretrain import PretrainConfig, pretrain
 from jetssl_cli.runs.tracking import METRICS, Tracker
+from jetssl_cli.runs.training import TrainConfig
 
 STEPS = 6
 

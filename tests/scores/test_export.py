@@ -18,9 +18,9 @@ from jetssl_cli.objectives.ssfm import SSFMConfig
 from jetssl_cli.objectives.supervised import SupervisedConfig
 from jetssl_cli.runs.finetune import FinetuneConfig, finetune, load_classifier
 from jetssl_cli.runs.loaders import DataConfig
-from jetssl_cli.runs.module import TrainConfig
 from jetssl_cli.runs.optim import OptimConfig
 from jetssl_cli.runs.pretrain import PretrainConfig, pretrain
+from jetssl_cli.runs.training import TrainConfig
 from jetssl_cli.scores.export import ExportConfig, export
 from jetssl_cli.scores.scorefile import read_scores
 
