@@ -210,9 +210,9 @@ def evaluate(
     """Print one row per score file: accuracy, AUC and background rejections."""
     from jetssl_cli.scores.evaluate import EvaluateConfig
     from jetssl_cli.scores.evaluate import evaluate as run
-    from jetssl_cli.scores.tables import render
+    from jetssl_cli.scores.tables import check_format, render
 
-    render([], format=fmt)  # an unknown format is refused before any work
+    check_format(fmt)  # before any work
     table = render(run(EvaluateConfig(scores=tuple(scores), out=out)), format=fmt)
     if isinstance(table, str):
         typer.echo(table, nl=False)

@@ -223,6 +223,7 @@ def test_evaluate_refuses_an_unknown_format(jetssl, tmp_path):
     refused(done, tmp_path, "'jsn'", "did you mean 'json'?")
 
 
+OFF = "tracking=false"
 TINY = ("encoder.width=16", "encoder.depth=1", "encoder.heads=2", "encoder.registers=2")
 
 
@@ -241,7 +242,8 @@ def test_the_whole_road(jetssl, tmp_path, samples):
         do("merge", f"each/{split}", "--out", f"{split}.h5", "--seed", 1)
     data = ("--train", "train.h5", "--val", "val.h5", "--steps", 4)
     do("pretrain", "--method", "ssfm", "--size", "tiny", *data, "--out", "ssfm", *TINY)
-    for name, words in {"frozen": ["--frozen"], "full": [], "random": ["--random"]}.items():
+    modes = {"frozen": ["--frozen"], "full": [OFF], "random": ["--random", OFF]}
+    for name, words in modes.items():
         do("finetune", "--backbone", "ssfm", *data, "--out", name, *words)
         do("export", name, "--data", "test.h5", "--out", f"{name}.h5")
     rows = json.loads(
@@ -269,9 +271,9 @@ def test_the_whole_road(jetssl, tmp_path, samples):
         "table.json",
         "table.tex",
     }
-    table = do("evaluate", "frozen.h5", "full.h5", "random.h5")
-    assert "frozen" in table
-    assert "random" in table
+    for form, sign in {"rich": "±", "markdown": "|", "csv": ",", "latex": "&"}.items():
+        table = do("evaluate", "frozen.h5", "random.h5", "--format", form)
+        assert all(word in table for word in ("frozen", "random", sign))
     assert not list(tmp_path.rglob("*.partial"))
 
     # a second run into the same folder is refused and changes nothing

@@ -64,17 +64,26 @@ class ScoreTable:
         yield from (Text(note, style="dim") for note in self._notes)
 
 
+def check_format(name: str) -> None:
+    """Refuse a format that there is not.
+
+    Raises:
+        ConfigError: names the nearest.
+    """
+    if name not in FORMATS:
+        raise ConfigError(f"no table format {name!r}; {suggest(name, FORMATS)}")
+
+
 def render(rows: Sequence[Row], *, format: str) -> str | ScoreTable:
     """Render rows in one of ``FORMATS``; "rich" gives something for a rich Console to print.
 
     Raises:
         ConfigError: there is no such format.
     """
+    check_format(format)
     if format == "rich":
         return ScoreTable(rows)
     writers = {"markdown": to_markdown, "csv": to_csv, "json": to_json, "latex": to_latex}
-    if format not in writers:
-        raise ConfigError(f"no table format {format!r}; {suggest(format, FORMATS)}")
     return writers[format](rows)
 
 
