@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,7 +16,10 @@ import awkward as ak
 import h5py
 import numpy as np
 import pytest
+import typer
 import uproot
+
+from jetssl_cli.cli import app
 
 COMMANDS = ("convert", "merge", "pretrain", "finetune", "export", "evaluate")
 HEAVY = ("torch", "lightning", "mlflow", "uproot", "awkward", "h5py", "sklearn", "matplotlib")
@@ -43,6 +47,34 @@ def test_each_command_explains_every_option_and_shows_an_example(jetssl, command
     assert options
     for line in options:
         assert len(line.strip("│ ").split("  ")) > 1, f"no help: {line}"
+
+
+def commands_of(page):
+    """The jetssl commands of a page, without comments; a backslash continues a line."""
+    text = re.sub(r"\\\n\s*", " ", page.read_text(encoding="utf-8"))
+    return [
+        line for line in text.splitlines() if re.match(r"(\.venv/bin/)?jetssl \w", line.strip())
+    ]
+
+
+@pytest.mark.parametrize("page", ["README.md", "Makefile"])
+def test_documented_commands_are_understood(page):
+    """Every command that a page shows has only options that exist, and all that are required."""
+    root = Path(__file__).parent.parent
+    group = typer.main.get_command(app)
+    if page == "Makefile":
+        plain = subprocess.run(
+            ["make", "--dry-run", "demo"], cwd=root, capture_output=True, text=True, check=True
+        ).stdout.replace("\\\n", " ")
+        lines = [line for line in plain.splitlines() if "bin/jetssl " in line]
+        assert len(lines) == 10
+    else:
+        lines = commands_of(root / page)
+        assert len(lines) >= 10
+    for line in lines:
+        _, name, *words = shlex.split(line, comments=True)
+        if name in group.commands:
+            group.commands[name].make_context(name, words)
 
 
 def refused(done, tmp_path, *words, kept=()):
