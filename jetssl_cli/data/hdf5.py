@@ -65,6 +65,7 @@ def create(path: Path, kind: str, version: int) -> Iterator[Table]:
         DataError: the file cannot be written.
     """
     partial = path.with_name(f".{path.name}.partial")
+    made = [folder for folder in path.parents if not folder.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with h5py.File(partial, "w") as file:
@@ -77,6 +78,9 @@ def create(path: Path, kind: str, version: int) -> Iterator[Table]:
     finally:
         with suppress(OSError):  # there is none, or no folder for it
             partial.unlink()
+        with suppress(OSError):  # folders made for a file that did not come about
+            for folder in made:
+                folder.rmdir()
 
 
 def open_complete(path: Path, kind: str, version: int) -> h5py.File:
