@@ -96,20 +96,38 @@ def convert(
 @app.command(
     epilog="Examples:\n\n"
     "jetssl merge data/train --out data/train.h5\n\n"
-    "jetssl merge a.h5 b.h5 --out both.h5 --seed 1"
+    "jetssl merge data/train --out small.h5 --num-jets 100000 --balance --memory 500MiB"
 )
 def merge(
     sources: Sources,
     out: Annotated[Path, typer.Option(metavar="FILE", help="The merged file.")],
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of the shuffle.")] = 0,
+    memory: Annotated[
+        str, typer.Option(metavar="SIZE", help="Most memory to use, such as 500MiB.")
+    ] = "2GiB",
+    num_jets: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="Keep so many jets, drawn at random.", show_default=False
+        ),
+    ] = None,
+    balance: Annotated[
+        bool, typer.Option("--balance", help="Keep equally many jets of each class.")
+    ] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Merge jagged files into one, its jets in random order (held in memory meanwhile)."""
+    """Merge jagged files into one, its jets in random order; the files may exceed the memory."""
+    from jetssl_cli.config import load
     from jetssl_cli.data.merge import MergeConfig
     from jetssl_cli.data.merge import merge as run
 
-    report = run(MergeConfig(sources=tuple(sources), out=out, seed=seed, overwrite=overwrite))
-    typer.echo(f"{report.out}: {report.num_jets:,} jets of {report.num_files} files, shuffled")
+    settings = {"seed": seed, "memory": memory, "num_jets": num_jets, "balance": balance}
+    files = {"sources": sources, "out": out, "overwrite": overwrite}
+    report = run(load(MergeConfig, [Layer("the command line", settings | files)]))
+    typer.echo(
+        f"{report.out}: {report.num_jets:,} jets of {report.num_files} files, shuffled in "
+        f"{report.buckets} parts, checksum {report.checksum}"
+    )
 
 
 @app.command(

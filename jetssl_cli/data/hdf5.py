@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,9 @@ class Table:
 
 
 @contextmanager
-def create(path: Path, kind: str, version: int) -> Iterator[Table]:
+def create(
+    path: Path, kind: str, version: int, verify: Callable[[Path], None] | None = None
+) -> Iterator[Table]:
     """Write an HDF5 file that appears under ``path`` only when it is complete.
 
     It is written beside its place under a temporary name; whatever goes wrong, no part of a file
@@ -72,6 +74,8 @@ def create(path: Path, kind: str, version: int) -> Iterator[Table]:
             yield Table(file)
             file.attrs.update({"format": kind, "version": version})
             file.attrs["complete"] = True
+        if verify is not None:
+            verify(partial)
         partial.replace(path)
     except OSError as err:
         raise DataError(f"{path}: cannot be written: {_reason(err)}") from None

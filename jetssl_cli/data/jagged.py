@@ -10,7 +10,7 @@ precision, complete (written last)
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,6 +28,8 @@ from jetssl_cli.errors import DataError
 
 KIND = "jetssl-jagged"
 VERSION = 1
+FIELDS = ("features", "ids", "sizes", "jets", "labels")
+"""The arrays that jets consist of."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,18 @@ class JetArrays:
             self.features[rows], self.ids[rows], sizes, self.jets[order], self.labels[order]
         )
 
+    def slice(self, start: int, stop: int) -> JetArrays:
+        """The jets ``start:stop``, without a copy."""
+        rows = slice(self.offsets[start], self.offsets[stop])
+        jets = slice(start, stop)
+        return JetArrays(
+            self.features[rows],
+            self.ids[rows],
+            self.sizes[jets],
+            self.jets[jets],
+            self.labels[jets],
+        )
+
     def first(self, most: int) -> JetArrays:
         """The same jets with at most the first ``most`` constituents of each."""
         if not len(self) or self.sizes.max() <= most:
@@ -76,8 +90,7 @@ def concatenate(parts: Sequence[JetArrays]) -> JetArrays:
     """All jets of the parts, one part after the other."""
     if len(parts) == 1:
         return parts[0]
-    fields = ("features", "ids", "sizes", "jets", "labels")
-    return JetArrays(*(np.concatenate([getattr(part, name) for part in parts]) for name in fields))
+    return JetArrays(*(np.concatenate([getattr(part, name) for part in parts]) for name in FIELDS))
 
 
 class JaggedWriter:
@@ -99,9 +112,17 @@ class JaggedWriter:
 
 
 @contextmanager
-def write(path: Path, recipe: Recipe, sources: list[str]) -> Iterator[JaggedWriter]:
-    """Write a data file; it appears under ``path`` only when the block ends without an error."""
-    with create(path, KIND, VERSION) as table:
+def write(
+    path: Path,
+    recipe: Recipe,
+    sources: list[str],
+    verify: Callable[[Path], None] | None = None,
+) -> Iterator[JaggedWriter]:
+    """Write a data file; it appears under ``path`` only when the block ends without an error.
+
+    ``verify`` is given the complete file before it appears, and may refuse it.
+    """
+    with create(path, KIND, VERSION, verify) as table:
         table.describe(
             {
                 "recipe": to_yaml(recipe),
@@ -164,6 +185,25 @@ class JaggedFile:
         """The files that the jets come from."""
         with readable(self.path):
             return [str(name) for name in self._file["sources"].asstr()[:]]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that all jets take in memory."""
+        with readable(self.path):
+            names = ("constituents/features", "constituents/id", "jets/features", "jets/labels")
+            return 8 * self.num_jets + sum(int(self._file[name].nbytes) for name in names)
+
+    def labels(self) -> NDArray[np.int16]:
+        """The class of every jet.
+
+        Raises:
+            DataError: a label is not the index of a class.
+        """
+        with readable(self.path):
+            labels: NDArray[np.int16] = self._file["jets/labels"][:]
+        if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.schema.classes):
+            raise DataError(f"{self.path}: damaged: a label is not the index of a class")
+        return labels
 
     def read(self, start: int = 0, stop: int | None = None) -> JetArrays:
         """Read the jets ``start:stop`` (one contiguous slice per array)."""

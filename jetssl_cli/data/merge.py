@@ -1,18 +1,28 @@
-"""``jetssl merge``: several jagged files to one, uniformly shuffled."""
+"""``jetssl merge``: several jagged files to one, uniformly shuffled, in bounded memory."""
 
 from __future__ import annotations
 
+import math
+import resource
+import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from pydantic import NonNegativeInt
+from numpy.typing import NDArray
+from pydantic import ByteSize, NonNegativeInt, PositiveInt
 
 from jetssl_cli.config import Strict, to_yaml
-from jetssl_cli.data.jagged import JaggedFile, JetArrays, concatenate, find, write
+from jetssl_cli.data.jagged import JaggedFile, JaggedWriter, JetArrays, find, write
+from jetssl_cli.data.recipe import Recipe
+from jetssl_cli.data.shuffle import Buckets, Subset, checksum
 from jetssl_cli.errors import DataError
 from jetssl_cli.progress import progress
 
-JETS_PER_WRITE = 10_000
+LEAST_BUDGET = 16 * 2**20
+"""Bytes for jets below which shuffling would be all overhead."""
 
 
 class MergeConfig(Strict):
@@ -24,6 +34,12 @@ class MergeConfig(Strict):
     """The merged file."""
     seed: NonNegativeInt = 0
     """Seed of the shuffle."""
+    memory: ByteSize = ByteSize(2 * 2**30)
+    """Most memory that the process may use."""
+    num_jets: PositiveInt | None = None
+    """Keep so many jets, drawn uniformly."""
+    balance: bool = False
+    """Keep equally many jets of each class."""
     overwrite: bool = False
     """Replace the merged file if it is there already."""
 
@@ -34,42 +50,175 @@ class MergeReport(Strict):
     out: Path
     num_files: int
     num_jets: int
+    buckets: int
+    """Parts into which the shuffle was split to fit in memory."""
+    checksum: str
+    """Of the jets that went in, and of those that came out."""
+
+
+class _Inputs:
+    """The files to merge, checked to fit together."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = paths
+        self.sources: list[str] = []
+        with JaggedFile(paths[0]) as first:
+            self.recipe: Recipe = first.recipe
+        self.per_class = np.zeros(len(self.recipe.labels.classes), np.int64)
+        self.num_bytes = 0
+        for path in paths:
+            with JaggedFile(path) as file:
+                if to_yaml(file.recipe) != to_yaml(self.recipe):
+                    raise DataError(
+                        f"{path}: was made with the recipe {file.recipe.name!r}, {paths[0]} with "
+                        f"{self.recipe.name!r} or another version of it; they cannot be merged"
+                    )
+                self.sources += file.sources
+                self.num_bytes += file.num_bytes
+                self.per_class += np.bincount(file.labels(), minlength=len(self.per_class))
+
+    @property
+    def num_jets(self) -> int:
+        return int(self.per_class.sum())
 
 
 def merge(cfg: MergeConfig) -> MergeReport:
-    """Write all jets of the sources in one uniformly random order, given by the seed.
+    """Write all jets of the sources, or a subset of them, in one uniformly random order.
 
-    The result does not depend on the order in which the sources are named. The jets are held in
-    memory while they are shuffled.
+    Each jet goes to a random bucket on disk; then each bucket is shuffled in memory and appended to
+    the output: the order is that of independent random numbers, so every permutation is equally
+    likely. The result depends on the seed, not on the order in which the sources are named. The
+    jets that came out are read back and compared with those that went in.
 
     Raises:
-        DataError: no sources, sources of different recipes, or the output is there already.
+        DataError: no sources, sources of different recipes, too few jets, too little memory or
+            disk, the output is there already, or what came out is not what went in.
     """
     paths = find(cfg.sources, "*.h5")
     if cfg.out.resolve() in {path.resolve() for path in paths}:
         raise DataError(f"{cfg.out}: is one of the sources; choose another name")
     if cfg.out.exists() and not cfg.overwrite:
         raise DataError(f"{cfg.out}: is there already; choose another name or --overwrite")
-    parts: list[JetArrays] = []
-    sources: list[str] = []
-    with JaggedFile(paths[0]) as first:
-        recipe = first.recipe
-    with progress("read", len(paths), "files") as advance:
-        for path in paths:
+    inputs = _Inputs(paths)
+    wanted = _wanted(inputs, cfg)
+    count, jets_per_read = _split(inputs, int(wanted.sum()), cfg.memory)
+    buckets = Buckets(cfg.out.with_name(f".{cfg.out.name}.buckets"), count)
+    try:
+        total = _scatter(inputs, wanted, buckets, jets_per_read, cfg)
+        verify = partial(_verify, total=total, jets_per_read=jets_per_read)
+        with write(cfg.out, inputs.recipe, inputs.sources, verify) as writer:
+            _gather(buckets, writer, total, jets_per_read, cfg)
+    except OSError as err:
+        raise DataError(f"{cfg.out}: cannot be written: {err}") from None
+    finally:
+        buckets.remove()
+    return MergeReport(
+        out=cfg.out,
+        num_files=len(paths),
+        num_jets=total.jets,
+        buckets=count,
+        checksum=f"{total.checksum:016x}",
+    )
+
+
+class _Total(NamedTuple):
+    """How many jets, and their checksum."""
+
+    jets: int
+    checksum: int
+
+    def plus(self, jets: JetArrays) -> _Total:
+        return _Total(self.jets + len(jets), (self.checksum + checksum(jets)) % 2**64)
+
+
+def _wanted(inputs: _Inputs, cfg: MergeConfig) -> NDArray[np.int64]:
+    """Jets to keep of each class when balancing; else one number."""
+    if not cfg.balance:
+        most = cfg.num_jets or inputs.num_jets
+        if most > inputs.num_jets:
+            raise DataError(f"--num-jets {most}: the sources hold {inputs.num_jets} jets")
+        return np.array([most])
+    present = inputs.per_class > 0
+    share = int(inputs.per_class[present].min())
+    if cfg.num_jets is not None:
+        asked = cfg.num_jets // int(present.sum())
+        if not 0 < asked <= share:
+            raise DataError(
+                f"--num-jets {cfg.num_jets} --balance: {asked} jets of each class; the sources "
+                f"have between 1 and {share} of each"
+            )
+        share = asked
+    return np.where(present, share, 0)
+
+
+def _split(inputs: _Inputs, num_jets: int, memory: int) -> tuple[int, int]:
+    """Number of buckets, and jets to read at once, so that the memory suffices.
+
+    A bucket is held twice while it is gathered, a piece that is read about eight times while it is
+    scattered; both with room for fluctuations.
+    """
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    used *= 1 if sys.platform == "darwin" else 1024
+    budget = memory - used
+    if budget < LEAST_BUDGET:
+        least = math.ceil((used + LEAST_BUDGET) / 2**20)
+        raise DataError(f"--memory {memory / 2**20:.0f}MiB: at least {least}MiB are needed")
+    bytes_per_jet = inputs.num_bytes / max(inputs.num_jets, 1)
+    count = math.ceil(3.5 * bytes_per_jet * num_jets / budget)
+    return max(count, 1), min(max(int(budget / 10 / bytes_per_jet), 100), 20_000)
+
+
+def _scatter(
+    inputs: _Inputs,
+    wanted: NDArray[np.int64],
+    buckets: Buckets,
+    jets_per_read: int,
+    cfg: MergeConfig,
+) -> _Total:
+    choice, place = (np.random.default_rng((cfg.seed, stream)) for stream in (0, 1))
+    present = inputs.per_class if cfg.balance else np.array([inputs.num_jets])
+    subset = Subset(present, wanted)
+    total = _Total(0, 0)
+    with progress("scatter", inputs.num_jets, "jets") as advance:
+        for path in inputs.paths:
             with JaggedFile(path) as file:
-                if to_yaml(file.recipe) != to_yaml(recipe):
-                    raise DataError(
-                        f"{path}: was made with the recipe {file.recipe.name!r}, {paths[0]} with "
-                        f"{recipe.name!r} or another version of it; they cannot be merged"
-                    )
-                parts.append(file.read())
-                sources += file.sources
-            advance(1)
-    jets = concatenate(parts)
-    order = np.random.default_rng(cfg.seed).permutation(len(jets))
-    with write(cfg.out, recipe, sources) as writer, progress("write", len(jets), "jets") as advance:
-        for start in range(0, len(jets), JETS_PER_WRITE):
-            chunk = jets.take(order[start : start + JETS_PER_WRITE])
-            writer.append(chunk)
-            advance(len(chunk))
-    return MergeReport(out=cfg.out, num_files=len(paths), num_jets=len(jets))
+                for jets in file.chunks(jets_per_read):
+                    strata = jets.labels.astype(np.int64) * cfg.balance
+                    chosen = jets.take(subset.draw(strata, choice))
+                    buckets.scatter(chosen, place)
+                    total = total.plus(chosen)
+                    advance(len(jets))
+    return total
+
+
+def _gather(
+    buckets: Buckets, writer: JaggedWriter, total: _Total, jets_per_write: int, cfg: MergeConfig
+) -> None:
+    with progress("gather", total.jets, "jets") as advance:
+        for index in range(buckets.count):
+            jets = buckets.gather(index)
+            if jets is None:
+                continue
+            order = np.random.default_rng((cfg.seed, 2, index)).permutation(len(jets))
+            for start in range(0, len(jets), jets_per_write):
+                part = jets.take(order[start : start + jets_per_write])
+                writer.append(part)
+                advance(len(part))
+
+
+def _verify(written: Path, *, total: _Total, jets_per_read: int) -> None:
+    """Read back what was written.
+
+    Raises:
+        DataError: it is not what was read.
+    """
+    found = _Total(0, 0)
+    with JaggedFile(written) as file, progress("verify", file.num_jets, "jets") as advance:
+        for jets in file.chunks(jets_per_read):
+            found = found.plus(jets)
+            advance(len(jets))
+    if found != total:
+        raise DataError(
+            f"{written}: {found.jets} jets with the checksum {found.checksum:016x} were written, "
+            f"{total.jets} with {total.checksum:016x} were read: is the disk sound?"
+        )

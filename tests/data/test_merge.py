@@ -1,6 +1,11 @@
 from __future__ import annotations
 
+import contextlib
+import subprocess
+import sys
+import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +13,11 @@ import pytest
 from scipy.stats import chi2
 
 from jetssl_cli.data import merge as module
+from jetssl_cli.data.convert import ConvertConfig, convert
 from jetssl_cli.data.jagged import JaggedFile, JetArrays, write
 from jetssl_cli.data.merge import MergeConfig, MergeReport, merge
 from jetssl_cli.data.recipe import Recipe, load_recipe
+from jetssl_cli.data.shuffle import checksum
 from jetssl_cli.errors import DataError
 
 RECIPE = load_recipe("jetclass")
@@ -63,10 +70,14 @@ def files(tmp_path: Path) -> list[Path]:
     ]
 
 
-def test_no_jet_is_lost_or_doubled(
-    files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "JETS_PER_WRITE", 7)
+@pytest.fixture
+def in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if memory were short: six buckets, seven jets at a time."""
+    monkeypatch.setattr(module, "_split", lambda *_: (6, 7))
+
+
+@pytest.mark.usefixtures("in_parts")
+def test_no_jet_is_lost_or_doubled(files: list[Path], tmp_path: Path) -> None:
     report = run(*files, out=tmp_path / "all.h5")
     assert (report.num_files, report.num_jets) == (3, 50)
     assert Counter(numbers(report.out)) == Counter(range(50))
@@ -96,7 +107,11 @@ def test_the_seed_gives_the_order(files: list[Path], tmp_path: Path) -> None:
     assert orders[0] == orders[1] != orders[2]
 
 
-def test_every_place_is_equally_likely(tmp_path: Path) -> None:
+@pytest.mark.parametrize("buckets", [1, 7])
+def test_every_place_is_equally_likely(
+    tmp_path: Path, buckets: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_split", lambda *_: (buckets, 90))
     sources = [save(tmp_path / "a.h5", 0, 400), save(tmp_path / "b.h5", 400, 200)]
     counts = np.zeros((6, 6))  # sixth of the jets as they were -> sixth of the output
     seeds = 20
@@ -155,3 +170,122 @@ def test_files_without_jets_do_no_harm(files: list[Path], tmp_path: Path) -> Non
     empty = save(tmp_path / "in" / "none.h5", 0, 0)
     report = run(*files, empty, out=tmp_path / "all.h5")
     assert Counter(numbers(report.out)) == Counter(range(50))
+
+
+@pytest.mark.usefixtures("in_parts")
+def test_a_subset_has_the_right_size_and_any_jet_may_be_in_it(
+    files: list[Path], tmp_path: Path
+) -> None:
+    seen: Counter[int] = Counter()
+    for seed in range(40):
+        out = run(*files, out=tmp_path / "out.h5", seed=seed, num_jets=10, overwrite=True).out
+        chosen = numbers(out)
+        assert len(set(chosen)) == len(chosen) == 10
+        seen.update(chosen)
+    counts = np.array([seen[number] for number in range(50)])
+    statistic = ((counts - 8) ** 2 / 8).sum()  # 8 expected of each
+    assert 1e-4 < chi2.sf(statistic, 49) < 1 - 1e-4
+
+
+@pytest.mark.parametrize(("asked", "share"), [(None, 2), (16, 1), (15, 1)])
+@pytest.mark.usefixtures("in_parts")
+def test_balanced_classes(tmp_path: Path, asked: int | None, share: int) -> None:
+    """Numbers 0 to 27: three jets of the classes 0 to 7, two of 8 and 9."""
+    source = save(tmp_path / "a.h5", 0, 28)
+    more = {"num_jets": asked} if asked else {}
+    report = run(source, out=tmp_path / "out.h5", balance=True, **more)
+    assert Counter(n % 10 for n in numbers(report.out)) == dict.fromkeys(range(10), share)
+
+
+def test_a_class_without_jets_does_not_hinder_balance(tmp_path: Path) -> None:
+    source = save(tmp_path / "a.h5", 0, 8)
+    assert run(source, out=tmp_path / "out.h5", balance=True).num_jets == 8
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"num_jets": 51}, "--num-jets 51: the sources hold 50 jets"),
+        ({"num_jets": 60, "balance": True}, "6 jets of each class; the sources have .* 1 and 5"),
+        ({"num_jets": 9, "balance": True}, "0 jets of each class"),
+        ({"memory": "1MiB"}, r"--memory 1MiB: at least \d+MiB are needed"),
+    ],
+)
+def test_what_cannot_be_done_is_said(
+    files: list[Path], tmp_path: Path, more: dict[str, object], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        run(*files, out=tmp_path / "new" / "out.h5", **more)
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_checksum_sees_every_bit_and_no_order() -> None:
+    jets = jets_of(0, 40)
+    whole = checksum(jets)
+    assert checksum(jets.take(np.random.default_rng(0).permutation(40))) == whole
+    parts = [jets.take(np.arange(25)), jets.take(np.arange(25, 40))]
+    assert sum(map(checksum, parts)) % 2**64 == whole
+    rng = np.random.default_rng(1)
+    for name in ("features", "ids", "jets", "labels"):
+        for _ in range(10):
+            changed = getattr(jets, name).copy()
+            flat = changed.reshape(-1).view(np.uint8)
+            flat[rng.integers(len(flat))] ^= 1 << rng.integers(8)
+            assert checksum(replace(jets, **{name: changed})) != whole
+    sizes = jets.sizes.copy()
+    sizes[[1, 2]] = sizes[[2, 1]]  # the same rows, cut in another place
+    assert checksum(replace(jets, sizes=sizes)) != whole
+    swapped = jets.features.copy()
+    rows = np.arange(len(swapped))
+    pair = int(np.flatnonzero(jets.sizes == 3)[0])
+    first = int(jets.offsets[pair])
+    swapped[first] += 1
+    other = replace(jets, features=swapped)
+    rows[[first, first + 1]] = rows[[first + 1, first]]
+    assert checksum(replace(other, features=swapped[rows])) != checksum(other)
+
+
+@pytest.mark.usefixtures("in_parts")
+def test_what_comes_out_wrong_is_not_kept(
+    files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoiled(jets: JetArrays, order: np.ndarray) -> JetArrays:
+        taken = take(jets, order)
+        taken.jets[:] += 1
+        return taken
+
+    take = JetArrays.take
+    gather = module._gather
+    with monkeypatch.context() as patch:
+
+        def spoil(*args: object) -> None:
+            patch.setattr(JetArrays, "take", spoiled)
+            gather(*args)
+
+        patch.setattr(module, "_gather", spoil)
+        with pytest.raises(DataError, match="is the disk sound"):
+            run(*files, out=tmp_path / "out.h5")
+    assert {path.name for path in tmp_path.iterdir()} == {"in"}
+
+
+def test_a_merge_that_is_killed_begins_anew(tmp_path: Path, samples: Path) -> None:
+    """Struck at random moments, it ends on the next run in the bytes of an undisturbed one."""
+    jetssl = str(Path(sys.executable).with_name("jetssl"))
+    source = samples / "jetclass" / "train"
+    convert(ConvertConfig(sources=(source,), recipe=RECIPE, out=tmp_path / "in"))
+    words = [jetssl, "merge", str(tmp_path / "in"), "--overwrite", "--out"]
+    subprocess.run([*words, tmp_path / "whole.h5"], check=True, capture_output=True)
+    begin = time.monotonic()
+    subprocess.run([*words, tmp_path / "out.h5"], check=True, capture_output=True)
+    seconds = time.monotonic() - begin
+    (tmp_path / "out.h5").unlink()
+    for share in np.random.default_rng(0).uniform(0.3, 1, 5):
+        with subprocess.Popen([*words, tmp_path / "out.h5"], stderr=subprocess.DEVNULL) as process:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(share * seconds)
+            process.kill()
+        if (tmp_path / "out.h5").exists():
+            assert (tmp_path / "out.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
+    subprocess.run([*words, tmp_path / "out.h5"], check=True, capture_output=True)
+    assert (tmp_path / "out.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"in", "whole.h5", "out.h5"}
