@@ -215,8 +215,10 @@ def _select(
     recipe: Recipe,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
     """Rows to store, in descending order within each jet; sizes of the jets; rows cut."""
-    kept = np.flatnonzero(ids != NO_CLASS)
-    rows = kept[np.lexsort((-order_by[kept], owner[kept]))]
+    rows = np.flatnonzero(ids != NO_CLASS)
+    values, jets = order_by[rows], owner[rows]
+    if ((values[1:] > values[:-1]) & (jets[1:] == jets[:-1])).any():
+        rows = rows[np.lexsort((-values, jets))]
     sizes = np.bincount(owner[rows], minlength=len(branches.sizes))
     rank = np.arange(len(rows)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     inside = rank < recipe.max_constituents
