@@ -1,5 +1,5 @@
 # docker build -t jetssl .
-# docker run --rm -v "$PWD":/work -w /work jetssl --help
+# docker run --rm --user "$(id -u):$(id -g)" -v "$PWD":/work -w /work jetssl --help
 ARG BASE=python:3.11-slim
 FROM ${BASE}
 

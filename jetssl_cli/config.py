@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from jetssl_cli.errors import ConfigError, suggest
+
+NOT_A_NUMBER = PydanticCustomError("not_a_number", "a number is needed, not a truth value")
 
 
 class Strict(BaseModel):
@@ -20,6 +23,20 @@ class Strict(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_value_for_a_number(cls, settings: Any) -> Any:
+        if not isinstance(settings, Mapping):
+            return settings
+        wrong = [
+            InitErrorDetails(type=NOT_A_NUMBER, loc=(name,), input=settings[name])
+            for name, field in cls.model_fields.items()
+            if isinstance(settings.get(name), bool) and _is_number(field.annotation)
+        ]
+        if wrong:
+            raise ValidationError.from_exception_data(cls.__name__, wrong)
+        return settings
 
 
 C = TypeVar("C", bound=Strict)
@@ -148,7 +165,7 @@ def load(cls: type[C], layers: Sequence[Layer], overrides: Sequence[str] = ()) -
 def to_yaml(cfg: Strict) -> str:
     """Write a config as YAML that ``load`` reads back to an equal config."""
     settings = cfg.model_dump(mode="json")
-    return yaml.dump(settings, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return yaml.dump(settings, Dumper=_Dumper, sort_keys=False)  # ASCII: YAML folds U+0085
 
 
 def _lay(
@@ -236,6 +253,12 @@ def _tag(model: type[BaseModel]) -> object:
         if key in model.model_fields:
             return model.model_fields[key].default
     return None
+
+
+def _is_number(annotation: Any) -> bool:
+    if isinstance(annotation, type):
+        return issubclass(annotation, int | float) and annotation is not bool
+    return bool not in get_args(annotation) and any(map(_is_number, get_args(annotation)))
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:

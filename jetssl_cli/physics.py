@@ -103,7 +103,7 @@ def particle_class(
     """
     flags = np.stack([photon, charged_hadron, neutral_hadron, electron, muon]) != 0  # (5, T)
     negative, positive = charge < 0, charge > 0
-    neutral = ~(negative | positive)
+    neutral = charge == 0
     allowed = [
         (flags[0] & neutral, 0),
         (flags[1] & negative, 1),

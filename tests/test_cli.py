@@ -16,6 +16,7 @@ import awkward as ak
 import h5py
 import numpy as np
 import pytest
+import torch
 import typer
 import uproot
 
@@ -226,9 +227,22 @@ class TestPretrain:
         done = jetssl(*words, "--method", "ssfm", "objective.hidden_shar=0.3")
         refused(done, tmp_path, "objective.hidden_shar = 0.3", "did you mean 'hidden_share'?")
 
-    def test_override_of_the_wrong_type(self, jetssl, tmp_path, words):
-        done = jetssl(*words, "--method", "ssfm", "optim.lr=fast")
-        refused(done, tmp_path, "optim.lr = 'fast'", "number")
+    @pytest.mark.parametrize(
+        ("override", "told"),
+        [
+            ("optim.lr=fast", "optim.lr = 'fast'"),
+            ("optim.lr=yes", "optim.lr = True: a number is needed"),
+            ("train.steps=true", "train.steps = True: a number is needed"),
+            ("optim.betas=[0.9,1.0]", "optim.betas.1 = 1.0"),
+            ("train.seed=99999999999999999999999", "train.seed"),
+            ("encoder.attention=varlen", "encoder.attention = 'varlen': needs a CUDA GPU"),
+            ("data.workers=5000", "5000"),
+        ],
+    )
+    def test_override_of_the_wrong_type_or_value(self, jetssl, tmp_path, words, override, told):
+        if "varlen" in override and torch.cuda.is_available():
+            pytest.skip("varlen runs here")
+        refused(jetssl(*words, "--method", "ssfm", "--size", "tiny", override), tmp_path, told)
 
     def test_missing_data(self, jetssl, tmp_path):
         data = ("--train", "no.h5", "--val", "no.h5")
@@ -307,6 +321,12 @@ def test_the_whole_road(jetssl, tmp_path, samples):
         table = do("evaluate", "frozen.h5", "random.h5", "--format", form)
         assert all(word in table for word in ("frozen", "random", sign))
     assert not list(tmp_path.rglob("*.partial"))
+
+    # the jets are not overwritten by their scores
+    jets = (tmp_path / "test.h5").read_bytes()
+    done = jetssl("export", "frozen", "--data", "test.h5", "--out", "test.h5", "--overwrite")
+    assert done.returncode == 2
+    assert (tmp_path / "test.h5").read_bytes() == jets
 
     # a second run into the same folder is refused and changes nothing
     before = (tmp_path / "ssfm" / "model.safetensors").read_bytes()

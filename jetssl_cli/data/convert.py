@@ -142,6 +142,7 @@ def convert_file(source: Path, output: Path, recipe: Recipe, overwrite: bool) ->
             constituents += len(part.jets.ids)
             dropped += part.dropped
             cut += part.cut
+        writer.describe({"dropped": dropped, "cut": cut})
     return Converted(
         source=source,
         output=output,
@@ -164,11 +165,13 @@ def _existing(source: Path, output: Path, recipe: Recipe) -> Converted:
         for chunk in file.chunks(ENTRIES_PER_STEP):
             jets.update(_per_class(chunk, recipe))
             constituents += len(chunk.ids)
+        left_out = file.counts("dropped", "cut")
     return Converted(
         source=source,
         output=output,
         classes=_in_order(jets, recipe),
         constituents=constituents,
+        **left_out,
         skipped=True,
     )
 

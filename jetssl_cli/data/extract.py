@@ -97,15 +97,15 @@ def extract(branches: Branches, recipe: Recipe) -> Extracted:
     """
     features = recipe.constituents.features
     columns = {name: _column(branches, column, True) for name, column in features.items()}
+    owner = np.repeat(np.arange(len(branches.sizes)), branches.sizes)
     inputs = recipe.constituents.ids.inputs
-    ids = FORMULAS[recipe.constituents.ids.formula](
-        **{name: branches.per_constituent(branch) for name, branch in inputs.items()}
-    )
+    flags = {name: branches.per_constituent(branch) for name, branch in inputs.items()}
+    _finite(flags, branches, owner)
+    ids = FORMULAS[recipe.constituents.ids.formula](**flags)
     neutral = np.isin(ids, NEUTRAL_CLASSES)
     for name, column in features.items():
         if column.charged_only:
             columns[name][neutral] = 0.0
-    owner = np.repeat(np.arange(len(branches.sizes)), branches.sizes)
     table = _finite(columns, branches, owner)
     rows, sizes, cut = _select(columns[recipe.constituents.order_by], ids, owner, branches, recipe)
     jets = {name: _column(branches, column, False) for name, column in recipe.jets.items()}

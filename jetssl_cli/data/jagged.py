@@ -10,7 +10,7 @@ precision, complete (written last)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -100,6 +100,10 @@ class JaggedWriter:
         self._table = table
         self._rows = 0
         table.append("offsets", np.zeros(1, np.int64))
+
+    def describe(self, counts: Mapping[str, int]) -> None:
+        """Note numbers about how the file was made."""
+        self._table.describe(counts)
 
     def append(self, jets: JetArrays) -> None:
         """Write these jets behind those already written."""
@@ -192,6 +196,10 @@ class JaggedFile:
         with readable(self.path):
             names = ("constituents/features", "constituents/id", "jets/features", "jets/labels")
             return 8 * self.num_jets + sum(int(self._file[name].nbytes) for name in names)
+
+    def counts(self, *names: str) -> dict[str, int]:
+        """Numbers noted when the file was made; 0 where there is none."""
+        return {name: int(self._file.attrs.get(name, 0)) for name in names}
 
     def labels(self) -> NDArray[np.int16]:
         """The class of every jet.

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from jetssl_cli.batch import Packing
+from jetssl_cli.errors import ConfigError
 
 Heads = Float[Tensor, "T H K"]
 Keys = Float[Tensor, "M H K"]
@@ -159,10 +160,31 @@ _PLANS: dict[str, Callable[[Packing, Packing, bool], Attend]] = {
 }
 
 
+def require(backend: Backend) -> None:
+    """Check that a back end can run on this machine.
+
+    Raises:
+        ConfigError: it needs a GPU, or a package that is not installed.
+    """
+    if backend in ("flash-attn", "varlen") and not has_flash_attention():
+        raise ConfigError(
+            f"encoder.attention = {backend!r}: needs a CUDA GPU of compute capability 8.0 or more"
+        )
+    if backend == "flash-attn" and not find_spec("flash_attn"):
+        raise ConfigError("encoder.attention = 'flash-attn': the package flash-attn is missing")
+
+
+def has_flash_attention() -> bool:
+    """Whether the GPU, if there is one, runs FlashAttention and bf16 (Ampere and later)."""
+    return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
+
+
 def _best(device: torch.device) -> Backend:
     """FlashAttention where it runs: on CUDA, in half precision."""
     half = (torch.float16, torch.bfloat16)
     if device.type != "cuda" or not torch.is_autocast_enabled("cuda"):
+        return "padded"
+    if not has_flash_attention():
         return "padded"
     if torch.get_autocast_dtype("cuda") not in half:
         return "padded"

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from jetssl_cli.batch import JetBatch, Packing
 from jetssl_cli.config import Strict
-from jetssl_cli.encoder.attention import Backend, plan
+from jetssl_cli.encoder.attention import Backend, plan, require
 from jetssl_cli.encoder.transformer import Block, Context, mlp
 
 
@@ -56,7 +56,11 @@ class EncoderConfig(Strict):
             features: number of constituent features.
             ids: number of particle classes.
             jets: number of jet features.
+
+        Raises:
+            ConfigError: the attention back end cannot run on this machine.
         """
+        require(self.attention)
         return Encoder(self, scaling, features, ids, jets)
 
 
@@ -68,6 +72,8 @@ class Encoded:
     packing: Packing
     constituent_rows: Int[Tensor, " constituents"]
     """Rows of ``tokens`` that belong to constituents, in their order."""
+    backend: Backend = "auto"
+    """Attention back end for what reads the tokens."""
 
     @property
     def constituents(self) -> Float[Tensor, "constituents D"]:
@@ -119,7 +125,7 @@ class Encoder(nn.Module):
         attend = plan(packing, backend=self.cfg.attention)
         for block in self.blocks:
             x = block(x, context, attend)
-        return Encoded(self.out(self.norm(x)), packing, rows)
+        return Encoded(self.out(self.norm(x)), packing, rows, self.cfg.attention)
 
     def _with_registers(
         self, tokens: Float[Tensor, "T D"], packing: Packing

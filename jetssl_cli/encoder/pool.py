@@ -52,7 +52,7 @@ class AttentionPool(nn.Module):
         """Outputs of each jet."""
         offsets = torch.arange(encoded.packing.num_jets + 1, device=encoded.tokens.device)
         queries = Packing(offsets, encoded.packing.num_jets, 1)
-        attend = plan(queries, encoded.packing)
+        attend = plan(queries, encoded.packing, backend=encoded.backend)
         memory = self.norm_tokens(encoded.tokens)
         x = self.query.expand(encoded.packing.num_jets, -1)
         for read, transform in zip(self.layers[::2], self.layers[1::2], strict=True):

@@ -94,6 +94,32 @@ class SSFM(Objective):
         error = (velocity - (x1 - x0)).square()
         return {"flow": error.sum() / max(error.numel(), 1)}
 
+    @torch.no_grad()
+    def sample(
+        self, seen: JetBatch, hidden: Packing, rng: torch.Generator, steps: int = 50
+    ) -> Float[Tensor, "T F_plus_classes"]:
+        """Generate hidden constituents: integrate dx/dt = v from noise at t = 1 to t = 0.
+
+        Args:
+            seen: the visible constituents, scaled.
+            hidden: how many constituents each jet shall get.
+            rng: draws the noise.
+            steps: of the midpoint method.
+
+        Returns:
+            Scaled features and scores of the classes, as in ``targets``.
+        """
+        memory = self.encoder.encode(seen)
+        width = self.encoder.num_features + self.encoder.num_ids
+        device = seen.features.device
+        x = torch.randn(hidden.total, width, generator=rng, device=device)
+        at = torch.ones(hidden.num_jets, device=device)
+        for step in range(steps):
+            t, half = 1 - step / steps, 0.5 / steps
+            middle = x - half * self.decoder(x, t * at, hidden, memory)
+            x = x - 2 * half * self.decoder(middle, (t - half) * at, hidden, memory)
+        return x
+
     def targets(self, scaled: JetBatch) -> Float[Tensor, "T F_plus_classes"]:
         """What is generated: the scaled features and the one-hot class."""
         classes = one_hot(scaled.ids, self.encoder.num_ids).to(scaled.features.dtype)

@@ -31,14 +31,23 @@ SCHEMA = "schema.yaml"
 C = TypeVar("C", bound=Strict)
 
 
+def require_free(out: Path) -> None:
+    """Check that a run may begin in this folder.
+
+    Raises:
+        RunError: something is there already.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RunError(f"{out}: is there already; choose another folder for this run")
+
+
 def begin(out: Path, cfg: Strict, schema: Schema) -> None:
     """Make the folder of a run, with its configuration and schema.
 
     Raises:
         RunError: a run is there already, or the folder cannot be made.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RunError(f"{out}: is there already; choose another folder for this run")
+    require_free(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / CONFIG).write_text(to_yaml(cfg), encoding="utf-8")
@@ -57,6 +66,7 @@ def save(path: Path, module: nn.Module) -> None:
     partial = path.with_name(f".{path.name}.partial")
     try:
         save_file(weights, partial, metadata={"format": "pt"})
+        partial.chmod(path.parent.stat().st_mode & 0o666)  # safetensors lets only the owner read
         partial.replace(path)
     except (OSError, SafetensorError) as err:
         raise RunError(f"{path}: cannot be written: {err}") from None

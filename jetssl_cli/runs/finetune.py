@@ -49,7 +49,7 @@ def load_config(
     """
     source = checkpoint.read_config(backbone, PretrainConfig)
     inherited = {
-        "encoder": source.encoder.model_dump(mode="json"),
+        "encoder": source.encoder.model_dump(mode="json", exclude={"attention"}),
         "data": {
             "batch_size": source.data.batch_size,
             "max_constituents": source.data.max_constituents,
@@ -71,6 +71,7 @@ def finetune(cfg: FinetuneConfig) -> Path:
         RunError: the data do not fit the backbone, the folder holds a run already, or the
             training had to stop.
     """
+    checkpoint.require_free(cfg.out)
     schema = read_schema(cfg.data)
     expected = checkpoint.read_schema(cfg.backbone)
     checkpoint.match(schema, expected, str(cfg.data.train[0]), cfg.backbone)
@@ -88,7 +89,8 @@ def load_classifier(run: Path) -> tuple[FinetuneConfig, Schema, Supervised]:
     """
     cfg = checkpoint.read_config(run, FinetuneConfig)
     schema = checkpoint.read_schema(run)
-    encoder = build_encoder(cfg.encoder, Scaling.unfitted(schema), schema)
+    anywhere = cfg.encoder.model_copy(update={"attention": "auto"})
+    encoder = build_encoder(anywhere, Scaling.unfitted(schema), schema)
     classifier = cfg.objective.build(encoder, len(schema.classes))
     checkpoint.restore(run / checkpoint.MODEL, classifier)
     return cfg, schema, classifier.eval()

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import torch
 from pydantic import BeforeValidator, NonNegativeInt, PositiveInt
 from torch.utils.data import DataLoader
 
 from jetssl_cli.batch import JetBatch
 from jetssl_cli.config import Strict
 from jetssl_cli.data.stream import Endless, JetStream
+from jetssl_cli.errors import DataError
 
 
 def _as_list(value: object) -> object:
@@ -39,13 +41,23 @@ class DataConfig(Strict):
     """Processes that read; 0 reads in the training process."""
 
     def train_stream(self) -> JetStream:
-        """The training jets."""
-        return JetStream(
+        """The training jets.
+
+        Raises:
+            DataError: a file cannot be read, or there are fewer jets than reading processes.
+        """
+        stream = JetStream(
             self.train,
             batch_size=self.batch_size,
             max_constituents=self.max_constituents,
             num_jets=self.num_jets,
         )
+        if stream.num_jets < self.workers:
+            raise DataError(
+                f"{self.train[0]}: {stream.num_jets} jets are too few for data.workers = "
+                f"{self.workers}"
+            )
+        return stream
 
     def val_stream(self) -> JetStream:
         """The validation jets."""
@@ -62,6 +74,7 @@ class DataConfig(Strict):
             Endless(stream, seed),
             batch_size=None,
             num_workers=self.workers,
+            pin_memory=torch.cuda.is_available(),
             multiprocessing_context="spawn" if self.workers else None,
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Annotated
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import nn
@@ -12,13 +13,15 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from jetssl_cli.config import Strict
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
 
 class OptimConfig(Strict):
     """Settings of the optimizer and its schedule."""
 
     lr: PositiveFloat = 5e-4
     """Learning rate after warm-up."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     """Decay rates of AdamW's running averages."""
     weight_decay: NonNegativeFloat = 0.1
     """Decoupled weight decay, on the matrices of linear layers only."""

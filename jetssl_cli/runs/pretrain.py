@@ -62,6 +62,7 @@ def pretrain(cfg: PretrainConfig) -> Path:
         DataError: the data cannot be read.
         RunError: the folder holds a run already, or the training had to stop.
     """
+    checkpoint.require_free(cfg.out)
     schema = read_schema(cfg.data)
     torch.manual_seed(cfg.train.seed)
     most = min(cfg.scaling_jets, cfg.data.num_jets or cfg.scaling_jets)

@@ -36,8 +36,9 @@ class Probe(nn.Module):
 
 def jet_vectors(encoded: Encoded) -> Float[Tensor, "J D"]:
     """The mean vector of each jet's tokens."""
-    sums = encoded.tokens.new_zeros(encoded.packing.num_jets, encoded.tokens.shape[1])
-    sums = sums.index_add(0, encoded.packing.owner, encoded.tokens)
+    tokens = encoded.tokens.float()  # a sum in half precision would blur the signs of collapse
+    sums = tokens.new_zeros(encoded.packing.num_jets, tokens.shape[1])
+    sums = sums.index_add(0, encoded.packing.owner, tokens)
     return sums / encoded.packing.sizes[:, None].clamp_min(1)
 
 

@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import Field, PositiveInt
 from torch import nn
 from torch.utils.data import DataLoader
 
 from jetssl_cli.batch import JetBatch
 from jetssl_cli.config import Strict, to_yaml
 from jetssl_cli.data.recipe import Schema
-from jetssl_cli.data.stream import look
+from jetssl_cli.data.stream import JetStream, look
+from jetssl_cli.encoder.attention import has_flash_attention
 from jetssl_cli.errors import RunError
 from jetssl_cli.objectives.objective import Objective
 from jetssl_cli.progress import progress
@@ -49,7 +50,7 @@ class TrainConfig(Strict):
     """Steps between two steps of the probe (pretraining only)."""
     precision: Literal["auto", "32", "bf16-mixed"] = "auto"
     """Arithmetic; auto is bf16-mixed on CUDA and 32 elsewhere."""
-    seed: NonNegativeInt = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of the weights, the order of the data and all randomness of the method."""
 
 
@@ -89,6 +90,7 @@ def run(
     """
     from jetssl_cli.runs.module import JetModule
 
+    streams = cfg.data.train_stream(), cfg.data.val_stream()
     checkpoint.begin(cfg.out, cfg, schema)
     with track(cfg.out.name, cfg.out, enabled=cfg.tracking) as tracker:
         tracker.params(checkpoint.plain(cfg))
@@ -100,27 +102,29 @@ def run(
             train=cfg.train,
             tracker=tracker,
         )
-        _fit(module, cfg.data, f"{cfg.command} {cfg.out.name}")
+        _fit(module, cfg.data, streams, f"{cfg.command} {cfg.out.name}")
         for name, trained in weights.items():
             checkpoint.save(cfg.out / name, trained)
     return cfg.out
 
 
-def _fit(module: JetModule, data: DataConfig, label: str) -> None:
+def _fit(
+    module: JetModule, data: DataConfig, streams: tuple[JetStream, JetStream], label: str
+) -> None:
     import lightning
 
     train = module.train_cfg
-    train_stream, val_stream = data.train_stream(), data.val_stream()
+    train_stream, val_stream = streams
     precision = train.precision
     if precision == "auto":
-        precision = "bf16-mixed" if torch.cuda.is_available() else "32"
+        precision = "bf16-mixed" if has_flash_attention() else "32"
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")  # advice about workers and loggers
         for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
             logging.getLogger(name).setLevel(logging.ERROR)
         trainer = lightning.Trainer(
             max_steps=train.steps,
-            accelerator="auto",
+            accelerator="cuda" if torch.cuda.is_available() else "cpu",
             devices=1,
             precision=precision,
             val_check_interval=min(train.val_every, train.steps),

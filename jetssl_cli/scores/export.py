@@ -40,6 +40,8 @@ def export(cfg: ExportConfig) -> Path:
         DataError: the data cannot be read, or the scores not be written.
         RunError: not a finetuning run, data that do not fit it, or the output is there already.
     """
+    if cfg.out.resolve() == cfg.data.resolve():
+        raise RunError(f"{cfg.out}: is the file of the jets; choose another name")
     if cfg.out.exists() and not cfg.overwrite:
         raise RunError(f"{cfg.out}: is there already; choose another name or --overwrite")
     run_cfg, schema, classifier = load_classifier(cfg.run)

@@ -201,3 +201,33 @@ def test_sizes_of_the_decoder_follow_the_encoder():
 def test_the_encoder_is_what_is_exported():
     objective = tiny_ssfm()
     assert objective.exported() is objective.encoder
+
+
+def test_sampling_follows_straight_paths_to_their_end(monkeypatch):
+    """With the exact velocity (xt - x0) / t of straight paths, sampling ends at x0."""
+    ssfm, batch = SSFMConfig().build(tiny_encoder()), random_batch(SIZES)
+    scaled = ssfm.encoder.scale(batch)
+    hidden = random_mask(scaled.packing, 0.5, torch.Generator().manual_seed(0))
+    seen, unseen = scaled.keep(~hidden), scaled.keep(hidden)
+    x0 = ssfm.targets(unseen)
+
+    def exact(xt, t, packing, _memory):
+        return (xt - x0) / t[packing.owner, None]
+
+    monkeypatch.setattr(ssfm.decoder, "forward", exact)
+    for steps in (1, 7):
+        rng = torch.Generator().manual_seed(1)
+        sample = ssfm.sample(seen, unseen.packing, rng, steps)
+        torch.testing.assert_close(sample, x0, rtol=0, atol=1e-4)
+
+
+def test_sampling_is_given_by_the_generator():
+    ssfm, batch = SSFMConfig().build(tiny_encoder()), random_batch(SIZES)
+    scaled = ssfm.encoder.scale(batch)
+    one, two, other = (
+        ssfm.sample(scaled, scaled.packing, torch.Generator().manual_seed(seed), 3)
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(one, two)
+    assert not torch.equal(one, other)
+    assert one.shape == (scaled.packing.total, 15)
