@@ -177,7 +177,7 @@ def test_ranks_read_different_jets(files: list[Path], ranks: int) -> None:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_workers_read_different_jets(files: list[Path]) -> None:
-    # the stream has no end, so torch stops its workers by force, which it may report when it is done
+    # the stream has no end, so torch stops its workers by force and may say so
     stream = JetStream(files, batch_size=6)
     loader = DataLoader(
         Endless(stream, 1), batch_size=None, num_workers=2, multiprocessing_context="spawn"
