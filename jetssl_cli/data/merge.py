@@ -104,6 +104,7 @@ def merge(cfg: MergeConfig) -> MergeReport:
     count, jets_per_read = _split(inputs, int(wanted.sum()), cfg.memory)
     buckets = Buckets(cfg.out.with_name(f".{cfg.out.name}.buckets"), count)
     try:
+        buckets.begin()
         total = _scatter(inputs, wanted, buckets, jets_per_read, cfg)
         verify = partial(_verify, total=total, jets_per_read=jets_per_read)
         with write(cfg.out, inputs.recipe, inputs.sources, verify) as writer:
@@ -139,6 +140,8 @@ def _wanted(inputs: _Inputs, cfg: MergeConfig) -> NDArray[np.int64]:
             raise DataError(f"--num-jets {most}: the sources hold {inputs.num_jets} jets")
         return np.array([most])
     present = inputs.per_class > 0
+    if not present.any():
+        raise DataError("--balance: the sources hold no jets")
     share = int(inputs.per_class[present].min())
     if cfg.num_jets is not None:
         asked = cfg.num_jets // int(present.sum())

@@ -16,8 +16,11 @@ class Buckets:
     """Jets scattered over files on disk, each of which fits in memory."""
 
     def __init__(self, folder: Path, count: int) -> None:
-        """Begin with empty buckets; what an earlier run left in the folder is removed."""
+        """So many buckets in a folder; nothing is written yet."""
         self._folder, self.count = folder, count
+
+    def begin(self) -> None:
+        """Begin with empty buckets; what an earlier run left in the folder is removed."""
         self.remove()
         self._folder.mkdir(parents=True)
 

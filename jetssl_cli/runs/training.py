@@ -49,7 +49,7 @@ class TrainConfig(Strict):
     probe_every: PositiveInt = 50
     """Steps between two steps of the probe (pretraining only)."""
     precision: Literal["auto", "32", "bf16-mixed"] = "auto"
-    """Arithmetic; auto is bf16-mixed on CUDA and 32 elsewhere."""
+    """Arithmetic; auto is bf16-mixed on GPUs since Ampere, 32 elsewhere."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of the weights, the order of the data and all randomness of the method."""
 
