@@ -289,3 +289,11 @@ def test_a_merge_that_is_killed_begins_anew(tmp_path: Path, samples: Path) -> No
     subprocess.run([*words, tmp_path / "out.h5"], check=True, capture_output=True)
     assert (tmp_path / "out.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
     assert {path.name for path in tmp_path.iterdir()} == {"in", "whole.h5", "out.h5"}
+
+
+def test_what_is_in_the_way_is_said(files: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(DataError, match=r"out\.h5: cannot be written"):
+        run(*files, out=tmp_path / "file" / "out.h5")
+    with pytest.raises(DataError, match="the sources hold no jets"):
+        run(save(tmp_path / "none.h5", 0, 0), out=tmp_path / "out.h5", balance=True)
