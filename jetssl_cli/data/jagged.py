@@ -1,7 +1,7 @@
 """The file format: jets end to end in HDF5, without padding. Version 1.
 
-/                       attributes: format, version, recipe (YAML text), schema (JSON),
-precision, complete (written last)
+/                       attributes: format, version, recipe (YAML), schema (JSON), precision,
+/                       dropped and cut (constituents left out), complete (written last)
 /offsets                (J + 1,) int64; jet j has the rows offsets[j]:offsets[j + 1]
 /jets/features          (J, G) float32          /jets/labels  (J,) int16
 /constituents/features  (T, F) float32          /constituents/id  (T,) uint8
