@@ -24,7 +24,8 @@ from rich.table import Table
 
 from jetssl_cli.batch import JetBatch
 from jetssl_cli.data.convert import ConvertConfig, convert
-from jetssl_cli.data.jagged import JaggedFile, JetArrays, concatenate
+from jetssl_cli.data.jagged import JaggedFile
+from jetssl_cli.data.jets import JetArrays, concatenate
 from jetssl_cli.data.recipe import load_recipe
 from jetssl_cli.data.scaling import fit_scaling
 from jetssl_cli.data.stream import to_batch
@@ -53,7 +54,14 @@ def pad(source: JetArrays) -> JetArrays:
     rank = np.minimum(np.arange(CONSTITUENTS), source.sizes[:, None] - 1)
     rows = (source.offsets[:-1, None] + rank).ravel()
     sizes = np.full(len(source), CONSTITUENTS)
-    return JetArrays(source.features[rows], source.ids[rows], sizes, source.jets, source.labels)
+    return JetArrays(
+        source.features[rows],
+        source.ids[rows],
+        source.truth[rows],
+        sizes,
+        source.jets,
+        source.labels,
+    )
 
 
 def main() -> int:

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -26,7 +27,8 @@ from rich.console import Console
 from rich.table import Table
 
 from jetssl_cli.data.convert import ConvertConfig, convert
-from jetssl_cli.data.jagged import JaggedFile, JetArrays, concatenate, write
+from jetssl_cli.data.jagged import JaggedFile, write
+from jetssl_cli.data.jets import concatenate
 from jetssl_cli.data.recipe import load_recipe
 
 SAMPLE = Path(__file__).parent.parent / "tests" / "samples" / "jetclass" / "train"
@@ -52,9 +54,7 @@ def make(folder: Path, times: float) -> int:
         with write(folder / f"{number}.h5", recipe, ["sample"]) as writer:
             for _ in range(repeats):
                 noise = rng.normal(1, 1e-3, jets.features.shape).astype(np.float32)
-                writer.append(
-                    JetArrays(jets.features * noise, jets.ids, jets.sizes, jets.jets, jets.labels)
-                )
+                writer.append(replace(jets, features=jets.features * noise))
     return FILES * repeats * len(jets)
 
 
@@ -67,9 +67,9 @@ def copy(folder: Path, out: Path) -> float:
                 for name in ("offsets", "jets/features", "jets/labels", "constituents/id",
                              "constituents/features"):  # fmt: skip
                     data = source[name]
-                    like = {"chunks": data.chunks, "compression": "lzf", "shuffle": True}
+                    like = {"chunks": data.chunks, "compression": "gzip", "compression_opts": 1}
                     made = target.create_dataset(
-                        f"{path.stem}/{name}", data.shape, data.dtype, fletcher32=True, **like
+                        f"{path.stem}/{name}", data.shape, data.dtype, **like
                     )
                     step = data.chunks[0] * 8
                     for first in range(0, len(data), step):

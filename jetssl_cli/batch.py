@@ -78,7 +78,7 @@ class JetBatch:
     features: Float[Tensor, "T F"]
     """Constituent features, in descending pT within each jet."""
     ids: Int[Tensor, " T"]
-    """Particle class of each constituent."""
+    """Particle class of each constituent; all 0 where the data set has none."""
     jets: Float[Tensor, "J G"]
     """Jet features."""
     packing: Packing

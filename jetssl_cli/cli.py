@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from jetssl_cli.data.convert import ConvertReport
 
 CLASSES_SHOWN = 20
+BAD_SHOWN = 5
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells and typer have it."""
 
@@ -80,15 +81,38 @@ def convert(
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the converted files.")],
     jobs: Annotated[int, typer.Option(metavar="N", min=1, help="Files converted at a time.")] = 1,
+    half: Annotated[
+        bool, typer.Option("--half", help="Store constituent features as float16.")
+    ] = False,
+    max_constituents: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="Store at most so many of a jet.", show_default=False
+        ),
+    ] = None,
+    skip_bad: Annotated[
+        bool,
+        typer.Option("--skip-bad", help="Go on after unreadable files; name them in DIR."),
+    ] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Convert ROOT files to jagged HDF5, one file for each; finished ones are kept."""
+    """Convert ROOT, parquet or JetSSL-Lite files to jagged HDF5, one for each.
+
+    Finished ones are kept, so that a conversion that was stopped continues.
+    """
     from jetssl_cli.data.convert import ConvertConfig
     from jetssl_cli.data.convert import convert as run
     from jetssl_cli.data.recipe import load_recipe
 
     cfg = ConvertConfig(
-        sources=tuple(sources), recipe=load_recipe(recipe), out=out, jobs=jobs, overwrite=overwrite
+        sources=tuple(sources),
+        recipe=load_recipe(recipe),
+        out=out,
+        jobs=jobs,
+        half=half,
+        max_constituents=max_constituents,
+        skip_bad=skip_bad,
+        overwrite=overwrite,
     )
     _print_conversion(run(cfg))
 
@@ -272,12 +296,17 @@ def _print_conversion(report: ConvertReport) -> None:
     if len(classes) > CLASSES_SHOWN:
         shown.append(f"and {len(classes) - CLASSES_SHOWN} classes more")
     table = Table.grid(padding=(0, 2))
-    table.add_row("files", f"{len(files) - kept:,} converted, {kept:,} kept as they were")
+    done = [f"{len(files) - kept:,} converted", f"{kept:,} kept as they were"]
+    table.add_row("files", ", ".join(done + [f"{len(report.bad):,} bad"] * bool(report.bad)))
     table.add_row("jets", f"{jets:,}, {size:,.0f} bytes each")
     table.add_row("classes", ", ".join(shown))
     table.add_row("constituents", f"{sum(file.constituents for file in files):,} stored")
-    table.add_row("dropped", f"{sum(file.dropped for file in files):,} of no particle class")
-    table.add_row("cut", f"{sum(file.cut for file in files):,} beyond the recipe's maximum")
+    left_out = [f"{number:,} {reason}" for reason, number in report.left_out.items() if number]
+    table.add_row("left out", ", ".join(left_out) or "nothing")
+    for bad in report.bad[:BAD_SHOWN]:
+        table.add_row("bad", bad.reason)
+    if len(report.bad) > BAD_SHOWN:
+        table.add_row("", f"and {len(report.bad) - BAD_SHOWN} files more")
     rate = sum(file.num_jets for file in files if not file.skipped) / max(report.seconds, 1e-9)
     table.add_row("time", f"{report.seconds:.1f} s, {rate:,.0f} jets/s")
     Console().print(table, highlight=False)

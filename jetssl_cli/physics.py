@@ -5,15 +5,18 @@ Units: momenta in GeV, lengths in mm, angles in rad. ``FORMULAS`` lists what a d
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Int, Shaped, UInt8
 from numpy.typing import NDArray
 
-Per = Float[NDArray[Any], " T"]
-"""One float64 number per particle."""
+Per = Shaped[NDArray[Any], " T"]
+"""One number per particle."""
+Listed = Shaped[NDArray[Any], "T M"]
+"""Per particle, M numbers of a list of its jet, such as its hadrons; NaN where there are fewer."""
 PARTICLE_CLASSES = (
     "photon",
     "hadron-",
@@ -61,6 +64,16 @@ def delta_phi(px: Per, py: Per, jet_phi: Per) -> Per:
     return wrap(np.arctan2(py, px) - jet_phi)
 
 
+def eta_difference(eta: Per, jet_eta: Per) -> Per:
+    """Pseudorapidity of a particle minus that of its jet."""
+    return eta - jet_eta
+
+
+def phi_difference(phi: Per, jet_phi: Per) -> Per:
+    """Azimuth [rad] of a particle minus that of its jet, in (-pi, pi]."""
+    return wrap(phi - jet_phi)
+
+
 def signed_d0(d0: Per, dz: Per, px: Per, py: Per, pz: Per, jet_eta: Per, jet_phi: Per) -> Per:
     """Transverse impact parameter [mm] with the lifetime sign.
 
@@ -68,24 +81,34 @@ def signed_d0(d0: Per, dz: Per, px: Per, py: Per, pz: Per, jet_eta: Per, jet_phi
     are (d0 cos(phi - pi/2), d0 sin(phi - pi/2), dz), the sign is that of
     (jet x track) . (track x -b): positive where the track crosses the jet axis downstream, as
     after a decay in flight. ATL-PHYS-PUB-2020-014, section 3. A vanishing product counts as
-    positive, so that no value is lost.
+    positive, so that no value is lost. Only the direction of the momentum matters.
     """
-    pt = np.hypot(px, py)
-    phi = np.arctan2(py, px)
-    bx, by = d0 * np.sin(phi), -d0 * np.cos(phi)  # cos(phi - pi/2), sin(phi - pi/2)
+    # (a x b) . (c x d) = (a . c)(b . d) - (a . d)(b . c); multiplied by pt, with b . track = pz dz
+    # and b = (d0 py / pt, -d0 px / pt, dz)
     jx, jy, jz = np.cos(jet_phi), np.sin(jet_phi), np.sinh(jet_eta)
-    # (a x b) . (c x d) = (a . c)(b . d) - (a . d)(b . c), and b is transverse to the track
-    jet_track = jx * px + jy * py + jz * pz
-    jet_b = jx * bx + jy * by + jz * dz
-    return _with_sign(d0, jet_b * (pt**2 + pz**2) - jet_track * pz * dz)
+    pt2 = px**2 + py**2
+    across = d0 * (jx * py - jy * px) * (pt2 + pz**2)
+    along = dz * np.sqrt(pt2) * (jz * pt2 - pz * (jx * px + jy * py))
+    return _with_sign(d0, across + along)
 
 
 def signed_dz(dz: Per, px: Per, py: Per, pz: Per, jet_eta: Per) -> Per:
     """Longitudinal impact parameter [mm] with the lifetime sign.
 
-    The sign is that of dz * (jet_eta - track_eta); ATL-PHYS-PUB-2020-014, section 3.
+    The sign is that of dz * (jet_eta - track_eta); ATL-PHYS-PUB-2020-014, section 3. The sine
+    hyperbolicus, which is pz / pt, grows with the pseudorapidity, so that its sign is the same.
     """
-    return _with_sign(dz, dz * (jet_eta - pseudorapidity(px, py, pz)))
+    return _with_sign(dz, dz * (np.sinh(jet_eta) * np.hypot(px, py) - pz))
+
+
+def signed_d0_of_track(d0: Per, dz: Per, eta: Per, phi: Per, jet_eta: Per, jet_phi: Per) -> Per:
+    """``signed_d0`` [mm] for a track given by its pseudorapidity and azimuth [rad]."""
+    return signed_d0(d0, dz, np.cos(phi), np.sin(phi), np.sinh(eta), jet_eta, jet_phi)
+
+
+def signed_dz_of_track(dz: Per, eta: Per, jet_eta: Per) -> Per:
+    """``signed_dz`` [mm] for a track given by its pseudorapidity."""
+    return _with_sign(dz, dz * (jet_eta - eta))
 
 
 def particle_class(
@@ -101,25 +124,69 @@ def particle_class(
     Exactly one flag must be set, and the charge must fit it: zero for photons and neutral hadrons,
     not zero for the others.
     """
-    flags = np.stack([photon, charged_hadron, neutral_hadron, electron, muon]) != 0  # (5, T)
-    negative, positive = charge < 0, charge > 0
-    neutral = charge == 0
-    allowed = [
-        (flags[0] & neutral, 0),
-        (flags[1] & negative, 1),
-        (flags[2] & neutral, 2),
-        (flags[1] & positive, 3),
-        (flags[3] & negative, 4),
-        (flags[3] & positive, 5),
-        (flags[4] & negative, 6),
-        (flags[4] & positive, 7),
-    ]
-    ids = np.select([fits for fits, _ in allowed], [value for _, value in allowed], NO_CLASS)
-    return np.where(flags.sum(axis=0) == 1, ids, NO_CLASS).astype(np.uint8)
+    kind = np.zeros(len(charge), np.intp)
+    flags = (photon, charged_hadron, neutral_hadron, electron, muon)
+    for bit, flag in enumerate(flags):
+        kind |= (flag != 0).astype(np.intp) << bit
+    return _CLASS_OF[kind, _sign_of(charge)]
+
+
+def particle_class_of_pdg(pdg_id: Per, charge: Per) -> UInt8[NDArray[Any], " T"]:
+    """Index into ``PARTICLE_CLASSES`` from the PDG number and the charge, else ``NO_CLASS``.
+
+    11 is an electron, 13 a muon, 22 a photon, anything above 100 a hadron; a charge that does not
+    fit leaves no class.
+    """
+    number = np.abs(pdg_id)
+    flags = [number == 22, number > 100, number > 100, number == 11, number == 13]
+    charged = charge != 0
+    flags[1] = flags[1] & charged
+    flags[2] = flags[2] & ~charged
+    return particle_class(charge, *flags)
+
+
+def track_origin(prod_z: Per, hadron_z: Listed, hadron_pdgid: Listed) -> Int[NDArray[Any], " T"]:
+    """Where a track comes from: 0 primary vertex, 1 c hadron, 2 b hadron, 3 anything else.
+
+    Primary where |prod_z| < 1e-6 [mm]; from a hadron where prod_z equals the place where one of
+    the jet's hadrons decayed to 1e-6 [mm]. Where a b and a c hadron decay at one place, b.
+    """
+    here = np.abs(prod_z[:, None] - hadron_z) < 1e-6
+    number = np.abs(hadron_pdgid)
+    from_b = (here & (_between(number, 511, 545) | _between(number, 5121, 5554))).any(axis=1)
+    from_c = (here & (_between(number, 411, 435) | _between(number, 4121, 4444))).any(axis=1)
+    return np.select([np.abs(prod_z) < 1e-6, from_b, from_c], [0, 2, 1], 3)
+
+
+def _between(values: Listed, low: int, high: int) -> Bool[NDArray[Any], "T M"]:
+    return (values >= low) & (values <= high)
+
+
+def _sign_of(charge: Per) -> NDArray[np.intp]:
+    """0 where negative, 1 where zero, 2 where positive."""
+    return 1 + (charge > 0).astype(np.intp) - (charge < 0).astype(np.intp)
+
+
+def _class_table() -> UInt8[NDArray[Any], "32 3"]:
+    """Class by (bits of the five flags, sign of the charge)."""
+    table = np.full((32, 3), NO_CLASS, np.uint8)
+    table[1, 1], table[4, 1] = 0, 2  # photon, neutral hadron
+    table[2, 0], table[2, 2] = 1, 3  # charged hadrons
+    table[8, 0], table[8, 2] = 4, 5  # electrons
+    table[16, 0], table[16, 2] = 6, 7  # muons
+    return table
+
+
+_CLASS_OF = _class_table()
 
 
 def _with_sign(length: Per, sign: Per) -> Per:
     return np.where(sign < 0, -1.0, 1.0) * np.abs(length)
+
+
+def takes_list(formula: str, parameter: str) -> bool:
+    """Whether a parameter of a formula is a list of the jet rather than a number per particle."""
+    return bool(inspect.signature(FORMULAS[formula]).parameters[parameter].annotation == "Listed")
 
 
 FORMULAS: dict[str, Callable[..., NDArray[Any]]] = {
@@ -129,9 +196,15 @@ FORMULAS: dict[str, Callable[..., NDArray[Any]]] = {
         pseudorapidity,
         delta_eta,
         delta_phi,
+        eta_difference,
+        phi_difference,
         signed_d0,
         signed_dz,
+        signed_d0_of_track,
+        signed_dz_of_track,
         particle_class,
+        particle_class_of_pdg,
+        track_origin,
     )
 }
 """What a recipe may name in ``formula``; its ``inputs`` are the function's parameters."""

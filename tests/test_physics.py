@@ -20,6 +20,7 @@ from jetssl_cli.physics import (
     pseudorapidity,
     signed_d0,
     signed_dz,
+    takes_list,
     transverse_momentum,
     wrap,
 )
@@ -236,6 +237,7 @@ def test_the_classes_of_many_particles_are_those_of_each() -> None:
 def test_formulas_can_be_named_with_inputs_and_take_no_particles() -> None:
     assert all(FORMULAS[name] is getattr(physics, name) for name in FORMULAS)
     empty = np.zeros(0)
-    for formula in FORMULAS.values():
+    for name, formula in FORMULAS.items():
         inputs = inspect.signature(formula).parameters
-        assert formula(**dict.fromkeys(inputs, empty)).shape == (0,)
+        lists = {key: empty[:, None] if takes_list(name, key) else empty for key in inputs}
+        assert formula(**lists).shape == (0,)

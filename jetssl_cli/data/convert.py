@@ -1,7 +1,8 @@
-"""``jetssl convert``: ROOT TTrees to jagged HDF5, one file per input."""
+"""``jetssl convert``: ROOT, parquet or padded HDF5 to jagged HDF5, one file per input."""
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import signal
 import threading
@@ -12,33 +13,55 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import PositiveInt
 
-from jetssl_cli.config import Strict, to_yaml
-from jetssl_cli.data.extract import extract, read_tree
-from jetssl_cli.data.jagged import JaggedFile, JetArrays, find, write
+from jetssl_cli.config import Strict
+from jetssl_cli.data.extract import extract
+from jetssl_cli.data.jagged import JaggedFile, Precision, find, write
 from jetssl_cli.data.recipe import Recipe
 from jetssl_cli.errors import DataError
 from jetssl_cli.progress import progress
 
-ENTRIES_PER_STEP = 10_000
-"""Entries held in memory at a time."""
+SUFFIXES = (".root", ".parquet", ".h5", ".hdf5")
+"""What is converted of a folder: the files of the first of these kinds that occurs in it."""
+BAD_FILES = "bad_files.json"
+"""File in the output folder that names the sources that ``skip_bad`` left out, and why."""
+JETS_PER_READ = 10_000
 
 
 class ConvertConfig(Strict):
     """What to convert, how, and where to."""
 
     sources: tuple[Path, ...]
-    """ROOT files, or folders that hold them."""
+    """Files, or folders that hold them."""
     recipe: Recipe
     """Which branches become which columns."""
     out: Path
     """Folder for the converted files; folders below a source are mirrored in it."""
     jobs: PositiveInt = 1
     """Processes; each converts one file at a time."""
+    half: bool = False
+    """Store the constituent features as float16."""
+    max_constituents: PositiveInt | None = None
+    """Store at most so many constituents of a jet, if fewer than the recipe says."""
+    skip_bad: bool = False
+    """Go on after a source that cannot be converted."""
     overwrite: bool = False
     """Convert again what is already there."""
+
+    @property
+    def precision(self) -> Precision:
+        """Type of the constituent features."""
+        return "float16" if self.half else "float32"
+
+    @property
+    def effective_recipe(self) -> Recipe:
+        """The recipe with the limit that was asked for."""
+        most = min(self.max_constituents or self.recipe.max_constituents,
+                   self.recipe.max_constituents)  # fmt: skip
+        return self.recipe.model_copy(update={"max_constituents": most})
 
 
 class Converted(Strict):
@@ -50,12 +73,10 @@ class Converted(Strict):
     """Jets of each class."""
     constituents: int = 0
     """Constituents stored."""
-    dropped: int = 0
-    """Constituents left out because they fit no particle class."""
-    cut: int = 0
-    """Constituents left out beyond the recipe's maximum."""
+    left_out: dict[str, int]
+    """Jets and constituents that were left out: reason -> number."""
     skipped: bool = False
-    """The output was there already, complete and made by the same recipe."""
+    """The output was there already, complete and made in the same way."""
 
     @property
     def num_jets(self) -> int:
@@ -63,11 +84,19 @@ class Converted(Strict):
         return sum(self.classes.values())
 
 
+class BadFile(Strict):
+    """A source that could not be converted."""
+
+    path: Path
+    reason: str
+
+
 class ConvertReport(Strict):
     """What a conversion did."""
 
     recipe: Recipe
     files: tuple[Converted, ...]
+    bad: tuple[BadFile, ...] = ()
     seconds: float
 
     @property
@@ -83,119 +112,179 @@ class ConvertReport(Strict):
             total.update(file.classes)
         return _in_order(total, self.recipe)
 
+    @property
+    def left_out(self) -> dict[str, int]:
+        """Jets and constituents that were left out of all outputs: reason -> number."""
+        total: Counter[str] = Counter()
+        for file in self.files:
+            total.update(file.left_out)
+        return dict(total)
+
+
+class _Task(NamedTuple):
+    """One file to convert."""
+
+    source: Path
+    output: Path
+    recipe: Recipe
+    precision: Precision
+    overwrite: bool
+    skip_bad: bool
+
 
 def convert(cfg: ConvertConfig) -> ConvertReport:
     """Convert every source; outputs that are already complete are kept.
 
+    With ``skip_bad``, sources that cannot be converted are named in ``bad_files.json`` in the
+    output folder.
+
     Raises:
-        DataError: the first source that cannot be converted. Finished outputs stay, and no
-            unfinished one is left under its final name.
+        DataError: a source cannot be converted (with ``skip_bad``: none can). Finished outputs
+            stay, and no unfinished one is left under its final name.
     """
     start = time.monotonic()
     pairs = plan(cfg.sources, cfg.out)
-    tasks = [(source, output, cfg.recipe, cfg.overwrite) for source, output in pairs]
-    results: dict[Path, Converted] = {}
+    recipe = cfg.effective_recipe
+    tasks = [_Task(*pair, recipe, cfg.precision, cfg.overwrite, cfg.skip_bad) for pair in pairs]
+    results: dict[Path, Converted | BadFile] = {}
+    jets = 0
     with progress("convert", len(tasks), "files") as advance:
-        for result in _run(tasks, min(cfg.jobs, len(tasks))):
-            results[result.source] = result
-            advance(1, f"{sum(r.num_jets for r in results.values()):,} jets")
-    files = tuple(results[source] for source, _ in pairs)
-    return ConvertReport(recipe=cfg.recipe, files=files, seconds=time.monotonic() - start)
+        for task, result in _run(tasks, min(cfg.jobs, len(tasks))):
+            results[task.source] = result
+            jets += result.num_jets if isinstance(result, Converted) else 0
+            advance(1, f"{jets:,} jets")
+    ordered = [results[source] for source, _ in pairs]
+    bad = tuple(result for result in ordered if isinstance(result, BadFile))
+    if len(bad) == len(pairs):
+        raise DataError(f"none of the {len(bad)} sources can be converted; {bad[0].reason}")
+    if cfg.skip_bad:
+        _note_bad(cfg.out / BAD_FILES, bad)
+    return ConvertReport(
+        recipe=recipe,
+        files=tuple(result for result in ordered if isinstance(result, Converted)),
+        bad=bad,
+        seconds=time.monotonic() - start,
+    )
 
 
 def plan(sources: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
-    """Pair every ROOT file with its output.
+    """Pair every source file with its output.
 
     Raises:
-        DataError: no source, one that is missing, a folder that holds no ROOT file, or two
+        DataError: no source, one that is missing, a folder that holds no file to convert, or two
             inputs that would be written to one output.
     """
     if not sources:
         raise DataError("no source was given")
     pairs: dict[Path, Path] = {}
     for source in sources:
-        for file in find([source], "*.root"):
+        for file in find([source], *SUFFIXES):
             below = file.relative_to(source) if source.is_dir() else Path(file.name)
             output = (out / below).with_suffix(".h5")
+            if output.resolve() == file.resolve():
+                raise DataError(f"{file}: would be written over itself; choose another folder")
             other = pairs.setdefault(output, file)
             if other.resolve() != file.resolve():
                 raise DataError(f"{file}: would be written to {output}, and so would {other}")
     return [(file, output) for output, file in pairs.items()]
 
 
-def convert_file(source: Path, output: Path, recipe: Recipe, overwrite: bool) -> Converted:
-    """Convert one ROOT file.
+def convert_file(
+    source: Path,
+    output: Path,
+    recipe: Recipe,
+    precision: Precision = "float32",
+    overwrite: bool = False,
+) -> Converted:
+    """Convert one file.
 
     Raises:
         DataError: the source is not what the recipe expects, or the output is there already and
             was made in another way.
     """
     if output.exists() and not overwrite:
-        return _existing(source, output, recipe)
+        return _existing(source, output, recipe, precision)
     jets: Counter[str] = Counter()
-    constituents = dropped = cut = 0
-    with write(output, recipe, [source.name]) as writer:
-        for branches in read_tree(source, recipe, ENTRIES_PER_STEP):
-            part = extract(branches, recipe)
-            writer.append(part.jets)
-            jets.update(_per_class(part.jets, recipe))
-            constituents += len(part.jets.ids)
-            dropped += part.dropped
-            cut += part.cut
-        writer.describe({"dropped": dropped, "cut": cut})
+    left_out: Counter[str] = Counter()
+    constituents = 0
+    with write(output, recipe, [source.name], precision=precision) as writer:
+        for part, without in extract(source, recipe, precision):
+            writer.append(part)
+            jets.update(_per_class(part.labels.tolist(), recipe))
+            constituents += len(part.ids)
+            left_out.update(without)
+        if not jets:
+            raise DataError(f"{source}: no jet is left: {_reasons(left_out)}")
+        writer.note_left_out(left_out)
     return Converted(
         source=source,
         output=output,
         classes=_in_order(jets, recipe),
         constituents=constituents,
-        dropped=dropped,
-        cut=cut,
+        left_out=dict(left_out),
     )
 
 
-def _existing(source: Path, output: Path, recipe: Recipe) -> Converted:
+def _existing(source: Path, output: Path, recipe: Recipe, precision: Precision) -> Converted:
     with JaggedFile(output) as file:
-        if to_yaml(file.recipe) != to_yaml(recipe) or file.sources != [source.name]:
+        made = (file.recipe_text, file.precision, file.sources)
+        if made != (recipe.text, precision, [source.name]):
             raise DataError(
                 f"{output}: is there already, made from {', '.join(file.sources[:3])} with the "
-                f"recipe {file.recipe.name!r}; choose another folder or --overwrite"
+                f"recipe {file.recipe.name!r} and other settings; choose another folder or "
+                "--overwrite"
             )
-        jets: Counter[str] = Counter()
-        constituents = 0
-        for chunk in file.chunks(ENTRIES_PER_STEP):
-            jets.update(_per_class(chunk, recipe))
-            constituents += len(chunk.ids)
-        left_out = file.counts("dropped", "cut")
-    return Converted(
-        source=source,
-        output=output,
-        classes=_in_order(jets, recipe),
-        constituents=constituents,
-        **left_out,
-        skipped=True,
-    )
+        jets = _per_class(file.labels().tolist(), recipe)
+        return Converted(
+            source=source,
+            output=output,
+            classes=_in_order(jets, recipe),
+            constituents=file.num_constituents,
+            left_out=file.left_out,
+            skipped=True,
+        )
 
 
-def _per_class(jets: JetArrays, recipe: Recipe) -> Counter[str]:
+def _per_class(labels: list[int], recipe: Recipe) -> Counter[str]:
     classes = recipe.labels.classes
-    return Counter(classes[label] for label in jets.labels.tolist())
+    return Counter({classes[label]: count for label, count in Counter(labels).items()})
 
 
 def _in_order(jets: Counter[str], recipe: Recipe) -> dict[str, int]:
     return {name: jets[name] for name in recipe.labels.classes if jets[name]}
 
 
-def _run(tasks: list[tuple[Path, Path, Recipe, bool]], jobs: int) -> Iterator[Converted]:
+def _reasons(left_out: Counter[str]) -> str:
+    return ", ".join(f"{number:,} {reason}" for reason, number in left_out.items() if number)
+
+
+def _note_bad(path: Path, bad: Sequence[BadFile]) -> None:
+    path.unlink(missing_ok=True)
+    if bad:
+        text = json.dumps([file.model_dump(mode="json") for file in bad], indent=2)
+        path.write_text(text + "\n", encoding="utf-8")
+
+
+def _work(task: _Task) -> Converted | BadFile:
+    try:
+        return convert_file(task.source, task.output, task.recipe, task.precision, task.overwrite)
+    except DataError as err:
+        if not task.skip_bad:
+            raise
+        return BadFile(path=task.source, reason=str(err))
+
+
+def _run(tasks: list[_Task], jobs: int) -> Iterator[tuple[_Task, Converted | BadFile]]:
     if jobs == 1:
-        yield from (convert_file(*task) for task in tasks)
+        yield from ((task, _work(task)) for task in tasks)
         return
     context = multiprocessing.get_context("spawn")  # h5py and uproot do not survive a fork
     pool = ProcessPoolExecutor(jobs, mp_context=context)
     try:
         with _ignoring_interrupts():  # what the workers inherit: Ctrl-C is for this process alone
-            futures = [pool.submit(convert_file, *task) for task in tasks]
+            futures = {pool.submit(_work, task): task for task in tasks}
         for future in as_completed(futures):
-            yield future.result()
+            yield futures[future], future.result()
     except BrokenProcessPool:
         raise DataError(
             "a converting process was killed, perhaps for memory; finished files are kept: "

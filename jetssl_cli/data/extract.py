@@ -1,179 +1,127 @@
-"""From the branches of a TTree to the columns of a recipe, a range of entries at a time."""
+"""From the branches of a file to the columns of a recipe: formulas, labels, order and limits."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import awkward as ak
 import numpy as np
-import uproot
 from numpy.typing import NDArray
 
-from jetssl_cli.data.jagged import JetArrays
+from jetssl_cli.data.branches import Branches, Place, read_branches
+from jetssl_cli.data.jagged import Precision
+from jetssl_cli.data.jets import JetArrays
+from jetssl_cli.data.padded import is_padded, read_padded
 from jetssl_cli.data.recipe import Column, OneHotLabels, Recipe
-from jetssl_cli.errors import DataError, suggest
+from jetssl_cli.errors import DataError
 from jetssl_cli.physics import FORMULAS, NEUTRAL_CLASSES, NO_CLASS
 
 Array = NDArray[Any]
+ENTRIES_PER_STEP = 10_000
+"""Entries held in memory at a time."""
+CONSTITUENTS_PER_STEP = 50_000
+"""Constituents worked on at a time: what fits in a processor's cache."""
 
 
-@dataclass(frozen=True)
-class Extracted:
-    """Jets of one range of entries, and what was left out."""
-
-    jets: JetArrays
-    dropped: int
-    """Constituents that fit no particle class."""
-    cut: int
-    """Constituents beyond the recipe's ``max_constituents``."""
+DROPPED, UNKNOWN = -1, -2
+"""What stands for the label of a jet that the recipe leaves out, and for one it does not know."""
+Extracted = tuple[JetArrays, Counter[str]]
+"""Jets, and how many others and constituents were left out, by the reason."""
 
 
-@dataclass(frozen=True)
-class Branches:
-    """Branches of J jets as flat arrays: one value per jet, or one per constituent."""
-
-    source: str
-    first: int
-    """Entry of the first jet in its file; for messages."""
-    sizes: NDArray[np.int64]
-    of_jets: Mapping[str, Array]
-    of_constituents: Mapping[str, Array]
-
-    def per_constituent(self, name: str) -> NDArray[np.float64]:
-        """A branch with one value per constituent; one of the jet is repeated."""
-        if name in self.of_constituents:
-            return self.of_constituents[name].astype(np.float64)
-        return np.repeat(self.of_jets[name].astype(np.float64), self.sizes)
-
-    def per_jet(self, name: str) -> NDArray[np.float64]:
-        """A branch with one value per jet.
-
-        Raises:
-            DataError: it has one per constituent.
-        """
-        if name in self.of_constituents:
-            raise DataError(f"{self.source}: branch {name!r} is a list; expected one value per jet")
-        return self.of_jets[name].astype(np.float64)
-
-    def where(self, jet: int) -> str:
-        """Name a jet by file and entry."""
-        return f"{self.source}: jet {self.first + jet}"
-
-
-def read_tree(path: Path, recipe: Recipe, step: int) -> Iterator[Branches]:
-    """Read what the recipe needs, ``step`` entries at a time.
+def extract(path: Path, recipe: Recipe, precision: Precision) -> Iterator[Extracted]:
+    """The jets of a file, a piece at a time: selected, sorted, cut, every number finite.
 
     Raises:
-        DataError: no such file, not ROOT, truncated, no such tree or branch, no entries.
+        DataError: the file is not what the recipe expects.
     """
-    with _open(path) as file:
-        tree = _tree(file, path, recipe.tree)
-        missing = [name for name in recipe.branches if name not in tree]
-        if missing:
-            raise DataError(
-                f"{path}: tree {recipe.tree!r} has no branch {missing[0]!r}; "
-                f"{suggest(missing[0], tree.keys())}"
-            )
-        if tree.num_entries == 0:
-            raise DataError(f"{path}: tree {recipe.tree!r} has no entries")
-        for start in range(0, tree.num_entries, step):
-            try:
-                arrays = tree.arrays(
-                    recipe.branches, entry_start=start, entry_stop=start + step, how=dict
-                )
-            except Exception as err:  # uproot raises whatever a damaged byte leads to
-                raise DataError(f"{path}: damaged: {_reason(err)}") from None
-            yield _flatten(arrays, f"{path}", start, recipe)
+    if is_padded(path):
+        for first, jets in read_padded(path, recipe, ENTRIES_PER_STEP):
+            yield _finish(jets, recipe, precision, Place(str(path), first))
+        return
+    for branches in read_branches(path, recipe, ENTRIES_PER_STEP):
+        for part in branches.split(CONSTITUENTS_PER_STEP):
+            yield _finish(columns(part, recipe), recipe, precision, part.place)
 
 
-def extract(branches: Branches, recipe: Recipe) -> Extracted:
-    """Compute the columns of the recipe; sort, drop and cut the constituents.
+def columns(branches: Branches, recipe: Recipe) -> JetArrays:
+    """Compute the columns of the recipe, in the order of the file.
 
     Raises:
         DataError: a value is not finite, or a jet has not exactly one label.
     """
-    features = recipe.constituents.features
-    columns = {name: _column(branches, column, True) for name, column in features.items()}
+    of = recipe.constituents
     owner = np.repeat(np.arange(len(branches.sizes)), branches.sizes)
-    inputs = recipe.constituents.ids.inputs
-    flags = {name: branches.per_constituent(branch) for name, branch in inputs.items()}
-    _finite(flags, branches, owner)
-    ids = FORMULAS[recipe.constituents.ids.formula](**flags)
+    ids = _ids(branches, recipe, owner)
+    features = {name: _column(branches, column, True) for name, column in of.stored.items()}
     neutral = np.isin(ids, NEUTRAL_CLASSES)
-    for name, column in features.items():
+    for name, column in of.stored.items():
         if column.charged_only:
-            columns[name][neutral] = 0.0
-    table = _finite(columns, branches, owner)
-    rows, sizes, cut = _select(columns[recipe.constituents.order_by], ids, owner, branches, recipe)
-    jets = {name: _column(branches, column, False) for name, column in recipe.jets.items()}
-    arrays = JetArrays(
-        table[rows],
-        ids[rows],
-        sizes,
+            features[name] = np.where(neutral, 0.0, features[name])
+    table = _finite(features, branches, owner)
+    truth = {name: _column(branches, column, True) for name, column in of.stored_truth.items()}
+    jets = {name: _column(branches, column, False) for name, column in recipe.jet_features.items()}
+    return JetArrays(
+        table,
+        ids,
+        _integers(truth, branches, owner),
+        branches.sizes,
         _finite(jets, branches, np.arange(len(branches.sizes))),
         _labels(branches, recipe),
     )
-    return Extracted(arrays, dropped=int((ids == NO_CLASS).sum()), cut=cut)
 
 
-def _open(path: Path) -> Any:
-    if not path.exists():
-        raise DataError(f"{path}: no such file")
-    try:
-        return uproot.open(path)
-    except Exception as err:  # uproot raises whatever the bytes lead to
-        raise DataError(f"{path}: not a readable ROOT file: {_reason(err)}") from None
+def _finish(jets: JetArrays, recipe: Recipe, precision: Precision, place: Place) -> Extracted:
+    """Leave out what the recipe does not want, sort in descending order, cut, and convert."""
+    left_out: Counter[str] = Counter()
+    wanted = jets.labels != DROPPED
+    left_out["jets of a label to drop"] = int(np.count_nonzero(~wanted))
+    for name, limits in recipe.select.items():
+        values = jets.jets[:, list(recipe.jet_features).index(name)]
+        inside = np.ones(len(jets), bool)
+        inside &= True if limits.min is None else values >= limits.min
+        inside &= True if limits.max is None else values <= limits.max
+        left_out[f"jets outside the limits of {name}"] = int(np.count_nonzero(wanted & ~inside))
+        wanted &= inside
+    if not wanted.all():
+        jets = jets.take(np.flatnonzero(wanted))
+    fits = jets.ids != NO_CLASS
+    left_out["constituents of no particle class"] = len(fits) - int(np.count_nonzero(fits))
+    if not fits.all():
+        jets = jets.keep(fits)
+    jets = _sorted(jets, list(recipe.constituents.stored).index(recipe.constituents.order_by))
+    kept = jets.first(recipe.max_constituents)
+    left_out[f"constituents beyond {recipe.max_constituents}"] = len(jets.ids) - len(kept.ids)
+    if precision == "float16":
+        kept = _half(kept, place)
+    return kept, left_out
 
 
-def _tree(file: Any, path: Path, name: str) -> Any:
-    try:
-        present = file.keys(cycle=False, filter_classname="TTree")
-        if name in present:
-            return file[name]
-    except Exception as err:  # uproot raises whatever the bytes lead to
-        raise DataError(f"{path}: damaged: {_reason(err)}") from None
-    if not present:
-        raise DataError(f"{path}: no tree {name!r}; the file has no TTree at all")
-    raise DataError(f"{path}: no tree {name!r}; {suggest(name, present)}")
+def _half(jets: JetArrays, place: Place) -> JetArrays:
+    with np.errstate(over="ignore"):
+        half = jets.features.astype(np.float16)
+    if not np.isfinite(half).all():
+        row = int(np.flatnonzero(~np.isfinite(half).all(axis=1))[0])
+        jet = int(np.searchsorted(jets.offsets, row, side="right")) - 1
+        raise DataError(
+            f"{place.of(jet)} of those kept: {np.abs(jets.features[row]).max():g} is too large "
+            "for float16; convert without --half"
+        )
+    return replace(jets, features=half)
 
 
-def _flatten(arrays: Mapping[str, Any], source: str, first: int, recipe: Recipe) -> Branches:
-    of_jets: dict[str, Array] = {}
-    of_constituents: dict[str, Array] = {}
-    sizes: NDArray[np.int64] | None = None
-    for name, array in arrays.items():
-        try:
-            if array.ndim == 1:
-                of_jets[name] = _numbers(array)
-                continue
-            of_constituents[name] = _numbers(ak.flatten(array, axis=1))
-            counts = ak.num(array, axis=1).to_numpy()
-        except (TypeError, ValueError):
-            raise DataError(
-                f"{source}: branch {name!r} has the type {array.type.content}; expected numbers "
-                "or lists of numbers"
-            ) from None
-        if sizes is None:
-            sizes = counts
-        elif not np.array_equal(sizes, counts):
-            jet = int(np.flatnonzero(sizes != counts)[0])
-            raise DataError(
-                f"{source}: jet {first + jet}: branch {name!r} has {counts[jet]} constituents, "
-                f"{next(iter(of_constituents))!r} has {sizes[jet]}"
-            )
-    if sizes is None:
-        raise DataError(f"{source}: no branch of recipe {recipe.name!r} has lists of constituents")
-    return Branches(source, first, sizes, of_jets, of_constituents)
-
-
-def _numbers(array: Any) -> Array:
-    values: Array = ak.to_numpy(array, allow_missing=False)
-    if values.dtype.kind not in "biuf":
-        raise TypeError(values.dtype)
-    return values
+def _sorted(jets: JetArrays, order_by: int) -> JetArrays:
+    values = jets.features[:, order_by]
+    rising = np.flatnonzero(values[1:] > values[:-1]) + 1
+    rising = rising[~np.isin(rising, jets.offsets)]  # a jet may begin with more than the last ended
+    if not len(rising):
+        return jets
+    owner = np.repeat(np.arange(len(jets)), jets.sizes)
+    rows = np.lexsort((-values, owner))
+    return jets.reorder(rows)
 
 
 def _column(branches: Branches, column: Column, constituents: bool) -> NDArray[np.float64]:
@@ -182,7 +130,10 @@ def _column(branches: Branches, column: Column, constituents: bool) -> NDArray[n
         values = read(column.branch)
     else:
         assert column.formula is not None
-        inputs = {name: read(branch) for name, branch in column.inputs.items()}
+        inputs = {
+            name: branches.table_per_constituent(branch) if column.is_list(name) else read(branch)
+            for name, branch in column.inputs.items()
+        }
         with np.errstate(all="ignore"):  # what is not finite is reported with the jet it is in
             values = FORMULAS[column.formula](**inputs)
     if column.clip is None:
@@ -191,39 +142,54 @@ def _column(branches: Branches, column: Column, constituents: bool) -> NDArray[n
     return np.where(np.isfinite(values), clipped, values)  # infinity must not pass for the limit
 
 
+def _ids(branches: Branches, recipe: Recipe, owner: NDArray[np.int64]) -> NDArray[np.uint8]:
+    ids = recipe.constituents.ids
+    if ids is None:
+        return np.zeros(len(owner), np.uint8)
+    inputs = {name: branches.per_constituent(branch) for name, branch in ids.inputs.items()}
+    for name, values in inputs.items():
+        _check_finite([name], values[:, None], branches, owner)
+    found: NDArray[np.uint8] = FORMULAS[ids.formula](**inputs)
+    return found
+
+
 def _finite(
-    columns: Mapping[str, NDArray[np.float64]], branches: Branches, owner: NDArray[np.int64]
+    named: Mapping[str, NDArray[np.float64]], branches: Branches, owner: NDArray[np.int64]
 ) -> NDArray[np.float32]:
+    table = np.empty((len(owner), len(named)), np.float32)
     with np.errstate(over="ignore"):
-        table = np.stack(list(columns.values()), axis=1).astype(np.float32)
-    bad = ~np.isfinite(table)
-    if bad.any():
-        row, place = np.argwhere(bad)[0]
-        name = list(columns)[place]
-        raise DataError(
-            f"{branches.where(int(owner[row]))}: {name} is {table[row, place]}; "
-            "every feature must be finite"
-        )
+        for place, values in enumerate(named.values()):
+            table[:, place] = values
+    _check_finite(list(named), table, branches, owner)
     return table
 
 
-def _select(
-    order_by: NDArray[np.float64],
-    ids: NDArray[np.uint8],
-    owner: NDArray[np.int64],
-    branches: Branches,
-    recipe: Recipe,
-) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
-    """Rows to store, in descending order within each jet; sizes of the jets; rows cut."""
-    rows = np.flatnonzero(ids != NO_CLASS)
-    values, jets = order_by[rows], owner[rows]
-    if ((values[1:] > values[:-1]) & (jets[1:] == jets[:-1])).any():
-        rows = rows[np.lexsort((-values, jets))]
-    sizes = np.bincount(owner[rows], minlength=len(branches.sizes))
-    rank = np.arange(len(rows)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    inside = rank < recipe.max_constituents
-    sizes = np.minimum(sizes, recipe.max_constituents)
-    return rows[inside], sizes, len(rows) - int(inside.sum())
+def _check_finite(
+    names: list[str], table: Array, branches: Branches, owner: NDArray[np.int64]
+) -> None:
+    bad = ~np.isfinite(table)
+    if bad.any():
+        row, place = np.argwhere(bad)[0]
+        raise DataError(
+            f"{branches.place.of(int(owner[row]))}: {names[place]} is {table[row, place]}; "
+            "every feature must be finite"
+        )
+
+
+def _integers(
+    named: Mapping[str, NDArray[np.float64]], branches: Branches, owner: NDArray[np.int64]
+) -> NDArray[np.int32]:
+    table = np.empty((len(owner), len(named)), np.int32)
+    for place, (name, values) in enumerate(named.items()):
+        fine = (values == np.rint(values)) & (np.abs(values) < 2**31)
+        if not fine.all():
+            row = int(np.flatnonzero(~fine)[0])
+            raise DataError(
+                f"{branches.place.of(int(owner[row]))}: {name} is {values[row]}; truth must be an "
+                "integer"
+            )
+        table[:, place] = values
+    return table
 
 
 def _labels(branches: Branches, recipe: Recipe) -> NDArray[np.int16]:
@@ -237,17 +203,13 @@ def _labels(branches: Branches, recipe: Recipe) -> NDArray[np.int16]:
         return np.asarray(flags.argmax(axis=1), np.int16)
     found = branches.per_jet(labels.branch)
     index_of = {value: index for index, value in enumerate(labels.value_of.values())}
-    chosen = np.array([index_of.get(value, -1) for value in found.tolist()], np.int16)
-    _check(branches, chosen >= 0, f"{labels.branch} is not the label of any class:", found)
+    index_of |= dict.fromkeys(labels.drop, DROPPED)
+    chosen = np.array([index_of.get(value, UNKNOWN) for value in found.tolist()], np.int16)
+    _check(branches, chosen != UNKNOWN, f"{labels.branch} is not the label of any class:", found)
     return chosen
 
 
 def _check(branches: Branches, fine: Any, rule: str, values: Array) -> None:
     bad = np.flatnonzero(~np.asarray(fine))
     if len(bad):
-        raise DataError(f"{branches.where(int(bad[0]))}: {rule} {values[bad[0]]}")
-
-
-def _reason(err: Exception) -> str:
-    text = " ".join(str(err).split())
-    return text[:200] or type(err).__name__
+        raise DataError(f"{branches.place.of(int(bad[0]))}: {rule} {values[bad[0]]}")

@@ -1,117 +1,62 @@
 """The file format: jets end to end in HDF5, without padding. Version 1.
 
 /                       attributes: format, version, recipe (YAML), schema (JSON), precision,
-/                       dropped and cut (constituents left out), complete (written last)
+/                       left_out (JSON: reason -> number), complete (written last)
 /offsets                (J + 1,) int64; jet j has the rows offsets[j]:offsets[j + 1]
 /jets/features          (J, G) float32          /jets/labels  (J,) int16
-/constituents/features  (T, F) float32          /constituents/id  (T,) uint8
+/constituents/features  (T, F) float32 or float16, as ``precision`` says
+/constituents/id        (T,) uint8      where the data set has particle classes
+/constituents/truth     (T, K) int32    where it has truth about each constituent
 /sources                names of the files that the jets come from
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from jetssl_cli.config import to_yaml
 from jetssl_cli.data.hdf5 import Table, create, open_complete, readable
+from jetssl_cli.data.jets import JetArrays
 from jetssl_cli.data.recipe import Recipe, Schema, parse_recipe, schema_of
 from jetssl_cli.errors import DataError
 
 KIND = "jetssl-jagged"
 VERSION = 1
-FIELDS = ("features", "ids", "sizes", "jets", "labels")
-"""The arrays that jets consist of."""
-
-
-@dataclass(frozen=True)
-class JetArrays:
-    """J jets as numpy arrays; the constituents of all jets lie end to end."""
-
-    features: NDArray[np.float32]
-    """Constituent features, (T, F)."""
-    ids: NDArray[np.uint8]
-    """Particle classes, (T,)."""
-    sizes: NDArray[np.int64]
-    """Constituents of each jet, (J,)."""
-    jets: NDArray[np.float32]
-    """Jet features, (J, G)."""
-    labels: NDArray[np.int16]
-    """Class of each jet, (J,)."""
-
-    def __len__(self) -> int:
-        return len(self.sizes)
-
-    @cached_property
-    def offsets(self) -> NDArray[np.int64]:
-        """(J + 1,): where each jet begins."""
-        return np.concatenate([[0], np.cumsum(self.sizes)])
-
-    def take(self, order: NDArray[np.int64]) -> JetArrays:
-        """The chosen jets, in this order."""
-        sizes = self.sizes[order]
-        ends = np.cumsum(sizes)
-        rows = np.arange(sizes.sum()) + np.repeat(self.offsets[order] - (ends - sizes), sizes)
-        return JetArrays(
-            self.features[rows], self.ids[rows], sizes, self.jets[order], self.labels[order]
-        )
-
-    def slice(self, start: int, stop: int) -> JetArrays:
-        """The jets ``start:stop``, without a copy."""
-        rows = slice(self.offsets[start], self.offsets[stop])
-        jets = slice(start, stop)
-        return JetArrays(
-            self.features[rows],
-            self.ids[rows],
-            self.sizes[jets],
-            self.jets[jets],
-            self.labels[jets],
-        )
-
-    def first(self, most: int) -> JetArrays:
-        """The same jets with at most the first ``most`` constituents of each."""
-        if not len(self) or self.sizes.max() <= most:
-            return self
-        rank = np.arange(len(self.ids)) - np.repeat(self.offsets[:-1], self.sizes)
-        keep = rank < most
-        sizes = np.minimum(self.sizes, most)
-        return JetArrays(self.features[keep], self.ids[keep], sizes, self.jets, self.labels)
-
-
-def concatenate(parts: Sequence[JetArrays]) -> JetArrays:
-    """All jets of the parts, one part after the other."""
-    if len(parts) == 1:
-        return parts[0]
-    return JetArrays(*(np.concatenate([getattr(part, name) for part in parts]) for name in FIELDS))
+Precision = Literal["float32", "float16"]
+"""Type of the constituent features in the file."""
 
 
 class JaggedWriter:
     """Appends jets to a file that is being written."""
 
-    def __init__(self, table: Table) -> None:
-        self._table = table
+    def __init__(self, table: Table, schema: Schema, precision: Precision) -> None:
+        self._table, self._schema, self._precision = table, schema, precision
         self._rows = 0
         table.append("offsets", np.zeros(1, np.int64))
 
-    def describe(self, counts: Mapping[str, int]) -> None:
-        """Note numbers about how the file was made."""
-        self._table.describe(counts)
+    def note_left_out(self, counts: Mapping[str, int]) -> None:
+        """Note how many jets and constituents were left out, and why."""
+        self._table.describe({"left_out": json.dumps(counts)})
 
     def append(self, jets: JetArrays) -> None:
         """Write these jets behind those already written."""
+        assert jets.features.dtype == self._precision
         self._table.append("offsets", self._rows + jets.offsets[1:])
         self._table.append("jets/features", jets.jets)
         self._table.append("jets/labels", jets.labels)
         self._table.append("constituents/features", jets.features)
-        self._table.append("constituents/id", jets.ids)
+        if self._schema.ids:
+            self._table.append("constituents/id", jets.ids)
+        if self._schema.truth:
+            self._table.append("constituents/truth", jets.truth)
         self._rows += len(jets.ids)
 
 
@@ -120,6 +65,8 @@ def write(
     path: Path,
     recipe: Recipe,
     sources: list[str],
+    *,
+    precision: Precision = "float32",
     verify: Callable[[Path], None] | None = None,
 ) -> Iterator[JaggedWriter]:
     """Write a data file; it appears under ``path`` only when the block ends without an error.
@@ -129,13 +76,13 @@ def write(
     with create(path, KIND, VERSION, verify) as table:
         table.describe(
             {
-                "recipe": to_yaml(recipe),
+                "recipe": recipe.text,
                 "schema": schema_of(recipe).model_dump_json(),
-                "precision": "float32",
+                "precision": precision,
             }
         )
         table.append_text("sources", sources)
-        yield JaggedWriter(table)
+        yield JaggedWriter(table, schema_of(recipe), precision)
 
 
 class JaggedFile:
@@ -151,7 +98,7 @@ class JaggedFile:
         try:
             with readable(path):
                 self.num_jets = len(self._file["offsets"]) - 1
-                self._check_lengths()
+                self._check_arrays()
         except DataError:
             self._file.close()
             raise
@@ -174,7 +121,12 @@ class JaggedFile:
     @cached_property
     def recipe(self) -> Recipe:
         """The recipe by which the file was made."""
-        return parse_recipe(self._attribute("recipe"), str(self.path))
+        return parse_recipe(self.recipe_text, str(self.path))
+
+    @property
+    def recipe_text(self) -> str:
+        """The YAML text of that recipe."""
+        return self._attribute("recipe")
 
     @cached_property
     def schema(self) -> Schema:
@@ -185,21 +137,35 @@ class JaggedFile:
             raise DataError(f"{self.path}: damaged: its schema cannot be read") from None
 
     @property
+    def precision(self) -> Precision:
+        """Type of the constituent features."""
+        return "float16" if self._attribute("precision") == "float16" else "float32"
+
+    @property
     def sources(self) -> list[str]:
         """The files that the jets come from."""
         with readable(self.path):
             return [str(name) for name in self._file["sources"].asstr()[:]]
 
     @property
+    def num_constituents(self) -> int:
+        """Constituents of all jets."""
+        return self._shapes["constituents/features"][0]
+
+    @property
     def num_bytes(self) -> int:
         """Bytes that all jets take in memory."""
         with readable(self.path):
-            names = ("constituents/features", "constituents/id", "jets/features", "jets/labels")
-            return 8 * self.num_jets + sum(int(self._file[name].nbytes) for name in names)
+            return 8 * self.num_jets + sum(int(self._file[name].nbytes) for name in self._shapes)
 
-    def counts(self, *names: str) -> dict[str, int]:
-        """Numbers noted when the file was made; 0 where there is none."""
-        return {name: int(self._file.attrs.get(name, 0)) for name in names}
+    @property
+    def left_out(self) -> dict[str, int]:
+        """What was left out when the file was made: reason -> number."""
+        with readable(self.path):
+            return {
+                str(reason): int(number)
+                for reason, number in json.loads(self._file.attrs.get("left_out", "{}")).items()
+            }
 
     def labels(self) -> NDArray[np.int16]:
         """The class of every jet.
@@ -224,7 +190,10 @@ class JaggedFile:
             rows = slice(int(offsets[0]), int(offsets[-1]))
             return JetArrays(
                 self._file["constituents/features"][rows],
-                self._file["constituents/id"][rows],
+                self._rows("constituents/id", rows, np.zeros(offsets[-1] - offsets[0], np.uint8)),
+                self._rows(
+                    "constituents/truth", rows, np.zeros((offsets[-1] - offsets[0], 0), np.int32)
+                ),
                 sizes,
                 self._file["jets/features"][start:stop],
                 self._file["jets/labels"][start:stop],
@@ -241,28 +210,47 @@ class JaggedFile:
             raise DataError(f"{self.path}: damaged: the attribute {name!r} is missing")
         return value
 
-    def _check_lengths(self) -> None:
+    def _rows(self, name: str, rows: slice, absent: NDArray[Any]) -> NDArray[Any]:
+        """These rows of an array that not every data set has."""
+        found: NDArray[Any] = self._file[name][rows] if name in self._shapes else absent
+        return found
+
+    @cached_property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """The arrays that the file must have, beside its offsets."""
+        constituents, schema = int(self._file["offsets"][-1]), self.schema
+        shapes: dict[str, tuple[int, ...]] = {
+            "jets/features": (self.num_jets, len(schema.jets)),
+            "jets/labels": (self.num_jets,),
+            "constituents/features": (constituents, len(schema.constituents)),
+        }
+        if schema.ids:
+            shapes["constituents/id"] = (constituents,)
+        if schema.truth:
+            shapes["constituents/truth"] = (constituents, len(schema.truth))
+        return shapes
+
+    def _check_arrays(self) -> None:
         if self._file["offsets"][0] != 0:
             raise DataError(f"{self.path}: damaged: offsets do not begin at 0")
-        shapes = {
-            "jets/features": (self.num_jets, len(self.schema.jets)),
-            "jets/labels": (self.num_jets,),
-            "constituents/features": (
-                int(self._file["offsets"][-1]),
-                len(self.schema.constituents),
-            ),
-            "constituents/id": (int(self._file["offsets"][-1]),),
-        }
-        for name, shape in shapes.items():
+        for name, shape in self._shapes.items():
             if self._file[name].shape != shape:
                 raise DataError(
                     f"{self.path}: damaged: {name} has the shape {self._file[name].shape}, "
                     f"expected {shape}"
                 )
+        stored = self._file["constituents/features"].dtype
+        if stored != self.precision:
+            raise DataError(
+                f"{self.path}: damaged: constituents/features is {stored}, expected "
+                f"{self.precision}"
+            )
 
 
-def find(sources: Sequence[Path], pattern: str) -> list[Path]:
+def find(sources: Sequence[Path], *suffixes: str) -> list[Path]:
     """All files that the sources name, each once, sorted by their full path.
+
+    Of a folder, the files that end in the first of the suffixes that occurs in it.
 
     Raises:
         DataError: no source, one that is missing, or a folder that holds no such file.
@@ -273,8 +261,9 @@ def find(sources: Sequence[Path], pattern: str) -> list[Path]:
     for source in sources:
         if not source.exists():
             raise DataError(f"{source}: no such file or folder")
-        files = list(source.rglob(pattern)) if source.is_dir() else [source]
+        inside = ([*source.rglob(f"*{suffix}")] for suffix in suffixes)
+        files = next(filter(None, inside), []) if source.is_dir() else [source]
         if not files:
-            raise DataError(f"{source}: the folder holds no {pattern} file")
+            raise DataError(f"{source}: the folder holds no *{' or *'.join(suffixes)} file")
         found.update({file.resolve(): file for file in files})
     return [found[key] for key in sorted(found)]

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ByteSize, NonNegativeInt, PositiveInt
 
-from jetssl_cli.config import Strict, to_yaml
-from jetssl_cli.data.jagged import JaggedFile, JaggedWriter, JetArrays, find, write
+from jetssl_cli.config import Strict
+from jetssl_cli.data.jagged import JaggedFile, JaggedWriter, find, write
+from jetssl_cli.data.jets import JetArrays
 from jetssl_cli.data.recipe import Recipe
 from jetssl_cli.data.shuffle import Buckets, Subset, checksum
 from jetssl_cli.errors import DataError
@@ -64,14 +65,20 @@ class _Inputs:
         self.sources: list[str] = []
         with JaggedFile(paths[0]) as first:
             self.recipe: Recipe = first.recipe
+            self.precision = first.precision
         self.per_class = np.zeros(len(self.recipe.labels.classes), np.int64)
         self.num_bytes = 0
         for path in paths:
             with JaggedFile(path) as file:
-                if to_yaml(file.recipe) != to_yaml(self.recipe):
+                if file.recipe_text != self.recipe.text:
                     raise DataError(
                         f"{path}: was made with the recipe {file.recipe.name!r}, {paths[0]} with "
                         f"{self.recipe.name!r} or another version of it; they cannot be merged"
+                    )
+                if file.precision != self.precision:
+                    raise DataError(
+                        f"{path}: stores {file.precision}, {paths[0]} {self.precision}; they "
+                        "cannot be merged"
                     )
                 self.sources += file.sources
                 self.num_bytes += file.num_bytes
@@ -94,7 +101,7 @@ def merge(cfg: MergeConfig) -> MergeReport:
         DataError: no sources, sources of different recipes, too few jets, too little memory or
             disk, the output is there already, or what came out is not what went in.
     """
-    paths = find(cfg.sources, "*.h5")
+    paths = find(cfg.sources, ".h5")
     if cfg.out.resolve() in {path.resolve() for path in paths}:
         raise DataError(f"{cfg.out}: is one of the sources; choose another name")
     if cfg.out.exists() and not cfg.overwrite:
@@ -107,7 +114,9 @@ def merge(cfg: MergeConfig) -> MergeReport:
         buckets.begin()
         total = _scatter(inputs, wanted, buckets, jets_per_read, cfg)
         verify = partial(_verify, total=total, jets_per_read=jets_per_read)
-        with write(cfg.out, inputs.recipe, inputs.sources, verify) as writer:
+        with write(
+            cfg.out, inputs.recipe, inputs.sources, precision=inputs.precision, verify=verify
+        ) as writer:
             _gather(buckets, writer, total, jets_per_read, cfg)
     except OSError as err:
         raise DataError(f"{cfg.out}: cannot be written: {err}") from None

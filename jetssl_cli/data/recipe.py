@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from jetssl_cli.config import Layer, Strict, load, parse_yaml, shipped_file
+from jetssl_cli.config import Layer, Strict, load, parse_yaml, shipped_file, to_yaml
 from jetssl_cli.errors import ConfigError, suggest
-from jetssl_cli.physics import FORMULAS, NEUTRAL_CLASSES, PARTICLE_CLASSES
+from jetssl_cli.physics import FORMULAS, NEUTRAL_CLASSES, PARTICLE_CLASSES, takes_list
 
 
 class Column(Strict):
@@ -28,11 +28,13 @@ class Column(Strict):
     """Values are clipped to +- this."""
     charged_only: bool = False
     """Only charged particles have it: 0 in the file for neutral ones, missing when scaling."""
+    absent: bool = False
+    """The data set does not have it: the file gets no such column."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Column:
-        if (self.branch is None) == (self.formula is None):
-            raise ValueError("give exactly one of 'branch' and 'formula'")
+        if [self.branch is None, self.formula is None, not self.absent].count(False) != 1:
+            raise ValueError("give exactly one of 'branch', 'formula' and 'absent: true'")
         if self.formula is None and self.inputs:
             raise ValueError("'inputs' belong to a 'formula'")
         if self.formula is not None:
@@ -44,11 +46,27 @@ class Column(Strict):
         """All branches that the column needs."""
         return {self.branch} if self.branch else set(self.inputs.values())
 
+    def is_list(self, parameter: str) -> bool:
+        """Whether an input is a list of the jet's own, not a number per constituent."""
+        return self.formula is not None and takes_list(self.formula, parameter)
+
+
+AnyColumn = TypeVar("AnyColumn", bound=Column)
+
+
+class Truth(Column):
+    """One integer of truth about each constituent: for later tasks, never an input."""
+
+    unit: str = "1"
+    """Truth has no unit."""
+    values: dict[str, int] | None = None
+    """What the integers mean, where they are classes."""
+
 
 class Ids(Strict):
     """The particle class of each constituent."""
 
-    formula: Literal["particle_class"] = "particle_class"
+    formula: Literal["particle_class", "particle_class_of_pdg"] = "particle_class"
     """Function of ``physics.py``."""
     inputs: dict[str, str]
     """Parameter of the function -> branch."""
@@ -66,16 +84,29 @@ class Constituents(Strict):
     """Column in whose descending order the constituents of a jet are stored."""
     features: Annotated[dict[str, Column], Field(min_length=1)]
     """Name of the column -> where it comes from."""
-    ids: Ids
-    """Where the particle class comes from."""
+    ids: Ids | None = None
+    """Where the particle class comes from; left out where the data set has none."""
+    truth: dict[str, Truth] = Field(default_factory=dict)
+    """Truth about each constituent: name -> where it comes from."""
 
     @model_validator(mode="after")
     def _order(self) -> Constituents:
-        if self.order_by not in self.features:
-            raise ValueError(
-                f"no feature {self.order_by!r}; {suggest(self.order_by, self.features)}"
-            )
+        if self.order_by not in self.stored:
+            raise ValueError(f"no feature {self.order_by!r}; {suggest(self.order_by, self.stored)}")
+        charged = [name for name, column in self.features.items() if column.charged_only]
+        if charged and self.ids is None:
+            raise ValueError(f"{charged[0]!r} is 'charged_only', which needs 'ids'")
         return self
+
+    @property
+    def stored(self) -> dict[str, Column]:
+        """The features that the data set has."""
+        return _present(self.features)
+
+    @property
+    def stored_truth(self) -> dict[str, Truth]:
+        """The truth that the data set has."""
+        return _present(self.truth)
 
 
 class OneHotLabels(Strict):
@@ -101,12 +132,17 @@ class IntegerLabels(Strict):
     """Branch that holds the label."""
     values: Annotated[list[str] | dict[str, int], Field(min_length=2)]
     """Classes whose values are 0, 1, 2, ...; or class -> value."""
+    drop: list[int] = Field(default_factory=list)
+    """Values whose jets are left out; any other value that is no class is an error."""
 
     @model_validator(mode="after")
     def _distinct(self) -> IntegerLabels:
         values = self.value_of
         if len(set(values)) < len(self.values) or len(set(values.values())) < len(self.values):
             raise ValueError("every class needs a name and a value of its own")
+        both = set(self.drop) & set(values.values())
+        if both:
+            raise ValueError(f"the value {min(both)} is both a class and in 'drop'")
         return self
 
     @property
@@ -130,6 +166,15 @@ class Feature(Strict):
     charged_only: bool = False
 
 
+class Limits(Strict):
+    """Smallest and largest value, both allowed themselves."""
+
+    min: float | None = None
+    """Smaller values are left out."""
+    max: float | None = None
+    """Larger values are left out."""
+
+
 class Schema(Strict):
     """What the columns of a converted file mean; what a network must be fed with."""
 
@@ -139,6 +184,8 @@ class Schema(Strict):
     """Particle classes."""
     neutral_ids: tuple[int, ...]
     """Indices of the particle classes without a track."""
+    truth: tuple[str, ...] = ()
+    """Truth about each constituent, in the order of the columns."""
     jets: tuple[Feature, ...]
     """Jet features, in the order of the columns."""
     classes: tuple[str, ...]
@@ -160,6 +207,29 @@ class Recipe(Strict):
     jets: Annotated[dict[str, Column], Field(min_length=1)]
     """Jet features."""
     labels: Annotated[OneHotLabels | IntegerLabels, Field(discriminator="kind")]
+    select: dict[str, Limits] = Field(default_factory=dict)
+    """Jet feature -> limits; jets outside of them are left out."""
+
+    @model_validator(mode="after")
+    def _jet_features(self) -> Recipe:
+        if not self.jet_features:
+            raise ValueError("'jets' needs a feature that is not absent")
+        unknown = [name for name in self.select if name not in self.jet_features]
+        if unknown:
+            raise ValueError(
+                f"'select': no jet feature {unknown[0]!r}; {suggest(unknown[0], self.jet_features)}"
+            )
+        return self
+
+    @property
+    def text(self) -> str:
+        """The recipe as YAML: what a data file carries."""
+        return to_yaml(self)
+
+    @property
+    def jet_features(self) -> dict[str, Column]:
+        """The jet features that the data set has."""
+        return _present(self.jets)
 
     @property
     def jet_branches(self) -> set[str]:
@@ -168,14 +238,25 @@ class Recipe(Strict):
         of_labels = (
             set(labels.branches.values()) if isinstance(labels, OneHotLabels) else {labels.branch}
         )
-        return of_labels.union(*(column.branches for column in self.jets.values()))
+        return of_labels.union(*(column.branches for column in self.jet_features.values()))
 
     @property
     def branches(self) -> list[str]:
         """All branches to read, sorted."""
-        columns = self.constituents.features.values()
-        ids = set(self.constituents.ids.inputs.values())
+        of = self.constituents
+        columns = [*of.stored.values(), *of.stored_truth.values()]
+        ids = set(of.ids.inputs.values()) if of.ids else set()
         return sorted(self.jet_branches.union(ids, *(column.branches for column in columns)))
+
+    @property
+    def constituent_branches(self) -> list[str]:
+        """Branches that, where they are lists, have one number per constituent; sorted."""
+        of = self.constituents
+        names = set(of.ids.inputs.values()) if of.ids else set()
+        for column in (*of.stored.values(), *of.stored_truth.values()):
+            names |= {branch for name, branch in column.inputs.items() if not column.is_list(name)}
+            names |= {column.branch} if column.branch else set()
+        return sorted(names)
 
 
 def load_recipe(name: str) -> Recipe:
@@ -199,13 +280,19 @@ def parse_recipe(text: str, source: str) -> Recipe:
 
 def schema_of(recipe: Recipe) -> Schema:
     """What the columns mean that this recipe makes."""
+    of = recipe.constituents
     return Schema(
-        constituents=tuple(_feature(*item) for item in recipe.constituents.features.items()),
-        ids=PARTICLE_CLASSES,
-        neutral_ids=NEUTRAL_CLASSES,
-        jets=tuple(_feature(*item) for item in recipe.jets.items()),
+        constituents=tuple(_feature(*item) for item in of.stored.items()),
+        ids=PARTICLE_CLASSES if of.ids else (),
+        neutral_ids=NEUTRAL_CLASSES if of.ids else (),
+        truth=tuple(of.stored_truth),
+        jets=tuple(_feature(*item) for item in recipe.jet_features.items()),
         classes=recipe.labels.classes,
     )
+
+
+def _present(columns: dict[str, AnyColumn]) -> dict[str, AnyColumn]:
+    return {name: column for name, column in columns.items() if not column.absent}
 
 
 def _feature(name: str, column: Column) -> Feature:

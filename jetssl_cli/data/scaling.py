@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from jetssl_cli.batch import JetBatch
-from jetssl_cli.data.jagged import JetArrays, concatenate
+from jetssl_cli.data.jets import JetArrays, concatenate
 from jetssl_cli.data.recipe import Schema
 
 NUM_QUANTILES = 500
@@ -85,7 +86,9 @@ class Scaling(nn.Module):
         self.constituents = QuantileScaler(constituents)
         self.jets = QuantileScaler(jets)
         charged_only = torch.tensor([feature.charged_only for feature in schema.constituents])
-        neutral = torch.zeros(len(schema.ids), dtype=torch.bool)
+        neutral = torch.zeros(
+            max(len(schema.ids), 1), dtype=torch.bool
+        )  # ids are 0 if there are none
         neutral[list(schema.neutral_ids)] = True
         self.register_buffer("charged_only", charged_only, persistent=False)
         self.register_buffer("neutral", neutral, persistent=False)
@@ -118,7 +121,7 @@ def fit_scaling(schema: Schema, chunks: Iterable[JetArrays]) -> Scaling:
     )
 
 
-def _quantiles(column: NDArray[np.float32]) -> Tensor:
+def _quantiles(column: NDArray[np.floating[Any]]) -> Tensor:
     if len(column) == 0:
         return torch.zeros(NUM_QUANTILES, dtype=torch.float64)
     percents = np.linspace(0, 1, NUM_QUANTILES) * 100  # ties depend on this rounding

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from jetssl_cli.data.jagged import FIELDS, JetArrays, concatenate
+from jetssl_cli.data.jets import FIELDS, JetArrays, concatenate
 
 
 class Buckets:
@@ -31,7 +31,7 @@ class Buckets:
         bounds = np.searchsorted(np.sort(bucket), np.arange(self.count + 1))
         for index, (start, stop) in enumerate(pairwise(bounds.tolist())):
             if start < stop:
-                part = ordered.slice(start, stop)
+                part = ordered.between(start, stop)
                 with self._path(index).open("ab") as file:
                     for name in FIELDS:
                         np.save(file, getattr(part, name), allow_pickle=False)
@@ -86,8 +86,8 @@ def checksum(jets: JetArrays) -> int:
 
     The sum, modulo 2^64, of a hash of each jet: equal multisets of jets give equal sums.
     """
-    rank = np.arange(len(jets.ids)) - np.repeat(jets.offsets[:-1], jets.sizes)
-    rows = _mix(_hash(jets.features) ^ _mix(rank.astype(np.uint64) << np.uint64(8) | jets.ids))
+    place = jets.rank.astype(np.uint64) << np.uint64(8) | jets.ids
+    rows = _mix(_hash(jets.features.astype(np.float32)) ^ _mix(place) ^ _hash(jets.truth))
     running = np.concatenate([np.zeros(1, np.uint64), np.cumsum(rows, dtype=np.uint64)])
     of_rows = running[jets.offsets[1:]] - running[jets.offsets[:-1]]
     labels = jets.labels.astype(np.int64).view(np.uint64)
@@ -95,7 +95,7 @@ def checksum(jets: JetArrays) -> int:
     return int(whole.sum(dtype=np.uint64))
 
 
-def _hash(table: NDArray[np.float32]) -> NDArray[np.uint64]:
+def _hash(table: NDArray[np.float32] | NDArray[np.int32]) -> NDArray[np.uint64]:
     """A hash of each row."""
     result = np.zeros(len(table), np.uint64)
     for column in table.T:

@@ -13,7 +13,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from jetssl_cli.batch import JetBatch, Packing
 from jetssl_cli.data import order
-from jetssl_cli.data.jagged import JaggedFile, JetArrays, concatenate
+from jetssl_cli.data.jagged import JaggedFile
+from jetssl_cli.data.jets import JetArrays, concatenate
 from jetssl_cli.data.recipe import Schema
 from jetssl_cli.errors import DataError
 

@@ -93,7 +93,7 @@ class Encoder(nn.Module):
         self.num_features, self.num_ids = features, ids
         hidden = cfg.embedding_width
         self.embed = mlp(features, hidden, hidden, cfg.width)
-        self.embed_id = nn.Embedding(ids, cfg.width)
+        self.embed_id = nn.Embedding(ids, cfg.width) if ids else None
         self.embed_jet = mlp(jets, hidden, cfg.context_width) if cfg.context else None
         self.registers = nn.Parameter(torch.randn(cfg.registers, cfg.width) * 0.02)
         context_width = cfg.context_width if cfg.context else None
@@ -119,7 +119,9 @@ class Encoder(nn.Module):
 
     def encode(self, scaled: JetBatch) -> Encoded:
         """Encode a batch whose features are scaled already."""
-        tokens = self.embed(scaled.features) + self.embed_id(scaled.ids)
+        tokens = self.embed(scaled.features)
+        if self.embed_id is not None:
+            tokens = tokens + self.embed_id(scaled.ids)
         packing, x, rows = self._with_registers(tokens, scaled.packing)
         context = Context(self.embed_jet(scaled.jets), packing) if self.embed_jet else None
         attend = plan(packing, backend=self.cfg.attention)

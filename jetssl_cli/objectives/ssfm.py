@@ -122,8 +122,9 @@ class SSFM(Objective):
 
     def targets(self, scaled: JetBatch) -> Float[Tensor, "T F_plus_classes"]:
         """What is generated: the scaled features and the one-hot class."""
-        classes = one_hot(scaled.ids, self.encoder.num_ids).to(scaled.features.dtype)
-        return torch.cat([scaled.features, classes], dim=-1)
+        count = self.encoder.num_ids
+        classes = one_hot(scaled.ids, max(count, 1))[:, :count]
+        return torch.cat([scaled.features, classes.to(scaled.features.dtype)], dim=-1)
 
 
 class FlowDecoder(nn.Module):

@@ -10,7 +10,8 @@ import torch
 from pydantic import PositiveInt
 
 from jetssl_cli.config import Layer, load, shipped_file
-from jetssl_cli.data.jagged import JaggedFile, JetArrays
+from jetssl_cli.data.jagged import JaggedFile
+from jetssl_cli.data.jets import JetArrays
 from jetssl_cli.data.recipe import Schema
 from jetssl_cli.data.scaling import Scaling, fit_scaling
 from jetssl_cli.encoder.encoder import Encoder, EncoderConfig

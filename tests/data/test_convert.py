@@ -15,13 +15,17 @@ import pytest
 import uproot
 
 from jetssl_cli.config import Layer, load
-from jetssl_cli.data import convert as module
+from jetssl_cli.data import extract
 from jetssl_cli.data.convert import ConvertConfig, ConvertReport, convert, plan
-from jetssl_cli.data.jagged import JaggedFile, JetArrays
+from jetssl_cli.data.jagged import JaggedFile
+from jetssl_cli.data.jets import JetArrays
 from jetssl_cli.data.recipe import Recipe, load_recipe
 from jetssl_cli.errors import DataError
 
 JETCLASS = load_recipe("jetclass")
+NO_CLASS = "constituents of no particle class"
+BEYOND = "constituents beyond 128"
+DROPPED = "jets of a label to drop"
 CLASSES = ("QCD", "Tbl", "Tbqq", "Wqq", "Zqq", "Hbb", "Hcc", "Hgg", "H4q", "Hqql")
 PROCESSES = {
     "ZJetsToNuNu": "QCD",
@@ -239,7 +243,7 @@ def jetclass2(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
     out = tmp_path_factory.mktemp("jetclass2")
     report = run(source, out=out, recipe=load_recipe("jetclass2"))
     assert report.num_jets == 100
-    assert report.files[0].dropped == 0
+    assert report.left_out == {NO_CLASS: 0, BEYOND: 0, DROPPED: 0}
     names = [f"part_{name}" for name in (*PART, *FLAGS, "deta", "dphi")]
     names += ["jet_pt", "jet_eta", "jet_phi", "jet_sdmass", "jet_nparticles", "jet_label"]
     names += [f"aux_genpart_{n}" for n in ("pid", "isResDecayProd", "isQcdParton")]
@@ -370,10 +374,10 @@ def test_unsorted_empty_and_long_jets(tmp_path: Path, monkeypatch: pytest.Monkey
     whole = run(save(tmp_path / "a.root", tree), out=tmp_path / "1")
     agrees(read(tmp_path / "1/a.h5"), tree)
     assert whole.files[0].constituents == sum(min(n, 128) for n in SIZES)
-    assert (whole.files[0].cut, whole.files[0].dropped) == (150 - 128 + 1, 0)
+    assert whole.left_out == {NO_CLASS: 0, BEYOND: 150 - 128 + 1, DROPPED: 0}
     assert sum(whole.files[0].classes.values()) == whole.num_jets == len(SIZES)
-    monkeypatch.setattr(module, "ENTRIES_PER_STEP", 3)
-    assert run(tmp_path / "a.root", out=tmp_path / "2").files[0].cut == 23
+    monkeypatch.setattr(extract, "ENTRIES_PER_STEP", 3)
+    assert run(tmp_path / "a.root", out=tmp_path / "2").left_out == whole.left_out
     assert same(read(tmp_path / "1/a.h5"), read(tmp_path / "2/a.h5"))
 
 
@@ -413,7 +417,7 @@ def test_a_particle_of_no_class_is_dropped_and_counted(
     report = run(save(tmp_path / "a.root", tree), out=tmp_path)
     agrees(read(tmp_path / "a.h5"), tree)
     assert read(tmp_path / "a.h5").sizes.tolist() == [3, 0, 128]
-    assert (report.files[0].dropped, report.files[0].cut) == (3, 1)
+    assert report.files[0].left_out == {NO_CLASS: 3, BEYOND: 1, DROPPED: 0}
 
 
 @pytest.mark.parametrize("step", [100, 2])
@@ -438,7 +442,7 @@ def test_a_jet_without_exactly_one_label_is_refused(
     for name in CLASSES:
         tree[f"label_{name}"] = tree[f"label_{name}"].astype(float)
         tree[f"label_{name}"][3] = values.get(name, 0)
-    monkeypatch.setattr(module, "ENTRIES_PER_STEP", step)
+    monkeypatch.setattr(extract, "ENTRIES_PER_STEP", step)
     refuses(save(tmp_path / "a.root", tree), tmp_path / "out", "a.root: jet 3: ", *words)
 
 
@@ -551,7 +555,7 @@ def test_files_that_are_not_root(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"absent\.root: no such file"):
         run(tmp_path / "absent.root", out=tmp_path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"empty: the folder holds no \*\.root file"):
+    with pytest.raises(DataError, match=r"empty: the folder holds no \*\.root or \*\.parquet or"):
         run(tmp_path / "empty", out=tmp_path)
 
 
@@ -612,7 +616,10 @@ def test_an_output_made_in_another_way_is_refused(tmp_path: Path, source: Path) 
 def test_overwrite_replaces_an_output(tmp_path: Path, source: Path) -> None:
     run(source, out=tmp_path)
     other = JETCLASS.model_copy(update={"max_constituents": 2})
-    assert run(source, out=tmp_path, recipe=other, overwrite=True).files[0].cut == 3
+    assert (
+        run(source, out=tmp_path, recipe=other, overwrite=True).left_out["constituents beyond 2"]
+        == 3
+    )
     assert read(tmp_path / "a.h5").sizes.tolist() == [2, 2]
 
 

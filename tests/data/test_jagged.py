@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jetssl_cli.data import hdf5
-from jetssl_cli.data.jagged import JaggedFile, JetArrays, concatenate, find, write
+from jetssl_cli.data.jagged import JaggedFile, find, write
+from jetssl_cli.data.jets import FIELDS, JetArrays, concatenate
 from jetssl_cli.data.recipe import load_recipe, schema_of
 from jetssl_cli.errors import DataError
 
 RECIPE = load_recipe("jetclass")
-FIELDS = ("features", "ids", "sizes", "jets", "labels")
 sizes_of_jets = st.lists(st.integers(0, 6), max_size=8)
 
 
@@ -27,6 +27,7 @@ def made_up(sizes: list[int], seed: int = 0) -> JetArrays:
     return JetArrays(
         rng.normal(size=(total, 7)).astype(np.float32),
         rng.integers(0, 8, total).astype(np.uint8),
+        np.zeros((total, 0), np.int32),
         np.array(sizes, np.int64),
         rng.normal(size=(jets, 5)).astype(np.float32),
         rng.integers(0, 10, jets).astype(np.int16),
@@ -119,7 +120,7 @@ def test_the_layout_of_the_file(path: Path) -> None:
         assert kinds == {"offsets": "<i8", "jets/features": "<f4", "jets/labels": "<i2"}
         assert file["constituents/features"].dtype == np.float32
         assert file["constituents/id"].dtype == np.uint8
-        assert file["constituents/features"].compression == "lzf"
+        assert file["constituents/features"].compression == "gzip"
 
 
 def test_locking_is_off_unless_the_user_wants_it() -> None:
@@ -283,16 +284,16 @@ def test_find_names_each_file_once_in_one_order(tmp_path: Path) -> None:
     for name in ("b/2.h5", "b/1.h5", "a/train/3.h5", "a/x.txt", "c/.y.h5.partial"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    names = [p.relative_to(tmp_path).as_posix() for p in find([tmp_path], "*.h5")]
+    names = [p.relative_to(tmp_path).as_posix() for p in find([tmp_path], ".h5")]
     assert names == ["a/train/3.h5", "b/1.h5", "b/2.h5"]
     (tmp_path / "link.h5").symlink_to(tmp_path / "b/1.h5")
     for sources in ([tmp_path / "b/2.h5", tmp_path / "b"], [tmp_path / "b", tmp_path / "link.h5"]):
-        found = find(sources, "*.h5")
+        found = find(sources, ".h5")
         assert [p.resolve().name for p in found] == ["1.h5", "2.h5"]
     with pytest.raises(DataError, match=r"c: the folder holds no \*\.h5 file"):
-        find([tmp_path / "b", tmp_path / "c"], "*.h5")
+        find([tmp_path / "b", tmp_path / "c"], ".h5")
     with pytest.raises(DataError, match="absent: no such file or folder"):
-        find([tmp_path / "absent"], "*.h5")
+        find([tmp_path / "absent"], ".h5")
 
 
 def test_a_flipped_byte_is_noticed(tmp_path, jagged):

@@ -14,7 +14,8 @@ from scipy.stats import chi2
 
 from jetssl_cli.data import merge as module
 from jetssl_cli.data.convert import ConvertConfig, convert
-from jetssl_cli.data.jagged import JaggedFile, JetArrays, write
+from jetssl_cli.data.jagged import JaggedFile, write
+from jetssl_cli.data.jets import JetArrays
 from jetssl_cli.data.merge import MergeConfig, MergeReport, merge
 from jetssl_cli.data.recipe import Recipe, load_recipe
 from jetssl_cli.data.shuffle import checksum
@@ -31,6 +32,7 @@ def jets_of(first: int, count: int) -> JetArrays:
     return JetArrays(
         np.repeat(of_tokens[:, None], 7, axis=1).astype(np.float32),
         (of_tokens % 8).astype(np.uint8),
+        np.zeros((len(of_tokens), 0), np.int32),
         sizes.astype(np.int64),
         np.repeat(number[:, None], 5, axis=1).astype(np.float32),
         (number % 10).astype(np.int16),

@@ -56,8 +56,14 @@ PT = "constituents.features.pt"
             [PT, "transverse_momentum needs the inputs px, py; got px, py, pz"],
         ),
         (changed(f"{PT}.inputs", None), [PT, "needs the inputs px, py"]),
-        (changed(f"{PT}.branch", "part_pt"), [PT, "exactly one of 'branch' and 'formula'"]),
-        (changed(f"{PT}", {"unit": "GeV"}), [PT, "exactly one of 'branch' and 'formula'"]),
+        (
+            changed(f"{PT}.branch", "part_pt"),
+            [PT, "exactly one of 'branch', 'formula'"],
+        ),
+        (
+            changed(f"{PT}", {"unit": "GeV"}),
+            [PT, "exactly one of 'branch', 'formula'"],
+        ),
         (
             changed(PT, {"unit": "GeV", "branch": "pt", "inputs": {"px": "x"}}),
             [PT, "'inputs' belong to a 'formula'"],

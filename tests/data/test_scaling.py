@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.preprocessing import QuantileTransformer
 
-from jetssl_cli.data.jagged import JaggedFile, JetArrays
+from jetssl_cli.data.jagged import JaggedFile
+from jetssl_cli.data.jets import JetArrays
 from jetssl_cli.data.recipe import load_recipe, schema_of
 from jetssl_cli.data.scaling import LIMIT, QuantileScaler, Scaling, fit_scaling
 from jetssl_cli.data.stream import to_batch
@@ -37,6 +38,7 @@ def jets_of(features: np.ndarray, ids: np.ndarray, jets: np.ndarray | None = Non
     return JetArrays(
         features.astype(np.float32),
         ids.astype(np.uint8),
+        np.zeros((count, 0), np.int32),
         np.ones(count, np.int64),
         (np.zeros((count, 5)) if jets is None else jets).astype(np.float32),
         np.zeros(count, np.int16),

@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader
 
 from jetssl_cli.batch import JetBatch
 from jetssl_cli.data import stream as module
-from jetssl_cli.data.jagged import JetArrays, write
+from jetssl_cli.data.jagged import write
+from jetssl_cli.data.jets import JetArrays
 from jetssl_cli.data.recipe import load_recipe, schema_of
 from jetssl_cli.data.stream import Endless, JetStream, look, to_batch
 from jetssl_cli.errors import DataError
@@ -32,6 +33,7 @@ def jets_of(first: int, count: int) -> JetArrays:
     return JetArrays(
         features.astype(np.float32),
         (owner % 8).astype(np.uint8),
+        np.zeros((len(owner), 0), np.int32),
         sizes.astype(np.int64),
         np.repeat(number[:, None], 5, axis=1).astype(np.float32),
         (number % 10).astype(np.int16),
