@@ -102,8 +102,13 @@ def signed_dz(dz: Per, px: Per, py: Per, pz: Per, jet_eta: Per) -> Per:
 
 
 def signed_d0_of_track(d0: Per, dz: Per, eta: Per, phi: Per, jet_eta: Per, jet_phi: Per) -> Per:
-    """``signed_d0`` [mm] for a track given by its pseudorapidity and azimuth [rad]."""
-    return signed_d0(d0, dz, np.cos(phi), np.sin(phi), np.sinh(eta), jet_eta, jet_phi)
+    """Lifetime-signed d0 [mm] of a track given by its perigee parameters, angles in rad.
+
+    As ``signed_d0``, but for the convention of perigee parameters, in which the point of closest
+    approach is (-d0 sin(phi), d0 cos(phi), dz): the opposite sign of that of Delphes. With it the
+    tracks of b jets have the positive tail that decays in flight give; with the other, a negative.
+    """
+    return signed_d0(-d0, dz, np.cos(phi), np.sin(phi), np.sinh(eta), jet_eta, jet_phi)
 
 
 def signed_dz_of_track(dz: Per, eta: Per, jet_eta: Per) -> Per:
