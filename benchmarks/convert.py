@@ -3,18 +3,22 @@
     python benchmarks/convert.py [FOLDER] [--quick]
 
 FOLDER holds ROOT files of the JetClass schema; the committed sample if not given. On one core, in
-turn: (read) uproot reads the branches that the recipe needs; (convert) the conversion, writing
-included; (padded) what published code does: every jet padded to 128 constituents in dense float32
-arrays, int64 classes, uncompressed. Bars: convert >= 60 % of the speed of read and >= 2.5 times
-that of padded, and at most a quarter of the 4,788 bytes a jet that padded files take (on files of
-1,000 jets and more; the smaller ones of the sample are dominated by HDF5's own overhead).
+turn: (read) uproot, as it comes, reads the branches that the recipe needs; (convert) the
+conversion, writing included; (half) the same with float16; (padded) what published code does:
+every jet padded to 128 constituents in dense float32 arrays, lifetime signs included, int64
+classes, uncompressed. Then, on two cores, 200,000 jets with one and with two jobs. Bars: convert
+>= 60 % of the speed of read and >= 2.5 times that of padded; files at most a quarter, with --half a
+seventh, of the 4,788 bytes a jet that padded files take (on files of 1,000 jets and more; smaller
+ones are dominated by HDF5's own overhead); two jobs >= 1.8 times one.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
+import shutil
 import statistics
 import sys
 import tempfile
@@ -29,12 +33,14 @@ import uproot
 from rich.console import Console
 from rich.table import Table
 
-from jetssl_cli.data.convert import convert_file
+from jetssl_cli.data.convert import ConvertConfig, convert, convert_file
+from jetssl_cli.data.jagged import Precision
 from jetssl_cli.data.recipe import Recipe, load_recipe
 
 SAMPLE = Path(__file__).parent.parent / "tests" / "samples" / "jetclass" / "train"
 PADDED_BYTES = 4788
 PAD = 128
+JETS_FOR_JOBS = 200_000
 
 
 def read(path: Path, recipe: Recipe) -> int:
@@ -68,6 +74,14 @@ def pad(path: Path, recipe: Recipe, out: Path) -> int:
     ) * mask[..., None].astype(np.float32)
     kinds = ("isPhoton", "isChargedHadron", "isNeutralHadron", "isElectron", "isMuon")
     ids = np.stack([dense(arrays[f"part_{kind}"]) for kind in kinds], axis=-1).argmax(-1)
+    d0, dz = (dense(arrays[f"part_{name}"]) for name in ("d0val", "dzval"))
+    phi_b = phi - np.float32(np.pi / 2)
+    b = np.stack([d0 * np.cos(phi_b), d0 * np.sin(phi_b), dz], axis=-1)
+    track = np.stack([px, py, pz], axis=-1)
+    jet = np.stack([np.cos(jet_phi), np.sin(jet_phi), np.sinh(jet_eta)], axis=-1)
+    sign = (np.cross(jet, track) * np.cross(track, -b)).sum(axis=-1)
+    csts[..., 3] = np.abs(d0) * np.where(sign < 0, -1, 1)
+    csts[..., 5] = np.abs(dz) * np.where(dz * (jet_eta - eta) < 0, -1, 1)
     jets = np.stack([arrays[str(c.branch)].to_numpy() for c in recipe.jets.values()], axis=-1)
     labels = np.stack([arrays[f"label_{name}"].to_numpy() for name in recipe.labels.classes], -1)
     with h5py.File(out, "w") as file:
@@ -76,32 +90,77 @@ def pad(path: Path, recipe: Recipe, out: Path) -> int:
     return len(jets)
 
 
+def one_core(paths: list[Path], out: Path, repeats: int) -> dict[str, float]:
+    """Median seconds of each way to go through the files."""
+    recipe = load_recipe("jetclass")
+
+    def converted(path: Path, precision: Precision) -> None:
+        convert_file(path, out / f"{path.stem}-{precision}.h5", recipe, precision, overwrite=True)
+
+    ways: dict[str, Callable[[Path], object]] = {
+        "read": lambda path: read(path, recipe),
+        "convert": lambda path: converted(path, "float32"),
+        "half": lambda path: converted(path, "float16"),
+        "padded": lambda path: pad(path, recipe, out / "padded.h5"),
+    }
+    zlib = uproot.compression._decompress_ZLIB
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(repeats + 1):
+        for way, work in ways.items():
+            zlib.library = "zlib" if way in ("read", "padded") else "isal"
+            start = time.perf_counter()
+            for path in paths:
+                work(path)
+            seconds[way].append(time.perf_counter() - start)
+    return {way: statistics.median(times[1:]) for way, times in seconds.items()}
+
+
+def two_jobs(paths: list[Path], out: Path, jets: int, repeats: int) -> float:
+    """How much faster two jobs are than one."""
+    for copy in range(math.ceil(JETS_FOR_JOBS / jets)):
+        (out / "many" / str(copy)).mkdir(parents=True)
+        for path in paths:
+            link = out / "many" / str(copy) / path.name
+            if copy == 0:
+                shutil.copy(path, link)
+            else:
+                link.hardlink_to(out / "many" / "0" / path.name)
+    seconds: dict[int, list[float]] = {1: [], 2: []}
+    for _ in range(repeats):
+        for jobs, times in seconds.items():
+            cfg = ConvertConfig(
+                sources=(out / "many",),
+                recipe=load_recipe("jetclass"),
+                out=out / "made",
+                jobs=jobs,
+                overwrite=True,
+            )
+            start = time.perf_counter()
+            convert(cfg)
+            times.append(time.perf_counter() - start)
+    return statistics.median(seconds[1]) / statistics.median(seconds[2])
+
+
 def main() -> int:
     """Measure, print a table and one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", nargs="?", type=Path, default=SAMPLE)
     parser.add_argument("--quick", action="store_true", help="three repetitions, not five")
     options = parser.parse_args()
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    recipe = load_recipe("jetclass")
     paths = sorted(options.folder.glob("*.root"))
+    repeats = 3 if options.quick else 5
+    num_jets = sum(read(path, load_recipe("jetclass")) for path in paths)
+    cores = os.sched_getaffinity(0)
     with tempfile.TemporaryDirectory() as name:
         out = Path(name)
-        ways: dict[str, Callable[[Path], object]] = {
-            "read": lambda path: read(path, recipe),
-            "convert": lambda path: convert_file(path, out / f"{path.stem}.h5", recipe, True),
-            "padded": lambda path: pad(path, recipe, out / "padded.h5"),
+        os.sched_setaffinity(0, {min(cores)})
+        medians = one_core(paths, out, repeats)
+        sizes = {
+            precision: sum((out / f"{path.stem}-{precision}.h5").stat().st_size for path in paths)
+            for precision in ("float32", "float16")
         }
-        seconds: dict[str, list[float]] = {way: [] for way in ways}
-        for _ in range((3 if options.quick else 5) + 1):
-            for way, work in ways.items():
-                start = time.perf_counter()
-                for path in paths:
-                    work(path)
-                seconds[way].append(time.perf_counter() - start)
-        num_jets = sum(read(path, recipe) for path in paths)
-        size = sum((out / f"{path.stem}.h5").stat().st_size for path in paths) / num_jets
-    medians = {way: statistics.median(times[1:]) for way, times in seconds.items()}
+        os.sched_setaffinity(0, cores)
+        speed_up = two_jobs(paths, out, num_jets, repeats if options.quick else 3)
     table = Table("", "median s", "jets/s", title=f"{num_jets:,} jets of {len(paths)} files")
     for way, median in medians.items():
         table.add_row(way, f"{median:.2f}", f"{num_jets / median:,.0f}")
@@ -110,16 +169,25 @@ def main() -> int:
         "jets_per_second": num_jets / medians["convert"],
         "ratio_to_read": medians["read"] / medians["convert"],
         "ratio_to_padded": medians["padded"] / medians["convert"],
-        "bytes_per_jet": size,
+        "bytes_per_jet": sizes["float32"] / num_jets,
+        "bytes_per_jet_half": sizes["float16"] / num_jets,
+        "two_jobs": speed_up,
     }
     large = num_jets / len(paths) >= 1000
-    holds = (
-        figures["ratio_to_read"] >= 0.6
-        and figures["ratio_to_padded"] >= 2.5
-        and (size <= PADDED_BYTES / 4 or not large)
-    )
-    print(json.dumps({**figures, "holds": holds}))
-    return 0 if holds else 1
+    missed = [
+        bar
+        for bar, met in {
+            "ratio_to_read >= 0.6": figures["ratio_to_read"] >= 0.6,
+            "ratio_to_padded >= 2.5": figures["ratio_to_padded"] >= 2.5,
+            "bytes_per_jet <= 1197": figures["bytes_per_jet"] <= PADDED_BYTES / 4 or not large,
+            "bytes_per_jet_half <= 684": figures["bytes_per_jet_half"] <= PADDED_BYTES / 7
+            or not large,
+            "two_jobs >= 1.8": figures["two_jobs"] >= 1.8,
+        }.items()
+        if not met
+    ]
+    print(json.dumps({**figures, "holds": not missed, "missed": missed}))
+    return 1 if missed else 0
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -35,13 +36,13 @@ NO_CLASS = 255
 
 def transverse_momentum(px: Per, py: Per) -> Per:
     """Transverse momentum [GeV] from the momentum components [GeV]."""
-    return np.hypot(px, py)
+    return np.sqrt(px * px + py * py)  # several times faster than hypot, and nothing overflows
 
 
 def pseudorapidity(px: Per, py: Per, pz: Per) -> Per:
     """Pseudorapidity from the momentum components [GeV]; infinite along the beam."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.arcsinh(pz / np.hypot(px, py))
+        return np.arcsinh(pz / transverse_momentum(px, py))
 
 
 def wrap(angle: Per) -> Per:
@@ -86,8 +87,8 @@ def signed_d0(d0: Per, dz: Per, px: Per, py: Per, pz: Per, jet_eta: Per, jet_phi
     # (a x b) . (c x d) = (a . c)(b . d) - (a . d)(b . c); multiplied by pt, with b . track = pz dz
     # and b = (d0 py / pt, -d0 px / pt, dz)
     jx, jy, jz = np.cos(jet_phi), np.sin(jet_phi), np.sinh(jet_eta)
-    pt2 = px**2 + py**2
-    across = d0 * (jx * py - jy * px) * (pt2 + pz**2)
+    pt2 = px * px + py * py
+    across = d0 * (jx * py - jy * px) * (pt2 + pz * pz)
     along = dz * np.sqrt(pt2) * (jz * pt2 - pz * (jx * px + jy * py))
     return _with_sign(d0, across + along)
 
@@ -98,7 +99,7 @@ def signed_dz(dz: Per, px: Per, py: Per, pz: Per, jet_eta: Per) -> Per:
     The sign is that of dz * (jet_eta - track_eta); ATL-PHYS-PUB-2020-014, section 3. The sine
     hyperbolicus, which is pz / pt, grows with the pseudorapidity, so that its sign is the same.
     """
-    return _with_sign(dz, dz * (np.sinh(jet_eta) * np.hypot(px, py) - pz))
+    return _with_sign(dz, dz * (np.sinh(jet_eta) * transverse_momentum(px, py) - pz))
 
 
 def signed_d0_of_track(d0: Per, dz: Per, eta: Per, phi: Per, jet_eta: Per, jet_phi: Per) -> Per:
@@ -186,9 +187,10 @@ _CLASS_OF = _class_table()
 
 
 def _with_sign(length: Per, sign: Per) -> Per:
-    return np.where(sign < 0, -1.0, 1.0) * np.abs(length)
+    return np.where(sign < 0, -np.abs(length), np.abs(length))
 
 
+@cache
 def takes_list(formula: str, parameter: str) -> bool:
     """Whether a parameter of a formula is a list of the jet rather than a number per particle."""
     return bool(inspect.signature(FORMULAS[formula]).parameters[parameter].annotation == "Listed")

@@ -22,6 +22,7 @@ from jetssl_cli.physics import FORMULAS, NEUTRAL_CLASSES, NO_CLASS
 Array = NDArray[Any]
 ENTRIES_PER_STEP = 10_000
 """Entries held in memory at a time."""
+IS_NEUTRAL = np.isin(np.arange(256), NEUTRAL_CLASSES)
 CONSTITUENTS_PER_STEP = 50_000
 """Constituents worked on at a time: what fits in a processor's cache."""
 
@@ -57,7 +58,7 @@ def columns(branches: Branches, recipe: Recipe) -> JetArrays:
     owner = np.repeat(np.arange(len(branches.sizes)), branches.sizes)
     ids = _ids(branches, recipe, owner)
     features = {name: _column(branches, column, True) for name, column in of.stored.items()}
-    neutral = np.isin(ids, NEUTRAL_CLASSES)
+    neutral = IS_NEUTRAL[ids]
     for name, column in of.stored.items():
         if column.charged_only:
             features[name] = np.where(neutral, 0.0, features[name])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -224,7 +225,7 @@ class Recipe(Strict):
     @property
     def text(self) -> str:
         """The recipe as YAML: what a data file carries."""
-        return to_yaml(self)
+        return _text(self.model_dump_json())
 
     @property
     def jet_features(self) -> dict[str, Column]:
@@ -257,6 +258,11 @@ class Recipe(Strict):
             names |= {branch for name, branch in column.inputs.items() if not column.is_list(name)}
             names |= {column.branch} if column.branch else set()
         return sorted(names)
+
+
+@lru_cache
+def _text(as_json: str) -> str:
+    return to_yaml(Recipe.model_validate_json(as_json))
 
 
 def load_recipe(name: str) -> Recipe:
