@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int, Shaped, UInt8
+from jaxtyping import Bool, Shaped, UInt8
 from numpy.typing import NDArray
 
 Per = Shaped[NDArray[Any], " T"]
@@ -36,7 +36,8 @@ NO_CLASS = 255
 
 def transverse_momentum(px: Per, py: Per) -> Per:
     """Transverse momentum [GeV] from the momentum components [GeV]."""
-    return np.sqrt(px * px + py * py)  # several times faster than hypot, and nothing overflows
+    squared: Per = px * px + py * py  # several times faster than hypot, and nothing overflows
+    return np.sqrt(squared)
 
 
 def pseudorapidity(px: Per, py: Per, pz: Per) -> Per:
@@ -151,7 +152,7 @@ def particle_class_of_pdg(pdg_id: Per, charge: Per) -> UInt8[NDArray[Any], " T"]
     return particle_class(charge, *flags)
 
 
-def track_origin(prod_z: Per, hadron_z: Listed, hadron_pdgid: Listed) -> Int[NDArray[Any], " T"]:
+def track_origin(prod_z: Per, hadron_z: Listed, hadron_pdgid: Listed) -> Per:
     """Where a track comes from: 0 primary vertex, 1 c hadron, 2 b hadron, 3 anything else.
 
     Primary where |prod_z| < 1e-6 [mm]; from a hadron where prod_z equals the place where one of
@@ -161,7 +162,7 @@ def track_origin(prod_z: Per, hadron_z: Listed, hadron_pdgid: Listed) -> Int[NDA
     number = np.abs(hadron_pdgid)
     from_b = (here & (_between(number, 511, 545) | _between(number, 5121, 5554))).any(axis=1)
     from_c = (here & (_between(number, 411, 435) | _between(number, 4121, 4444))).any(axis=1)
-    return np.select([np.abs(prod_z) < 1e-6, from_b, from_c], [0, 2, 1], 3)
+    return np.select([np.abs(prod_z) < 1e-6, from_b, from_c], [0.0, 2.0, 1.0], 3.0)
 
 
 def _between(values: Listed, low: int, high: int) -> Bool[NDArray[Any], "T M"]:

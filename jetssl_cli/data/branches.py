@@ -198,6 +198,10 @@ def _flatten(arrays: Mapping[str, Any], source: str, first: int, recipe: Recipe)
                 f"{source}: branch {name!r} has the type {array.type.content}; expected numbers "
                 "or lists of numbers"
             ) from None
+    entries = {name: len(values) for name, values in numbers.items()}
+    entries |= {name: len(column.sizes) for name, column in lists.items()}
+    if len(set(entries.values())) > 1:
+        raise DataError(f"{source}: damaged: branches have {sorted(set(entries.values()))} entries")
     of_constituents = [name for name in recipe.constituent_branches if name in lists]
     if not of_constituents:
         raise DataError(f"{source}: no branch of recipe {recipe.name!r} has lists of constituents")

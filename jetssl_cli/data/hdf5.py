@@ -7,7 +7,10 @@ chunk makes a flipped byte an error, not a number.
 
 from __future__ import annotations
 
+import glob
+import io
 import os
+import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,8 +34,9 @@ GZIP_LEVEL = 1
 class Table:
     """Named arrays in an open HDF5 file, each of which grows along its first axis."""
 
-    def __init__(self, file: h5py.File) -> None:
-        self._file = file
+    def __init__(self, file: h5py.File, check: Callable[[], None]) -> None:
+        """``check`` raises OSError where a write has failed."""
+        self._file, self._check = file, check
         self._columns: dict[str, _Column] = {}
 
     def append(self, name: str, rows: NDArray[Any]) -> None:
@@ -40,6 +44,7 @@ class Table:
         if name not in self._columns:
             self._columns[name] = _Column(self._file, name)
         self._columns[name].append(rows)
+        self._check()
 
     def append_text(self, name: str, lines: list[str]) -> None:
         """Write a list of strings (attributes are limited to 64 KiB, arrays are not)."""
@@ -110,6 +115,34 @@ def _compressed(rows: NDArray[Any]) -> bytes:
     return head + stream.flush()
 
 
+class _Disk(io.FileIO):
+    """A file whose failing writes are remembered: HDF5 crashes where it cannot write."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        if self.error is None:
+            try:
+                done = 0
+                while done < len(data):
+                    done += super().write(memoryview(data)[done:]) or 0
+            except OSError as err:
+                self.error = err
+        return len(data)
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as err:
+            self.error = self.error or err
+            return size or 0
+
+    def check(self) -> None:
+        """Raise what was remembered."""
+        if self.error is not None:
+            raise self.error
+
+
 @contextmanager
 def create(
     path: Path, kind: str, version: int, verify: Callable[[Path], None] | None = None
@@ -117,30 +150,49 @@ def create(
     """Write an HDF5 file that appears under ``path`` only when it is complete.
 
     It is written beside its place under a temporary name; whatever goes wrong, no part of a file
-    stays behind under the final name.
+    stays behind under the final name. What a killed process left of an earlier attempt is removed.
 
     Raises:
         DataError: the file cannot be written.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        with folder_for(path), _gone_afterwards(partial):
+            for old in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+                old.unlink(missing_ok=True)
+            with _Disk(partial, "w+") as disk:
+                with h5py.File(disk, "w") as file:
+                    table = Table(file, disk.check)
+                    yield table
+                    table.finish()
+                    file.attrs.update({"format": kind, "version": version})
+                    file.attrs["complete"] = True
+                disk.check()
+                os.fsync(disk.fileno())
+            if verify is not None:
+                verify(partial)
+            partial.replace(path)
+    except OSError as err:
+        raise DataError(f"{path}: cannot be written: {_reason(err)}") from None
+
+
+@contextmanager
+def _gone_afterwards(path: Path) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_for(path: Path) -> Iterator[None]:
+    """Make the folder of a file to come; if it does not come, folders made for it go again."""
     made = [folder for folder in path.parents if not folder.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with h5py.File(partial, "w") as file:
-            table = Table(file)
-            yield table
-            table.finish()
-            file.attrs.update({"format": kind, "version": version})
-            file.attrs["complete"] = True
-        if verify is not None:
-            verify(partial)
-        partial.replace(path)
-    except OSError as err:
-        raise DataError(f"{path}: cannot be written: {_reason(err)}") from None
+        yield
     finally:
-        with suppress(OSError):  # there is none, or no folder for it
-            partial.unlink()
-        with suppress(OSError):  # folders made for a file that did not come about
+        with suppress(OSError):  # not empty
             for folder in made:
                 folder.rmdir()
 

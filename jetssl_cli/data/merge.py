@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import ByteSize, NonNegativeInt, PositiveInt
 
 from jetssl_cli.config import Strict
+from jetssl_cli.data.hdf5 import folder_for
 from jetssl_cli.data.jagged import JaggedFile, JaggedWriter, find, write
 from jetssl_cli.data.jets import JetArrays
 from jetssl_cli.data.recipe import Recipe
@@ -111,17 +112,15 @@ def merge(cfg: MergeConfig) -> MergeReport:
     count, jets_per_read = _split(inputs, int(wanted.sum()), cfg.memory)
     buckets = Buckets(cfg.out.with_name(f".{cfg.out.name}.buckets"), count)
     try:
-        buckets.begin()
-        total = _scatter(inputs, wanted, buckets, jets_per_read, cfg)
-        verify = partial(_verify, total=total, jets_per_read=jets_per_read)
-        with write(
-            cfg.out, inputs.recipe, inputs.sources, precision=inputs.precision, verify=verify
-        ) as writer:
-            _gather(buckets, writer, total, jets_per_read, cfg)
+        with folder_for(cfg.out), buckets:
+            total = _scatter(inputs, wanted, buckets, jets_per_read, cfg)
+            verify = partial(_verify, total=total, jets_per_read=jets_per_read)
+            with write(
+                cfg.out, inputs.recipe, inputs.sources, precision=inputs.precision, verify=verify
+            ) as writer:
+                _gather(buckets, writer, total, jets_per_read, cfg)
     except OSError as err:
         raise DataError(f"{cfg.out}: cannot be written: {err}") from None
-    finally:
-        buckets.remove()
     return MergeReport(
         out=cfg.out,
         num_files=len(paths),

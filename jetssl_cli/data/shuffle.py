@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from itertools import pairwise
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,16 +14,25 @@ from jetssl_cli.data.jets import FIELDS, JetArrays, concatenate
 
 
 class Buckets:
-    """Jets scattered over files on disk, each of which fits in memory."""
+    """Jets scattered over files on disk, each of which fits in memory; a context manager."""
 
     def __init__(self, folder: Path, count: int) -> None:
         """So many buckets in a folder; nothing is written yet."""
         self._folder, self.count = folder, count
 
-    def begin(self) -> None:
+    def __enter__(self) -> Buckets:
         """Begin with empty buckets; what an earlier run left in the folder is removed."""
-        self.remove()
-        self._folder.mkdir(parents=True)
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def scatter(self, jets: JetArrays, rng: np.random.Generator) -> None:
         """Put each jet into a bucket drawn by the generator."""
@@ -48,10 +58,6 @@ class Buckets:
                 parts.append(JetArrays(*(np.load(file, allow_pickle=False) for _ in FIELDS)))
         path.unlink()
         return concatenate(parts)
-
-    def remove(self) -> None:
-        """Delete all buckets."""
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _path(self, index: int) -> Path:
         return self._folder / f"{index}.npy"

@@ -27,7 +27,7 @@ JETS_PER_POOL = 16_000
 def to_batch(jets: JetArrays) -> JetBatch:
     """The same jets as tensors."""
     return JetBatch(
-        features=torch.from_numpy(jets.features),
+        features=torch.from_numpy(jets.features).float(),
         ids=torch.from_numpy(jets.ids).long(),
         jets=torch.from_numpy(jets.jets),
         packing=Packing.of(torch.from_numpy(jets.sizes)),

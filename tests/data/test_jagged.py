@@ -247,7 +247,7 @@ def test_the_final_name_appears_at_the_end(tmp_path: Path) -> None:
 
 
 def test_a_left_over_partial_file_does_no_harm(tmp_path: Path) -> None:
-    (tmp_path / ".x.h5.partial").write_bytes(b"half of it")
+    (tmp_path / ".x.h5.0123abcd.partial").write_bytes(b"half of it")
     with write(tmp_path / "x.h5", RECIPE, []) as writer:
         writer.append(made_up([1]))
     assert [p.name for p in tmp_path.iterdir()] == ["x.h5"]

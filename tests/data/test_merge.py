@@ -1,9 +1,5 @@
 from __future__ import annotations
 
-import contextlib
-import subprocess
-import sys
-import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +9,6 @@ import pytest
 from scipy.stats import chi2
 
 from jetssl_cli.data import merge as module
-from jetssl_cli.data.convert import ConvertConfig, convert
 from jetssl_cli.data.jagged import JaggedFile, write
 from jetssl_cli.data.jets import JetArrays
 from jetssl_cli.data.merge import MergeConfig, MergeReport, merge
@@ -268,29 +263,6 @@ def test_what_comes_out_wrong_is_not_kept(
         with pytest.raises(DataError, match="is the disk sound"):
             run(*files, out=tmp_path / "out.h5")
     assert {path.name for path in tmp_path.iterdir()} == {"in"}
-
-
-def test_a_merge_that_is_killed_begins_anew(tmp_path: Path, samples: Path) -> None:
-    """Struck at random moments, it ends on the next run in the bytes of an undisturbed one."""
-    jetssl = str(Path(sys.executable).with_name("jetssl"))
-    source = samples / "jetclass" / "train"
-    convert(ConvertConfig(sources=(source,), recipe=RECIPE, out=tmp_path / "in"))
-    words = [jetssl, "merge", str(tmp_path / "in"), "--overwrite", "--out"]
-    subprocess.run([*words, tmp_path / "whole.h5"], check=True, capture_output=True)
-    begin = time.monotonic()
-    subprocess.run([*words, tmp_path / "out.h5"], check=True, capture_output=True)
-    seconds = time.monotonic() - begin
-    (tmp_path / "out.h5").unlink()
-    for share in np.random.default_rng(0).uniform(0.3, 1, 5):
-        with subprocess.Popen([*words, tmp_path / "out.h5"], stderr=subprocess.DEVNULL) as process:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(share * seconds)
-            process.kill()
-        if (tmp_path / "out.h5").exists():
-            assert (tmp_path / "out.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
-    subprocess.run([*words, tmp_path / "out.h5"], check=True, capture_output=True)
-    assert (tmp_path / "out.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
-    assert {path.name for path in tmp_path.iterdir()} == {"in", "whole.h5", "out.h5"}
 
 
 def test_what_is_in_the_way_is_said(files: list[Path], tmp_path: Path) -> None:
