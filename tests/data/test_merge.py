@@ -109,17 +109,19 @@ def test_every_place_is_equally_likely(
     tmp_path: Path, buckets: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_split", lambda *_: (buckets, 90))
-    sources = [save(tmp_path / "a.h5", 0, 400), save(tmp_path / "b.h5", 400, 200)]
-    counts = np.zeros((6, 6))  # sixth of the jets as they were -> sixth of the output
+    (tmp_path / "in").mkdir()
+    sources = [save(tmp_path / "in" / f"{i}.h5", 30 * i, 30) for i in range(20)]
+    counts = np.zeros((20, 6))  # file -> sixth of the output
     seeds = 20
     place = np.arange(600) // 100
     for seed in range(seeds):
         run(*sources, out=tmp_path / "out.h5", seed=seed, overwrite=True)
-        np.add.at(counts, (place[numbers(tmp_path / "out.h5")], place), 1)
-    expected = seeds * 600 / 36
+        np.add.at(counts, (np.array(numbers(tmp_path / "out.h5")) // 30, place), 1)
+    expected = seeds * 600 / counts.size
     statistic = ((counts - expected) ** 2 / expected).sum()
-    assert chi2.sf(statistic, 25) > 1e-4
-    assert chi2.cdf(statistic, 25) > 1e-4  # nor suspiciously even
+    freedom = (20 - 1) * (6 - 1)  # the sums of rows and columns are given
+    assert chi2.sf(statistic, freedom) > 1e-4
+    assert chi2.cdf(statistic, freedom) > 1e-4  # nor suspiciously even
 
 
 def test_files_of_different_recipes_are_refused(files: list[Path], tmp_path: Path) -> None:
