@@ -45,12 +45,14 @@ class JetArrays:
         """(T,): the place of each constituent in its jet, from 0."""
         return np.arange(len(self.ids)) - np.repeat(self.offsets[:-1], self.sizes)
 
-    def take(self, order: NDArray[np.int64]) -> JetArrays:
-        """The chosen jets, in this order."""
+    def take(self, order: NDArray[np.int64], most: int | None = None) -> JetArrays:
+        """The chosen jets, in this order; of each at most the first ``most`` constituents."""
         sizes = self.sizes[order]
+        if most is not None:
+            sizes = np.minimum(sizes, most)
         ends = np.cumsum(sizes)
         rows = np.arange(sizes.sum()) + np.repeat(self.offsets[order] - (ends - sizes), sizes)
-        return self._pick(rows, order)
+        return replace(self._pick(rows, order), sizes=sizes)
 
     def between(self, start: int, stop: int) -> JetArrays:
         """The jets ``start:stop``, without a copy."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
 from jetssl_cli.batch import JetBatch, Packing
@@ -16,18 +18,14 @@ from jetssl_cli.data import order
 from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.data.jets import JetArrays, concatenate
 from jetssl_cli.data.recipe import Schema
+from jetssl_cli.data.state import Origin, ReaderState
 from jetssl_cli.errors import DataError
-
-JETS_PER_BLOCK = 1_000
-"""Jets read at once from one place."""
-JETS_PER_POOL = 16_000
-"""Jets shuffled in memory."""
 
 
 def to_batch(jets: JetArrays) -> JetBatch:
-    """The same jets as tensors."""
+    """The same jets as tensors, the features in float32."""
     return JetBatch(
-        features=torch.from_numpy(jets.features).float(),
+        features=torch.from_numpy(jets.features.astype(np.float32, copy=False)),
         ids=torch.from_numpy(jets.ids).long(),
         jets=torch.from_numpy(jets.jets),
         packing=Packing.of(torch.from_numpy(jets.sizes)),
@@ -35,10 +33,29 @@ def to_batch(jets: JetArrays) -> JetBatch:
     )
 
 
-class JetStream(IterableDataset[JetBatch]):
-    """Batches of jets from one or more files.
+@runtime_checkable
+class JetReader(Protocol):
+    """What gives the jets of some files batch by batch."""
 
-    Files are opened by the process that reads them, when it begins to read.
+    files: tuple[Path, ...]
+    schema: Schema
+    origin: Origin
+
+    @property
+    def num_jets(self) -> int:
+        """Jets in one pass."""
+
+    def __iter__(self) -> Iterator[JetBatch]:
+        """Every jet once, in the order of the files; the last batch may be smaller."""
+
+    def forever(self, seed: int, start: ReaderState | None = None) -> Iterator[JetBatch]:
+        """Shuffled batches without end, from a state on."""
+
+
+class JetStream(IterableDataset[JetBatch]):
+    """Batches of jets from one or more files, of which only a few pools of jets are in memory.
+
+    Files are opened by the process that reads them, when it comes to them.
     """
 
     def __init__(
@@ -51,81 +68,166 @@ class JetStream(IterableDataset[JetBatch]):
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
-        """Look at the files; raises DataError if one cannot be read, or they do not fit."""
+        """Look at the files.
+
+        Raises:
+            DataError: a file cannot be read, the files do not fit together, or there are fewer
+                jets than ranks.
+        """
         super().__init__()
         self.files = tuple(files)
-        self.batch_size = batch_size
-        self.max_constituents = max_constituents
-        self.rank, self.ranks = rank, ranks
-        self.schema, sizes = look(self.files)
-        self.sizes = order.clamp(sizes, num_jets)
-        if sum(self.sizes) == 0:
+        self.schema, found = look(self.files)
+        sizes = tuple(order.clamp(found, num_jets))
+        self.origin = Origin(sizes, batch_size, max_constituents, ranks)
+        self.order = order.Pools(sizes, batch_size, rank, ranks)
+        if self.num_jets == 0:
             raise DataError(f"{self.files[0]}: holds no jets")
+        if self.num_jets < ranks:
+            raise DataError(f"{self.files[0]}: {self.num_jets} jets are too few for {ranks} ranks")
 
     @property
     def num_jets(self) -> int:
         """Jets in one pass."""
-        return sum(self.sizes)
+        return sum(self.origin.sizes)
 
     def __iter__(self) -> Iterator[JetBatch]:
-        """Every jet once, in the order of the files; the last batch may be smaller."""
-        ranges = order.shard(order.blocks(self.sizes, self.batch_size), *self._shard())
-        yield from self._batches([ranges], None)
+        """Every jet once, in the order of the files; the last batch may be smaller.
 
-    def forever(self, seed: int) -> Iterator[JetBatch]:
-        """Full batches without end; each epoch in a new order given by the seed.
-
-        Where there are fewer jets than a batch holds, every batch holds all of them.
+        Several ranks and workers share the jets evenly.
         """
-        index, count = self._shard()
-        cut = order.blocks(self.sizes, JETS_PER_BLOCK)
-        for epoch in itertools.count():
-            mine = order.shard(order.shuffled(cut, seed, epoch), index, count)
-            rng = np.random.default_rng((seed, epoch, index))
-            yield from self._batches(order.pools(mine, JETS_PER_POOL), rng)
+        with self.reading() as read:
+            for part in pieces(self.order, self.origin.batch_size):
+                jets = concatenate([read(piece) for piece in part])
+                most = self.origin.max_constituents
+                yield to_batch(jets if most is None else jets.first(most))
 
-    def _shard(self) -> tuple[int, int]:
-        worker = get_worker_info()
-        workers, number = (worker.num_workers, worker.id) if worker else (1, 0)
-        index, count = self.rank * workers + number, self.ranks * workers
-        if self.num_jets < count:
-            raise DataError(f"{self.num_jets} jets are too few for {count} reading processes")
-        return index, count
+    def forever(self, seed: int, start: ReaderState | None = None) -> Iterator[JetBatch]:
+        """Full batches without end, from a state on; each epoch in a new order given by the seed.
 
-    def _batches(
-        self, pools: list[list[order.Range]], rng: np.random.Generator | None
-    ) -> Iterator[JetBatch]:
+        Where a rank has fewer jets than a batch holds, every batch holds all of them. The batches
+        do not depend on the number of workers.
+
+        Raises:
+            DataError: the state is not one of this stream.
+        """
+        first = before(self, seed, start)
+        with self.reading() as read:
+            pools = _HeldPools(self.order, read, seed, self.origin.max_constituents)
+            yield from endless(pools.batch, self.origin, first)
+
+    @contextmanager
+    def reading(self) -> Iterator[Callable[[order.Range], JetArrays]]:
+        """A function that reads a range; the files that it opens are closed in the end."""
         with ExitStack() as stack:
-            files = [stack.enter_context(JaggedFile(path)) for path in self.files]
-            rest: list[JetArrays] = []
-            whole = False
-            for pool in pools:
-                parts = [files[r.file].read(r.start, r.stop) for r in pool]
-                if self.max_constituents is not None:
-                    parts = [part.first(self.max_constituents) for part in parts]
-                jets = concatenate(parts)
-                if rng is not None:
-                    jets = jets.take(rng.permutation(len(jets)))
-                jets = concatenate([*rest, jets])
-                last = len(jets) - len(jets) % self.batch_size
-                for start in range(0, last, self.batch_size):
-                    yield to_batch(jets.take(np.arange(start, start + self.batch_size)))
-                    whole = True
-                rest = [jets.take(np.arange(last, len(jets)))]
-            if len(rest[0]) and (rng is None or not whole):
-                yield to_batch(rest[0])
+            files: dict[int, JaggedFile] = {}
+
+            def read(part: order.Range) -> JetArrays:
+                if part.file not in files:
+                    file = stack.enter_context(JaggedFile(self.files[part.file]))
+                    expected = self.origin.sizes[part.file]
+                    if file.num_jets < expected:
+                        raise DataError(
+                            f"{file.path}: has {file.num_jets} jets, {expected} when the run began"
+                        )
+                    files[part.file] = file
+                return files[part.file].read(part.start, part.stop)
+
+            yield read
+
+
+class _HeldPools:
+    """Reads a pool when a batch needs it, and holds the pools of one round."""
+
+    def __init__(
+        self,
+        pools: order.Pools,
+        read: Callable[[order.Range], JetArrays],
+        seed: int,
+        max_constituents: int | None,
+    ) -> None:
+        self._pools, self._read, self._seed = pools, read, seed
+        self._most = max_constituents
+        self._epoch = self._round = -1
+        self._line = order.Line(())
+        self._held: dict[int, tuple[JetArrays, NDArray[np.int64]]] = {}
+
+    def batch(self, epoch: int, number: int) -> JetArrays:
+        """Batch ``number`` of an epoch."""
+        place = self._pools.where(number)
+        if epoch != self._epoch:
+            self._epoch, self._round = epoch, -1
+            self._line = self._pools.line(self._seed, epoch)
+        if place.pool // self._pools.lanes != self._round:
+            self._round = place.pool // self._pools.lanes
+            self._held.clear()
+        if place.pool not in self._held:
+            parts = [self._read(part) for part in self._pools.ranges(self._line, place.pool)]
+            permutation = self._pools.permutation(self._seed, epoch, place.pool)
+            self._held[place.pool] = concatenate(parts), permutation
+        jets, permutation = self._held[place.pool]
+        return jets.take(permutation[place.start : place.stop], self._most)
 
 
 class Endless(IterableDataset[JetBatch]):
-    """``JetStream.forever`` as a data set that a DataLoader can hand to its workers."""
+    """``forever`` of a reader as a data set that a DataLoader can hand to its workers."""
 
-    def __init__(self, stream: JetStream, seed: int) -> None:
+    def __init__(self, reader: JetReader, seed: int, start: ReaderState | None = None) -> None:
+        """Raises DataError if the state is not one of this reader with this seed."""
         super().__init__()
-        self.stream, self.seed = stream, seed
+        self.reader, self.seed, self.start = reader, seed, start
+        before(reader, seed, start)
 
     def __iter__(self) -> Iterator[JetBatch]:
         """Batches without end."""
-        return self.stream.forever(self.seed)
+        return self.reader.forever(self.seed, self.start)
+
+
+def before(reader: JetReader, seed: int, start: ReaderState | None) -> int:
+    """How many batches lie before a state of this reader.
+
+    Raises:
+        DataError: the state is not one of this reader with this seed.
+    """
+    if start is None:
+        return 0
+    name = str(reader.files[0])
+    if start.seed != seed:
+        raise DataError(
+            f"{name}: cannot be read on from where the run was: it had seed = {start.seed}, "
+            f"expected {seed}"
+        )
+    return reader.origin.batches_before(start, name)
+
+
+def endless(
+    make: Callable[[int, int], JetArrays], origin: Origin, first: int
+) -> Iterator[JetBatch]:
+    """The batches that this process gives, where the reader begins with batch ``first``.
+
+    ``make`` is given an epoch and the number of a batch in it. A DataLoader takes one batch from
+    each of its workers in turn, so worker w of W makes the batches first + w, first + w + W, ...
+    """
+    number, workers = worker()
+    for batch in itertools.count(first + number, workers):
+        yield to_batch(make(*divmod(batch, origin.batches_per_epoch)))
+
+
+def pieces(pools: order.Pools, batch_size: int) -> Iterator[list[order.Range]]:
+    """What this process reads for each batch of one pass in order."""
+    number, workers = worker()
+    index, count = pools.rank * workers + number, pools.ranks * workers
+    line = order.Line(order.blocks(pools.sizes, max(pools.sizes)))
+    if len(line) < count:
+        raise DataError(f"{len(line)} jets are too few for {count} reading processes")
+    first, last = order.share(len(line), index, count)
+    for start in range(first, last, batch_size):
+        yield line.cut(start, min(start + batch_size, last))
+
+
+def worker() -> tuple[int, int]:
+    """Number of this reading process, and how many there are."""
+    info = get_worker_info()
+    return (info.id, info.num_workers) if info else (0, 1)
 
 
 def look(files: Sequence[Path]) -> tuple[Schema, list[int]]:

@@ -11,7 +11,9 @@ from torch.utils.data import DataLoader
 
 from jetssl_cli.batch import JetBatch
 from jetssl_cli.config import Strict
-from jetssl_cli.data.stream import Endless, JetStream
+from jetssl_cli.data.memory import JetsInMemory
+from jetssl_cli.data.state import ReaderState
+from jetssl_cli.data.stream import Endless, JetReader, JetStream
 from jetssl_cli.errors import DataError
 
 
@@ -38,9 +40,14 @@ class DataConfig(Strict):
     num_val_jets: PositiveInt | None = 20_000
     """Validate on the first so many jets only."""
     workers: NonNegativeInt = 0
-    """Processes that read; 0 reads in the training process."""
+    """Processes that read; 0 reads in the training process. Batches do not depend on it.
 
-    def train_stream(self) -> JetStream:
+    1, 2, 4, 8 and 16 are efficient: with another number, jets are read several times.
+    """
+    in_memory: bool = False
+    """Hold all training jets in memory, in each process that reads, and shuffle all at once."""
+
+    def train_reader(self) -> JetReader:
         """The training jets.
 
         Raises:
@@ -57,7 +64,7 @@ class DataConfig(Strict):
                 f"{self.train[0]}: {stream.num_jets} jets are too few for data.workers = "
                 f"{self.workers}"
             )
-        return stream
+        return JetsInMemory(stream) if self.in_memory else stream
 
     def val_stream(self) -> JetStream:
         """The validation jets."""
@@ -68,10 +75,16 @@ class DataConfig(Strict):
             num_jets=self.num_val_jets,
         )
 
-    def endless(self, stream: JetStream, seed: int) -> DataLoader[JetBatch]:
-        """Shuffled batches without end."""
+    def endless(
+        self, reader: JetReader, seed: int, start: ReaderState | None = None
+    ) -> DataLoader[JetBatch]:
+        """Shuffled batches without end, from a state on.
+
+        Raises:
+            DataError: the state is not one of this reader with this seed.
+        """
         return DataLoader(
-            Endless(stream, seed),
+            Endless(reader, seed, start),
             batch_size=None,
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from jetssl_cli.batch import JetBatch
 from jetssl_cli.config import Strict, to_yaml
 from jetssl_cli.data.recipe import Schema
-from jetssl_cli.data.stream import JetStream, look
+from jetssl_cli.data.stream import JetReader, JetStream, look
 from jetssl_cli.encoder.attention import has_flash_attention
 from jetssl_cli.errors import RunError
 from jetssl_cli.objectives.objective import Objective
@@ -90,7 +90,7 @@ def run(
     """
     from jetssl_cli.runs.module import JetModule
 
-    streams = cfg.data.train_stream(), cfg.data.val_stream()
+    readers = cfg.data.train_reader(), cfg.data.val_stream()
     checkpoint.begin(cfg.out, cfg, schema)
     with track(cfg.out.name, cfg.out, enabled=cfg.tracking) as tracker:
         tracker.params(checkpoint.plain(cfg))
@@ -102,19 +102,19 @@ def run(
             train=cfg.train,
             tracker=tracker,
         )
-        _fit(module, cfg.data, streams, f"{cfg.command} {cfg.out.name}")
+        _fit(module, cfg.data, readers, f"{cfg.command} {cfg.out.name}")
         for name, trained in weights.items():
             checkpoint.save(cfg.out / name, trained)
     return cfg.out
 
 
 def _fit(
-    module: JetModule, data: DataConfig, streams: tuple[JetStream, JetStream], label: str
+    module: JetModule, data: DataConfig, readers: tuple[JetReader, JetStream], label: str
 ) -> None:
     import lightning
 
     train = module.train_cfg
-    train_stream, val_stream = streams
+    train_reader, val_stream = readers
     precision = train.precision
     if precision == "auto":
         precision = "bf16-mixed" if has_flash_attention() else "32"
@@ -138,7 +138,7 @@ def _fit(
         )
         val_loader = data.once(val_stream)
         with progress(label, train.steps, "steps") as module.advance:
-            _train(trainer, module, data.endless(train_stream, train.seed), val_loader)
+            _train(trainer, module, data.endless(train_reader, train.seed), val_loader)
             if module.validated_at != train.steps:
                 trainer.validate(module, val_loader, verbose=False)
     if not all(map(math.isfinite, module.latest.values())):

@@ -2,76 +2,33 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from reference.numbered import ALL, RECIPE, SIZES, flat, jets_of, numbers, worker, write_files
 from torch.utils.data import DataLoader
 
-from jetssl_cli.batch import JetBatch
-from jetssl_cli.data import stream as module
+from jetssl_cli.data import order
 from jetssl_cli.data.jagged import write
-from jetssl_cli.data.jets import JetArrays
+from jetssl_cli.data.memory import JetsInMemory
 from jetssl_cli.data.recipe import load_recipe, schema_of
-from jetssl_cli.data.stream import Endless, JetStream, look, to_batch
+from jetssl_cli.data.stream import Endless, JetReader, JetStream, look
 from jetssl_cli.errors import DataError
-
-RECIPE = load_recipe("jetclass")
-SIZES = (50, 1, 69)
-ALL = sum(SIZES)
-
-
-def jets_of(first: int, count: int) -> JetArrays:
-    """Jets that carry their number in every value, with 0 to 6 constituents."""
-    number = np.arange(first, first + count)
-    sizes = number % 7
-    owner = np.repeat(number, sizes)
-    place = np.concatenate([[], *(np.arange(n) for n in sizes)])
-    features = np.repeat(owner[:, None], 7, axis=1)
-    features[:, 1] = place
-    return JetArrays(
-        features.astype(np.float32),
-        (owner % 8).astype(np.uint8),
-        np.zeros((len(owner), 0), np.int32),
-        sizes.astype(np.int64),
-        np.repeat(number[:, None], 5, axis=1).astype(np.float32),
-        (number % 10).astype(np.int16),
-    )
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    folder = tmp_path_factory.mktemp("stream")
-    paths = []
-    for index, size in enumerate(SIZES):
-        paths.append(folder / f"{index}.h5")
-        with write(paths[-1], RECIPE, []) as writer:
-            writer.append(jets_of(sum(SIZES[:index]), size))
-    return paths
+    return write_files(tmp_path_factory.mktemp("stream"))
 
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "JETS_PER_BLOCK", 8)
-    monkeypatch.setattr(module, "JETS_PER_POOL", 20)
-
-
-def numbers(batch: JetBatch, most: int = 10) -> list[int]:
-    """Which jets a batch holds, after a check that each is whole."""
-    order = batch.jets[:, 0].numpy().astype(int)
-    expected = to_batch(jets_of(0, ALL).take(order).first(most))
-    for name in ("features", "ids", "jets", "labels"):
-        assert torch.equal(getattr(batch, name), getattr(expected, name)), name
-    assert torch.equal(batch.packing.offsets, expected.packing.offsets)
-    assert batch.packing.total == expected.packing.total == len(batch.ids)
-    assert batch.packing.longest >= int(expected.packing.sizes.max())
-    found: list[int] = order.tolist()
-    return found
-
-
-def flat(batches: list[list[int]]) -> list[int]:
-    return [number for batch in batches for number in batch]
+    """Blocks of 8 jets, pools of 20 (or a batch), 4 pools at a time."""
+    small = partial(order.Pools, jets_per_block=8, jets_per_pool=20, lanes=4)
+    monkeypatch.setattr(order, "Pools", small)
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 50, 120, 1000])
@@ -85,13 +42,11 @@ def test_one_pass_gives_every_jet_once_in_order(files: list[Path], batch_size: i
         assert len(batches) == -(-ALL // batch_size)
 
 
-def epochs(
-    stream: JetStream, seed: int, count: int, *, most: int = 10, size: int = 0
-) -> list[list[int]]:
+def epochs(reader: JetReader, seed: int, count: int, *, most: int = 10) -> list[list[int]]:
     """The first epochs, each as the numbers of its jets."""
-    size = min(size or stream.batch_size, stream.num_jets)
-    per_epoch = stream.num_jets // size
-    batches = itertools.islice(stream.forever(seed), count * per_epoch)
+    size = min(reader.origin.batch_size, reader.num_jets)
+    per_epoch = reader.num_jets // size
+    batches = itertools.islice(reader.forever(seed), count * per_epoch)
     found = [numbers(batch, most) for batch in batches]
     assert {len(batch) for batch in found} == {size}
     starts = range(0, len(found), per_epoch)
@@ -177,19 +132,6 @@ def test_ranks_read_different_jets(files: list[Path], ranks: int) -> None:
             assert max(Counter(flat(of_ranks)).values()) == 1
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_workers_read_different_jets(files: list[Path]) -> None:
-    # the stream has no end, so torch stops its workers by force and may say so
-    stream = JetStream(files, batch_size=6)
-    loader = DataLoader(
-        Endless(stream, 1), batch_size=None, num_workers=2, multiprocessing_context="spawn"
-    )
-    found = [numbers(batch) for batch in itertools.islice(loader, 40)]
-    for epoch in (found[:20], found[20:]):
-        assert sorted(flat(epoch)) == list(range(ALL))
-    assert found[:20] != found[20:]
-
-
 def test_a_loader_without_workers_gives_what_the_stream_gives(files: list[Path]) -> None:
     stream = JetStream(files, batch_size=10)
     loader = DataLoader(Endless(stream, 4), batch_size=None)
@@ -198,10 +140,50 @@ def test_a_loader_without_workers_gives_what_the_stream_gives(files: list[Path])
 
 
 def test_too_few_jets_for_the_readers(files: list[Path]) -> None:
-    stream = JetStream(files, batch_size=1, num_jets=2, ranks=3)
-    for batches in (iter(stream), stream.forever(0)):
-        with pytest.raises(DataError, match="2 jets are too few for 3 reading processes"):
-            next(batches)
+    with pytest.raises(DataError, match=r"0\.h5: 2 jets are too few for 3 ranks"):
+        JetStream(files, batch_size=1, num_jets=2, ranks=3)
+    stream = JetStream(files, batch_size=1, num_jets=2)
+    with (
+        worker(1, 3),
+        pytest.raises(DataError, match="2 jets are too few for 3 reading processes"),
+    ):
+        next(iter(stream))
+
+
+def test_workers_share_one_pass(files: list[Path]) -> None:
+    stream = JetStream(files, batch_size=7)
+    for reader in (stream, JetsInMemory(stream)):
+        parts = []
+        for number in range(3):
+            with worker(number, 3):
+                parts.append(flat([numbers(batch) for batch in reader]))
+        assert flat(parts) == list(range(ALL))
+        assert {len(part) for part in parts} == {ALL // 3}
+
+
+@pytest.mark.parametrize("recipe", ["btag", "btag_reduced"])
+def test_half_precision_truth_and_jets_without_particle_classes(
+    tmp_path: Path, recipe: str
+) -> None:
+    other = load_recipe(recipe)
+    assert schema_of(other).truth
+    stream = JetStream(write_files(tmp_path, other, "float16"), batch_size=9, max_constituents=4)
+    for reader in (stream, JetsInMemory(stream)):
+        once = [numbers(batch, 4, other) for batch in reader]
+        assert flat(once) == list(range(ALL))
+        for batch in itertools.islice(reader.forever(0), 30):
+            assert len(numbers(batch, 4, other)) == 9
+            assert batch.features.dtype == torch.float32
+
+
+def test_a_file_that_was_replaced_by_a_shorter_one(files: list[Path], tmp_path: Path) -> None:
+    path = tmp_path / "x.h5"
+    path.write_bytes(files[0].read_bytes())
+    stream = JetStream([path], batch_size=5)
+    with write(path, RECIPE, []) as writer:
+        writer.append(jets_of(0, 49))
+    with pytest.raises(DataError, match=r"x\.h5: has 49 jets, 50 when the run began"):
+        next(stream.forever(0))
 
 
 def test_files_that_do_not_fit(files: list[Path], tmp_path: Path) -> None:

@@ -1,0 +1,85 @@
+"""The reader for data that fit into memory: every epoch is one uniform shuffle of all jets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import IterableDataset
+
+from jetssl_cli.batch import JetBatch
+from jetssl_cli.data import order
+from jetssl_cli.data.jets import JetArrays, concatenate
+from jetssl_cli.data.recipe import Schema
+from jetssl_cli.data.state import Origin, ReaderState
+from jetssl_cli.data.stream import JetStream, before, endless, pieces, to_batch
+
+JETS_PER_READ = 10_000
+
+
+class JetsInMemory(IterableDataset[JetBatch]):
+    """The jets of a stream, read once and held; each process that reads holds all of them."""
+
+    def __init__(self, stream: JetStream) -> None:
+        super().__init__()
+        self._stream = stream
+        self.files: tuple[Path, ...] = stream.files
+        self.schema: Schema = stream.schema
+        self.origin: Origin = replace(stream.origin, in_memory=True)
+        self._held: JetArrays | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is sent to a worker: not the jets, which it reads itself."""
+        return {**self.__dict__, "_held": None}
+
+    @property
+    def num_jets(self) -> int:
+        """Jets in one pass."""
+        return self._stream.num_jets
+
+    def __iter__(self) -> Iterator[JetBatch]:
+        """Every jet once, in the order of the files; the last batch may be smaller."""
+        jets = self._jets()
+        begins = np.cumsum([0, *self.origin.sizes])
+        for part in pieces(self._stream.order, self.origin.batch_size):
+            start, stop = (
+                begins[part[0].file] + part[0].start,
+                begins[part[-1].file] + part[-1].stop,
+            )
+            yield to_batch(jets.take(np.arange(start, stop)))
+
+    def forever(self, seed: int, start: ReaderState | None = None) -> Iterator[JetBatch]:
+        """Full batches without end, from a state on; each epoch a permutation of all jets.
+
+        The permutation is given by the seed; each rank takes its share of it. Where a rank has
+        fewer jets than a batch holds, every batch holds all of them.
+
+        Raises:
+            DataError: the state is not one of this reader.
+        """
+        first_batch = before(self, seed, start)
+        jets, size = self._jets(), self.origin.batch_size
+        first, last = order.share(len(jets), self._stream.order.rank, self.origin.ranks)
+
+        @lru_cache(maxsize=1)
+        def permutation(epoch: int) -> NDArray[np.int64]:
+            return order.generator(seed, epoch).permutation(len(jets))[first:last]
+
+        def make(epoch: int, number: int) -> JetArrays:
+            return jets.take(permutation(epoch)[number * size : (number + 1) * size])
+
+        yield from endless(make, self.origin, first_batch)
+
+    def _jets(self) -> JetArrays:
+        if self._held is None:
+            most = self.origin.max_constituents
+            cut = order.blocks(self.origin.sizes, JETS_PER_READ)
+            with self._stream.reading() as read:
+                parts = (read(part) for part in cut)
+                self._held = concatenate([p if most is None else p.first(most) for p in parts])
+        return self._held

@@ -1,0 +1,90 @@
+"""Where a reader stands, so that a training can go on with the batch that would have come next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from jetssl_cli.data.order import num_batches
+from jetssl_cli.errors import DataError
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What fixes the batches of a reader, beside the seed; not the number of its workers."""
+
+    sizes: tuple[int, ...]
+    """Jets used of each file."""
+    batch_size: int
+    max_constituents: int | None
+    ranks: int
+    in_memory: bool = False
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches of an epoch, on each rank."""
+        return num_batches(self.sizes, self.batch_size, self.ranks)
+
+    def state_after(self, seed: int, batches: int) -> ReaderState:
+        """The state of a reader that has given so many batches on each rank, from its start."""
+        epoch, batch = divmod(batches, self.batches_per_epoch)
+        return ReaderState(seed, epoch, batch, self)
+
+    def batches_before(self, state: ReaderState, name: str) -> int:
+        """How many batches lie before a state.
+
+        Raises:
+            DataError: the state is that of a reader with another origin; it begins with ``name``.
+        """
+        for field in fields(self):
+            ours, theirs = getattr(self, field.name), getattr(state.origin, field.name)
+            if ours != theirs:
+                raise DataError(
+                    f"{name}: cannot be read on from where the run was: it had {field.name} = "
+                    f"{_plain(theirs)}, expected {_plain(ours)}"
+                )
+        if state.epoch < 0 or not 0 <= state.batch < self.batches_per_epoch:
+            raise DataError(
+                f"{name}: cannot be read on from epoch {state.epoch}, batch {state.batch}: an "
+                f"epoch has the batches 0 to {self.batches_per_epoch - 1}"
+            )
+        return state.epoch * self.batches_per_epoch + state.batch
+
+
+@dataclass(frozen=True)
+class ReaderState:
+    """The next batch of a reader; the same on all ranks."""
+
+    seed: int
+    epoch: int
+    batch: int
+    """Number of the next batch within its epoch."""
+    origin: Origin
+
+    def to_dict(self) -> dict[str, Any]:
+        """The state as it goes into JSON."""
+        plain: dict[str, Any] = TypeAdapter(ReaderState).dump_python(self, mode="json")
+        return plain
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> ReaderState:
+        """The state that ``to_dict`` gave.
+
+        Raises:
+            DataError: it is not such a state.
+        """
+        try:
+            return TypeAdapter(ReaderState).validate_python(dict(plain))
+        except ValidationError as err:
+            first = err.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            raise DataError(
+                f"not the state of a reader: {place} = {first['input']!r}: {first['msg']}"
+            ) from None
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
