@@ -16,6 +16,7 @@ from jetssl_cli.data import order
 from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.data.jets import JetArrays, concatenate
 from jetssl_cli.data.recipe import Schema
+from jetssl_cli.data.subjets import check_columns, require_fastjet, subjets
 from jetssl_cli.errors import DataError
 
 JETS_PER_BLOCK = 1_000
@@ -24,14 +25,19 @@ JETS_PER_POOL = 16_000
 """Jets shuffled in memory."""
 
 
-def to_batch(jets: JetArrays) -> JetBatch:
-    """The same jets as tensors."""
+def to_batch(jets: JetArrays, subjet_radius: float | None = None) -> JetBatch:
+    """The same jets as tensors; with subjets, if their radius is given."""
+    found = None
+    if subjet_radius is not None:
+        pt, deta, dphi = jets.features.T[:3]
+        found = torch.from_numpy(subjets(pt, deta, dphi, jets.sizes, subjet_radius))
     return JetBatch(
         features=torch.from_numpy(jets.features),
         ids=torch.from_numpy(jets.ids).long(),
         jets=torch.from_numpy(jets.jets),
         packing=Packing.of(torch.from_numpy(jets.sizes)),
         labels=torch.from_numpy(jets.labels).long(),
+        subjets=found,
     )
 
 
@@ -48,16 +54,24 @@ class JetStream(IterableDataset[JetBatch]):
         batch_size: int,
         max_constituents: int | None = None,
         num_jets: int | None = None,
+        subjet_radius: float | None = None,
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
-        """Look at the files; raises DataError if one cannot be read, or they do not fit."""
+        """Look at the files; raises DataError if one cannot be read, or they do not fit.
+
+        Raises ConfigError if subjets are wanted and FastJet is not installed.
+        """
         super().__init__()
         self.files = tuple(files)
         self.batch_size = batch_size
         self.max_constituents = max_constituents
+        self.subjet_radius = subjet_radius
         self.rank, self.ranks = rank, ranks
         self.schema, sizes = look(self.files)
+        if subjet_radius is not None:
+            require_fastjet()
+            check_columns(self.schema, str(self.files[0]))
         self.sizes = order.clamp(sizes, num_jets)
         if sum(self.sizes) == 0:
             raise DataError(f"{self.files[0]}: holds no jets")
@@ -109,11 +123,12 @@ class JetStream(IterableDataset[JetBatch]):
                 jets = concatenate([*rest, jets])
                 last = len(jets) - len(jets) % self.batch_size
                 for start in range(0, last, self.batch_size):
-                    yield to_batch(jets.take(np.arange(start, start + self.batch_size)))
+                    part = jets.take(np.arange(start, start + self.batch_size))
+                    yield to_batch(part, self.subjet_radius)
                     whole = True
                 rest = [jets.take(np.arange(last, len(jets)))]
             if len(rest[0]) and (rng is None or not whole):
-                yield to_batch(rest[0])
+                yield to_batch(rest[0], self.subjet_radius)
 
 
 class Endless(IterableDataset[JetBatch]):

@@ -40,8 +40,8 @@ class DataConfig(Strict):
     workers: NonNegativeInt = 0
     """Processes that read; 0 reads in the training process."""
 
-    def train_stream(self) -> JetStream:
-        """The training jets.
+    def train_stream(self, subjet_radius: float | None = None) -> JetStream:
+        """The training jets; with subjets, if their radius is given.
 
         Raises:
             DataError: a file cannot be read, or there are fewer jets than reading processes.
@@ -51,6 +51,7 @@ class DataConfig(Strict):
             batch_size=self.batch_size,
             max_constituents=self.max_constituents,
             num_jets=self.num_jets,
+            subjet_radius=subjet_radius,
         )
         if stream.num_jets < self.workers:
             raise DataError(
@@ -59,13 +60,14 @@ class DataConfig(Strict):
             )
         return stream
 
-    def val_stream(self) -> JetStream:
-        """The validation jets."""
+    def val_stream(self, subjet_radius: float | None = None) -> JetStream:
+        """The validation jets; with subjets, if their radius is given."""
         return JetStream(
             self.val,
             batch_size=self.batch_size,
             max_constituents=self.max_constituents,
             num_jets=self.num_val_jets,
+            subjet_radius=subjet_radius,
         )
 
     def endless(self, stream: JetStream, seed: int) -> DataLoader[JetBatch]:
