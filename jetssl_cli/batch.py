@@ -84,6 +84,8 @@ class JetBatch:
     packing: Packing
     labels: Int[Tensor, " J"]
     """Class of each jet."""
+    subjets: Int[Tensor, " T"] | None = None
+    """Subjet of each constituent, counted in its jet from 0; only where it was asked for."""
 
     def keep(self, chosen: Bool[Tensor, " T"]) -> JetBatch:
         """The same jets with only the chosen constituents."""
@@ -92,6 +94,7 @@ class JetBatch:
             features=self.features[chosen],
             ids=self.ids[chosen],
             packing=self.packing.keep(chosen),
+            subjets=None if self.subjets is None else self.subjets[chosen],
         )
 
     def to(self, device: torch.device) -> JetBatch:
@@ -102,6 +105,7 @@ class JetBatch:
             jets=self.jets.to(device, non_blocking=True),
             packing=self.packing.to(device),
             labels=self.labels.to(device, non_blocking=True),
+            subjets=(None if self.subjets is None else self.subjets.to(device, non_blocking=True)),
         )
 
     def pin_memory(self) -> JetBatch:
@@ -112,4 +116,5 @@ class JetBatch:
             jets=self.jets.pin_memory(),
             packing=replace(self.packing, offsets=self.packing.offsets.pin_memory()),
             labels=self.labels.pin_memory(),
+            subjets=None if self.subjets is None else self.subjets.pin_memory(),
         )

@@ -156,6 +156,44 @@ def merge(
 
 @app.command(
     epilog="Examples:\n\n"
+    "jetssl inspect train.h5\n\n"
+    "jetssl inspect train.h5 --plots plots/train --format markdown"
+)
+def inspect(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Jagged HDF5 file.")],
+    plots: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Also plot every feature by class there, as PNG and PDF.",
+            show_default=False,
+        ),
+    ] = None,
+    sample: Annotated[
+        int,
+        typer.Option(
+            metavar="N", min=1, help="Percentiles and plots are those of the first N jets."
+        ),
+    ] = 100_000,
+    fmt: Annotated[
+        str, typer.Option("--format", metavar="NAME", help="rich, markdown or json.")
+    ] = "rich",
+) -> None:
+    """Report what is in a data file: jets, classes, every column and its values, storage."""
+    from jetssl_cli.data.inspect import InspectConfig
+    from jetssl_cli.data.inspect import inspect as run
+    from jetssl_cli.data.report import check_format, render
+
+    check_format(fmt)  # before any work
+    report = render(run(InspectConfig(file=file, sample=sample, plots=plots)), format=fmt)
+    if isinstance(report, str):
+        typer.echo(report, nl=False)
+    else:
+        Console().print(report)
+
+
+@app.command(
+    epilog="Examples:\n\n"
     "jetssl pretrain --method ssfm --train train.h5 --val val.h5 --out runs/ssfm --size tiny\n\n"
     "jetssl pretrain --method ssfm --train train.h5 --val val.h5 --out runs/a --steps 500 "
     "optim.lr=1e-3 encoder.depth=2"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -60,8 +62,10 @@ def test_widen_is_the_packing_of_longer_jets(sizes, extra):
 def test_keep_takes_the_rows_and_leaves_the_jets(sizes, seed):
     batch = random_batch(sizes)
     chosen = torch.rand(sum(sizes), generator=torch.Generator().manual_seed(seed)) < 0.5
-    kept = batch.keep(chosen)
+    assert batch.keep(chosen).subjets is None
+    kept = replace(batch, subjets=torch.arange(sum(sizes))).keep(chosen)
     rows = [row for row in range(sum(sizes)) if chosen[row]]
+    assert kept.subjets.tolist() == rows
     assert torch.equal(kept.features, batch.features[rows])
     assert torch.equal(kept.ids, batch.ids[rows])
     assert torch.equal(kept.packing.owner, batch.packing.owner[rows])
@@ -70,10 +74,10 @@ def test_keep_takes_the_rows_and_leaves_the_jets(sizes, seed):
 
 
 def test_moving_changes_nothing_but_the_device():
-    batch = random_batch([2, 0, 3])
+    batch = replace(random_batch([2, 0, 3]), subjets=torch.tensor([0, 1, 1, 0, 0]))
     moved = batch.to(torch.device("cpu"))
     meta = batch.to(torch.device("meta"))
-    for name in ("features", "ids", "jets", "labels"):
+    for name in ("features", "ids", "jets", "labels", "subjets"):
         assert torch.equal(getattr(moved, name), getattr(batch, name))
         assert getattr(meta, name).is_meta
     assert meta.packing.offsets.is_meta

@@ -224,8 +224,8 @@ class TestPretrain:
         refused(done, tmp_path, "no size 'smal'", "did you mean 'small'?")
 
     def test_unknown_override(self, jetssl, tmp_path, words):
-        done = jetssl(*words, "--method", "ssfm", "objective.hidden_shar=0.3")
-        refused(done, tmp_path, "objective.hidden_shar = 0.3", "did you mean 'hidden_share'?")
+        done = jetssl(*words, "--method", "ssfm", "objective.mask.shar=0.3")
+        refused(done, tmp_path, "objective.mask.shar = 0.3", "did you mean 'share'?")
 
     @pytest.mark.parametrize(
         ("override", "told"),

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +33,17 @@ KIND = "jetssl-jagged"
 VERSION = 1
 Precision = Literal["float32", "float16"]
 """Type of the constituent features in the file."""
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """How one array is stored."""
+
+    type: str
+    memory: int
+    """Bytes without compression."""
+    stored: int
+    """Bytes in the file."""
 
 
 class JaggedWriter:
@@ -157,6 +169,19 @@ class JaggedFile:
         """Bytes that all jets take in memory."""
         with readable(self.path):
             return 8 * self.num_jets + sum(int(self._file[name].nbytes) for name in self._shapes)
+
+    @property
+    def arrays(self) -> dict[str, StoredArray]:
+        """How each array is stored."""
+        with readable(self.path):
+            return {
+                name: StoredArray(
+                    type=str(self._file[name].dtype),
+                    memory=int(self._file[name].nbytes),
+                    stored=int(self._file[name].id.get_storage_size()),
+                )
+                for name in ("offsets", *self._shapes)
+            }
 
     @property
     def left_out(self) -> dict[str, int]:

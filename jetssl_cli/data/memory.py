@@ -51,7 +51,8 @@ class JetsInMemory(IterableDataset[JetBatch]):
                 begins[part[0].file] + part[0].start,
                 begins[part[-1].file] + part[-1].stop,
             )
-            yield to_batch(jets.take(np.arange(start, stop)))
+            chosen = jets.take(np.arange(start, stop))
+            yield to_batch(chosen, self._stream.subjet_radius)
 
     def forever(self, seed: int, start: ReaderState | None = None) -> Iterator[JetBatch]:
         """Full batches without end, from a state on; each epoch a permutation of all jets.
@@ -73,7 +74,7 @@ class JetsInMemory(IterableDataset[JetBatch]):
         def make(epoch: int, number: int) -> JetArrays:
             return jets.take(permutation(epoch)[number * size : (number + 1) * size])
 
-        yield from endless(make, self.origin, first_batch)
+        yield from endless(make, self.origin, first_batch, self._stream.subjet_radius)
 
     def _jets(self) -> JetArrays:
         if self._held is None:

@@ -19,17 +19,23 @@ from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.data.jets import JetArrays, concatenate
 from jetssl_cli.data.recipe import Schema
 from jetssl_cli.data.state import Origin, ReaderState
+from jetssl_cli.data.subjets import check_columns, require_fastjet, subjets
 from jetssl_cli.errors import DataError
 
 
-def to_batch(jets: JetArrays) -> JetBatch:
-    """The same jets as tensors, the features in float32."""
+def to_batch(jets: JetArrays, subjet_radius: float | None = None) -> JetBatch:
+    """The same jets as tensors, the features in float32; with subjets, if their radius is given."""
+    found = None
+    if subjet_radius is not None:
+        pt, deta, dphi = jets.features.T[:3]
+        found = torch.from_numpy(subjets(pt, deta, dphi, jets.sizes, subjet_radius))
     return JetBatch(
         features=torch.from_numpy(jets.features.astype(np.float32, copy=False)),
         ids=torch.from_numpy(jets.ids).long(),
         jets=torch.from_numpy(jets.jets),
         packing=Packing.of(torch.from_numpy(jets.sizes)),
         labels=torch.from_numpy(jets.labels).long(),
+        subjets=found,
     )
 
 
@@ -65,6 +71,7 @@ class JetStream(IterableDataset[JetBatch]):
         batch_size: int,
         max_constituents: int | None = None,
         num_jets: int | None = None,
+        subjet_radius: float | None = None,
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
@@ -73,10 +80,15 @@ class JetStream(IterableDataset[JetBatch]):
         Raises:
             DataError: a file cannot be read, the files do not fit together, or there are fewer
                 jets than ranks.
+            ConfigError: subjets are wanted and FastJet is not installed.
         """
         super().__init__()
         self.files = tuple(files)
+        self.subjet_radius = subjet_radius
         self.schema, found = look(self.files)
+        if subjet_radius is not None:
+            require_fastjet()
+            check_columns(self.schema, str(self.files[0]))
         sizes = tuple(order.clamp(found, num_jets))
         self.origin = Origin(sizes, batch_size, max_constituents, ranks)
         self.order = order.Pools(sizes, batch_size, rank, ranks)
@@ -99,7 +111,7 @@ class JetStream(IterableDataset[JetBatch]):
             for part in pieces(self.order, self.origin.batch_size):
                 jets = concatenate([read(piece) for piece in part])
                 most = self.origin.max_constituents
-                yield to_batch(jets if most is None else jets.first(most))
+                yield to_batch(jets if most is None else jets.first(most), self.subjet_radius)
 
     def forever(self, seed: int, start: ReaderState | None = None) -> Iterator[JetBatch]:
         """Full batches without end, from a state on; each epoch in a new order given by the seed.
@@ -113,7 +125,7 @@ class JetStream(IterableDataset[JetBatch]):
         first = before(self, seed, start)
         with self.reading() as read:
             pools = _HeldPools(self.order, read, seed, self.origin.max_constituents)
-            yield from endless(pools.batch, self.origin, first)
+            yield from endless(pools.batch, self.origin, first, self.subjet_radius)
 
     @contextmanager
     def reading(self) -> Iterator[Callable[[order.Range], JetArrays]]:
@@ -200,7 +212,10 @@ def before(reader: JetReader, seed: int, start: ReaderState | None) -> int:
 
 
 def endless(
-    make: Callable[[int, int], JetArrays], origin: Origin, first: int
+    make: Callable[[int, int], JetArrays],
+    origin: Origin,
+    first: int,
+    subjet_radius: float | None = None,
 ) -> Iterator[JetBatch]:
     """The batches that this process gives, where the reader begins with batch ``first``.
 
@@ -209,7 +224,7 @@ def endless(
     """
     number, workers = worker()
     for batch in itertools.count(first + number, workers):
-        yield to_batch(make(*divmod(batch, origin.batches_per_epoch)))
+        yield to_batch(make(*divmod(batch, origin.batches_per_epoch)), subjet_radius)
 
 
 def pieces(pools: order.Pools, batch_size: int) -> Iterator[list[order.Range]]:

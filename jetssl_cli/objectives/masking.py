@@ -2,11 +2,57 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
+from pydantic import Field, PositiveFloat
 from torch import Tensor
 
-from jetssl_cli.batch import Packing
+from jetssl_cli.batch import JetBatch, Packing
+from jetssl_cli.config import Strict
+
+
+class RandomMaskConfig(Strict):
+    """Constituents are hidden one by one."""
+
+    name: Literal["random"] = "random"
+    """Tells the kinds of masks apart."""
+    share: float = Field(default=0.5, gt=0, lt=1)
+    """Share of the constituents that the encoder does not see."""
+
+    @property
+    def subjet_radius(self) -> None:
+        """It needs no subjets."""
+
+    def hide(self, batch: JetBatch, rng: torch.Generator) -> Bool[Tensor, " T"]:
+        """True where a constituent is hidden."""
+        return random_mask(batch.packing, self.share, rng)
+
+
+class SubjetMaskConfig(Strict):
+    """Subjets are hidden whole. Needs the extra ``subjets`` of the package (FastJet)."""
+
+    name: Literal["subjet"] = "subjet"
+    """Tells the kinds of masks apart."""
+    share: float = Field(default=0.3, gt=0, lt=1)
+    """Share of the subjets that the encoder does not see."""
+    radius: PositiveFloat = 0.1
+    """Radius of the anti-kT clustering."""
+
+    @property
+    def subjet_radius(self) -> float:
+        """The reader has to find subjets of this radius."""
+        return self.radius
+
+    def hide(self, batch: JetBatch, rng: torch.Generator) -> Bool[Tensor, " T"]:
+        """True where a constituent is hidden; the batch must come with its subjets."""
+        assert batch.subjets is not None, "the reader was not asked for subjets"
+        return group_mask(batch.packing, batch.subjets, self.share, rng)
+
+
+MaskConfig = Annotated[RandomMaskConfig | SubjetMaskConfig, Field(discriminator="name")]
+"""Settings of any mask."""
 
 
 def random_mask(packing: Packing, share: float, rng: torch.Generator) -> Bool[Tensor, " T"]:
@@ -22,3 +68,24 @@ def random_mask(packing: Packing, share: float, rng: torch.Generator) -> Bool[Te
     hidden = torch.zeros(packing.total, dtype=torch.bool, device=device)
     hidden[by_key] = packing.rank < count[packing.owner]
     return hidden
+
+
+def group_mask(
+    packing: Packing, groups: Int[Tensor, " T"], share: float, rng: torch.Generator
+) -> Bool[Tensor, " T"]:
+    """Hide floor(share * n) of the n groups of each jet whole, chosen uniformly.
+
+    Args:
+        packing: of the constituents.
+        groups: the group of each constituent in its jet; the numbers 0 ... n - 1 all occur.
+        share: of the groups, not of the constituents.
+        rng: decides which.
+
+    Returns:
+        True where a constituent is hidden; nowhere in a jet of one group or without constituents.
+    """
+    empty = torch.zeros(packing.num_jets, dtype=groups.dtype, device=groups.device)
+    count = empty.scatter_reduce(0, packing.owner, groups + 1, "amax")
+    of_groups = Packing.of(count)
+    hidden = random_mask(of_groups, share, rng)
+    return hidden[of_groups.offsets[packing.owner] + groups]

@@ -20,6 +20,8 @@ class Objective(nn.Module):
     encoder: Encoder
     classifies: bool = False
     """It is trained on the labels, and answers with ``logits`` of the classes."""
+    subjet_radius: float | None = None
+    """Its batches come with subjets of this radius."""
 
     def logits(self, batch: JetBatch) -> Float[Tensor, "J C"]:
         """Logits of the classes, of an objective that classifies."""

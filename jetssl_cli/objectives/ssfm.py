@@ -22,7 +22,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, PositiveInt
+from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
@@ -32,7 +32,7 @@ from jetssl_cli.encoder.attention import plan
 from jetssl_cli.encoder.encoder import Encoded, Encoder
 from jetssl_cli.encoder.transformer import Block, Context, fourier, mlp
 from jetssl_cli.errors import ConfigError
-from jetssl_cli.objectives.masking import random_mask
+from jetssl_cli.objectives.masking import MaskConfig, RandomMaskConfig
 from jetssl_cli.objectives.objective import Objective
 
 
@@ -41,8 +41,8 @@ class SSFMConfig(Strict):
 
     name: Literal["ssfm"] = "ssfm"
     """Tells the methods apart."""
-    hidden_share: float = Field(default=0.5, gt=0, lt=1)
-    """Share of the constituents that the encoder does not see."""
+    mask: MaskConfig = RandomMaskConfig()
+    """What the encoder does not see."""
     decoder_width: PositiveInt | None = None
     """Width of the decoder; half that of the encoder if not given."""
     decoder_depth: PositiveInt | None = None
@@ -70,6 +70,7 @@ class SSFM(Objective):
     def __init__(self, cfg: SSFMConfig, encoder: Encoder) -> None:
         super().__init__()
         self.cfg = cfg
+        self.subjet_radius = cfg.mask.subjet_radius
         self.encoder = encoder
         self.decoder = FlowDecoder(
             outputs=encoder.num_features + encoder.num_ids,
@@ -82,7 +83,7 @@ class SSFM(Objective):
     def loss(self, batch: JetBatch, rng: torch.Generator) -> dict[str, Float[Tensor, ""]]:
         """Mean squared error of the velocity over the numbers of all hidden constituents."""
         scaled = self.encoder.scale(batch)
-        hidden = random_mask(scaled.packing, self.cfg.hidden_share, rng)
+        hidden = self.cfg.mask.hide(scaled, rng)
         seen, unseen = scaled.keep(~hidden), scaled.keep(hidden)
         x0 = self.targets(unseen)
         device = x0.device

@@ -47,8 +47,8 @@ class DataConfig(Strict):
     in_memory: bool = False
     """Hold all training jets in memory, in each process that reads, and shuffle all at once."""
 
-    def train_reader(self) -> JetReader:
-        """The training jets.
+    def train_reader(self, subjet_radius: float | None = None) -> JetReader:
+        """The training jets; with subjets, if their radius is given.
 
         Raises:
             DataError: a file cannot be read, or there are fewer jets than reading processes.
@@ -58,6 +58,7 @@ class DataConfig(Strict):
             batch_size=self.batch_size,
             max_constituents=self.max_constituents,
             num_jets=self.num_jets,
+            subjet_radius=subjet_radius,
         )
         if stream.num_jets < self.workers:
             raise DataError(
@@ -66,13 +67,14 @@ class DataConfig(Strict):
             )
         return JetsInMemory(stream) if self.in_memory else stream
 
-    def val_stream(self) -> JetStream:
-        """The validation jets."""
+    def val_stream(self, subjet_radius: float | None = None) -> JetStream:
+        """The validation jets; with subjets, if their radius is given."""
         return JetStream(
             self.val,
             batch_size=self.batch_size,
             max_constituents=self.max_constituents,
             num_jets=self.num_val_jets,
+            subjet_radius=subjet_radius,
         )
 
     def endless(

@@ -84,13 +84,15 @@ def run(
     """Train an objective in a new run folder, and save ``weights`` (file name -> module) there.
 
     Raises:
+        ConfigError: the objective needs a package that is not installed.
         DataError: the data cannot be read.
         RunError: the folder holds a run already, or the loss became non-finite.
         KeyboardInterrupt: the user interrupted the training.
     """
     from jetssl_cli.runs.module import JetModule
 
-    readers = cfg.data.train_reader(), cfg.data.val_stream()
+    radius = objective.subjet_radius
+    readers = cfg.data.train_reader(radius), cfg.data.val_stream(radius)
     checkpoint.begin(cfg.out, cfg, schema)
     with track(cfg.out.name, cfg.out, enabled=cfg.tracking) as tracker:
         tracker.params(checkpoint.plain(cfg))

@@ -6,6 +6,7 @@ from collections import Counter
 from fractions import Fraction
 from itertools import combinations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from jetssl_cli.batch import Packing
-from jetssl_cli.objectives.masking import random_mask
+from jetssl_cli.objectives.masking import group_mask, random_mask
 
 
 def rng(seed=0):
@@ -69,3 +70,48 @@ def test_only_the_generator_decides():
     torch.manual_seed(2)
     assert torch.equal(random_mask(packing, 0.5, rng(3)), first)
     assert not torch.equal(random_mask(packing, 0.5, rng(4)), first)
+
+
+def grouped(sizes, seed, most=6):
+    """A packing, and a random group for each constituent; in each jet all numbers occur."""
+    random = np.random.default_rng(seed)
+    groups = [np.unique(random.integers(0, most, n), return_inverse=True)[1] for n in sizes]
+    return pack(sizes), torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *groups]))
+
+
+@given(
+    sizes=st.lists(st.integers(0, 40), max_size=12),
+    percent=st.integers(1, 99),
+    seed=st.integers(0, 1000),
+)
+@settings(deadline=None, max_examples=100)
+def test_exactly_the_share_of_the_groups_is_hidden_and_each_whole(sizes, percent, seed):
+    packing, groups = grouped(sizes, seed)
+    hidden = group_mask(packing, groups, percent / 100, rng(seed))
+    for mask, group in zip(hidden.split(sizes), groups.split(sizes), strict=True):
+        inside, outside = set(group[mask].tolist()), set(group[~mask].tolist())
+        assert not inside & outside
+        assert len(inside) == int(Fraction(percent, 100) * len(inside | outside))
+
+
+def test_every_choice_of_groups_is_equally_likely_however_large_they_are():
+    jets, groups = 4000, torch.tensor([0, 0, 0, 0, 1, 2, 2, 3])
+    hidden = group_mask(pack([8] * jets), groups.repeat(jets), 0.5, rng(5)).view(jets, 8)
+    found = Counter(tuple(groups[row].unique().tolist()) for row in hidden)
+    assert set(found) == set(combinations(range(4), 2))
+    assert chisquare(list(found.values())).pvalue > 1e-3
+
+
+@given(sizes=st.lists(st.integers(0, 20), max_size=10), seed=st.integers(0, 100))
+@settings(deadline=None, max_examples=50)
+def test_groups_of_one_are_hidden_as_constituents_are(sizes, seed):
+    packing = pack(sizes)
+    hidden = group_mask(packing, packing.rank, 0.3, rng(seed))
+    assert torch.equal(hidden, random_mask(packing, 0.3, rng(seed)))
+
+
+def test_no_groups_and_one_group_hide_nothing():
+    assert group_mask(*grouped([], 0), 0.5, rng()).tolist() == []
+    assert group_mask(*grouped([0, 0], 0), 0.5, rng()).tolist() == []
+    packing, groups = grouped([3, 0, 7, 1, 0], 0, most=1)
+    assert not group_mask(packing, groups, 0.99, rng()).any()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,12 @@ from reference.jets import (
 from reference.ssfm import flow_loss
 from scipy.stats import kstest
 
-from jetssl_cli.objectives.masking import random_mask
+from jetssl_cli.objectives.masking import (
+    RandomMaskConfig,
+    SubjetMaskConfig,
+    group_mask,
+    random_mask,
+)
 from jetssl_cli.objectives.ssfm import SSFMConfig
 from jetssl_cli.runs.optim import OptimConfig
 
@@ -34,7 +40,8 @@ def rng(seed=0):
 
 def tiny_ssfm(hidden_share=0.5, **settings):
     """SSFM with open gates."""
-    config = SSFMConfig(hidden_share=hidden_share, decoder_width=16, time_features=4)
+    mask = RandomMaskConfig(share=hidden_share)
+    config = SSFMConfig(mask=mask, decoder_width=16, time_features=4)
     with torch.random.fork_rng():
         torch.manual_seed(1)
         objective = config.build(tiny_encoder(**settings))
@@ -116,6 +123,21 @@ def test_the_decoder_is_given_points_on_straight_paths(monkeypatch):
     x1 = torch.randn(x0.shape, generator=generator)
     t = spy.t[spy.packing.owner, None]
     torch.testing.assert_close(spy.xt, (1 - t) * x0 + t * x1)
+
+
+def test_subjets_are_hidden_whole(monkeypatch):
+    sizes = [12, 0, 1, 9, 4]
+    groups = torch.cat([torch.arange(n) // 2 for n in sizes])
+    batch = replace(random_batch(sizes), subjets=groups)
+    with torch.random.fork_rng():
+        objective = SSFMConfig(mask=SubjetMaskConfig(share=0.4)).build(tiny_encoder())
+    spy = Spy(objective, monkeypatch)
+    assert objective.loss(batch, rng(3))["flow"] > 0
+    assert spy.packing.sizes.sum() >= 2 * (2 + 2)
+    hidden = group_mask(batch.packing, groups, 0.4, rng(3))
+    assert torch.equal(spy.seen.features, objective.encoder.scale(batch).features[~hidden])
+    assert objective.subjet_radius == 0.1
+    assert tiny_ssfm().subjet_radius is None
 
 
 def test_time_is_logit_normal(monkeypatch):

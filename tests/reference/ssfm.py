@@ -25,7 +25,7 @@ from jetssl_cli.objectives.ssfm import SSFM, FlowDecoder
 def flow_loss(objective: SSFM, batch: JetBatch, rng: torch.Generator) -> Tensor:
     """The mean over all numbers of all hidden constituents of (v - (x1 - x0))^2."""
     scaled = objective.encoder.scale(batch)
-    hidden = hide(scaled.packing.offsets.tolist(), objective.cfg.hidden_share, rng)
+    hidden = hide(scaled.packing.offsets.tolist(), objective.cfg.mask.share, rng)
     times = 1 / (1 + torch.exp(-torch.randn(scaled.packing.num_jets, generator=rng)))
     outputs = objective.encoder.num_features + objective.encoder.num_ids
     noise = torch.randn(sum(map(len, hidden)), outputs, generator=rng)

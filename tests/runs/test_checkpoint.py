@@ -14,6 +14,7 @@ from torch import nn
 from jetssl_cli.config import load, to_yaml
 from jetssl_cli.data.recipe import Schema
 from jetssl_cli.errors import ConfigError, RunError
+from jetssl_cli.objectives.masking import RandomMaskConfig
 from jetssl_cli.objectives.ssfm import SSFMConfig
 from jetssl_cli.runs import checkpoint
 from jetssl_cli.runs.finetune import FinetuneConfig
@@ -24,7 +25,7 @@ from jetssl_cli.runs.pretrain import PretrainConfig
 def pretrain_config(out):
     return PretrainConfig(
         out=out,
-        objective=SSFMConfig(hidden_share=0.31),
+        objective=SSFMConfig(mask=RandomMaskConfig(share=0.31)),
         encoder=tiny_config(context=False),
         data=DataConfig(train=(Path("a.h5"), Path("b c.h5")), val=(Path("v.h5"),), num_jets=7),
     )
@@ -219,7 +220,7 @@ def test_other_classes_are_no_other_columns():
 def test_a_config_as_flat_text(tmp_path):
     flat = checkpoint.plain(pretrain_config(tmp_path))
     assert flat["encoder.width"] == "16"
-    assert flat["objective.hidden_share"] == "0.31"
+    assert flat["objective.mask.share"] == "0.31"
     assert flat["command"] == "pretrain"
     assert all(isinstance(value, str) for value in flat.values())
 

@@ -10,11 +10,13 @@ import torch
 from reference.jets import SIZES, random_batch, tiny_config, tiny_encoder
 from safetensors.torch import load_file
 
+from jetssl_cli.config import Layer
 from jetssl_cli.data.convert import ConvertConfig, convert
 from jetssl_cli.data.recipe import load_recipe
 from jetssl_cli.data.scaling import fit_scaling
 from jetssl_cli.encoder.pool import PoolConfig
-from jetssl_cli.errors import DataError, RunError
+from jetssl_cli.errors import ConfigError, DataError, RunError
+from jetssl_cli.objectives.masking import RandomMaskConfig, SubjetMaskConfig
 from jetssl_cli.objectives.ssfm import SSFM, SSFMConfig
 from jetssl_cli.objectives.supervised import Supervised, SupervisedConfig
 from jetssl_cli.runs import checkpoint, training
@@ -23,7 +25,7 @@ from jetssl_cli.runs.finetune import FinetuneConfig, finetune, load_classifier
 from jetssl_cli.runs.loaders import DataConfig
 from jetssl_cli.runs.module import JetModule
 from jetssl_cli.runs.optim import OptimConfig
-from jetssl_cli.runs.pretrain import PretrainConfig, pretrain
+from jetssl_cli.runs.pretrain import PretrainConfig, load_config, pretrain
 from jetssl_cli.runs.tracking import METRICS, Tracker
 from jetssl_cli.runs.training import TrainConfig
 
@@ -40,11 +42,11 @@ def train_config(**settings):
     return TrainConfig(**({"steps": STEPS, "log_every": 1, "val_every": 3} | settings))
 
 
-def run_pretrain(jagged, out, *, encoder=None, data=None, **train):
+def run_pretrain(jagged, out, *, encoder=None, data=None, objective=None, **train):
     return pretrain(
         PretrainConfig(
             out=out,
-            objective=SSFMConfig(time_features=4),
+            objective=objective or SSFMConfig(time_features=4),
             encoder=tiny_config(**(encoder or {})),
             data=data_config(jagged, **(data or {})),
             optim=OptimConfig(lr=3e-3),
@@ -68,6 +70,14 @@ def run_finetune(jagged, out, backbone, *, random=False, frozen=True, data=None,
             tracking=False,
         )
     )
+
+
+def test_a_run_that_hides_subjets(jagged, tmp_path):
+    """The reader is told the radius; each jet loses whole subjets, in training and validation."""
+    objective = SSFMConfig(mask=SubjetMaskConfig(share=0.5, radius=0.05), time_features=4)
+    run = run_pretrain(jagged, tmp_path / "subjets", objective=objective)
+    assert all(row["val/flow"] > 0 for row in metrics(run, "val/flow"))
+    assert checkpoint.read_config(run, PretrainConfig).objective == objective
 
 
 @pytest.fixture(scope="module")
@@ -411,3 +421,14 @@ def test_a_folder_in_use_is_refused_before_training(jagged, backbone, monkeypatc
     with pytest.raises(RunError, match="is there already"):
         run_pretrain(jagged, backbone)
     assert {file: file.read_bytes() for file in backbone.iterdir()} == before
+
+
+def test_another_mask_by_one_override_has_its_own_share(tmp_path):
+    files = {"out": str(tmp_path), "data": {"train": "a.h5", "val": "b.h5"}}
+    layer = Layer("the test", files)
+    plain = load_config("ssfm", "tiny", layer)
+    subjet = load_config("ssfm", "tiny", layer, overrides=["objective.mask.name=subjet"])
+    assert plain.objective.mask == RandomMaskConfig(share=0.5)
+    assert subjet.objective.mask == SubjetMaskConfig(share=0.3, radius=0.1)
+    with pytest.raises(ConfigError, match=r"objective\.mask\.radius = 0\.1: no such setting"):
+        load_config("ssfm", "tiny", layer, overrides=["objective.mask.radius=0.1"])

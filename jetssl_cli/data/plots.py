@@ -1,0 +1,292 @@
+"""Histograms of every feature, by class: physical and scaled, in the style of mplhep.
+
+Figures are drawn without pyplot, so that neither a display nor ``MPLBACKEND`` matters. Settings in
+a matplotlibrc of the user's own win over the style.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from jetssl_cli.data.inspect import InspectReport, missing
+from jetssl_cli.data.jets import JetArrays
+from jetssl_cli.data.recipe import Feature, Schema
+from jetssl_cli.data.scaling import LIMIT, fit_scaling
+from jetssl_cli.data.stream import to_batch
+from jetssl_cli.errors import DataError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MOST_CLASSES = 10
+COLOURS = (
+    "#3f90da", "#bd1f01", "#ffa90e", "#832db6", "#717581",
+    "#e76300", "#2b6b4f", "#a96b59", "#000000", "#94a4a2",
+)  # fmt: skip
+"""Those of M. Petroff (arXiv:2107.02270), two of them darker."""
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)), (0, (2.5, 1)))
+"""With two widths, ten lines that differ without colour."""
+STYLE = {
+    "font.size": 13, "axes.linewidth": 1, "lines.linewidth": 1.4,
+    "xtick.major.size": 6, "xtick.minor.size": 3, "ytick.major.size": 6, "ytick.minor.size": 3,
+    "savefig.dpi": 150,
+}  # fmt: skip
+NUM_BINS = 50
+TAIL = 0.5
+"""Percent of the values on each side that may lie beyond an axis."""
+
+
+@dataclass(frozen=True)
+class _Values:
+    """The values of one column, and the class of each."""
+
+    label: str
+    values: NDArray[Any]
+    classes: NDArray[Any]
+
+
+def plot(report: InspectReport, schema: Schema, jets: JetArrays, folder: Path) -> list[Path]:
+    """Plot jets, by the classes that most of them have; the number of jets is not 0.
+
+    Constituents and jets with values that are not finite are left out.
+
+    Returns:
+        The files: ``constituents``, ``jets``, both ``_scaled``, and ``classes``; PNG and PDF.
+
+    Raises:
+        DataError: the files cannot be written.
+    """
+    jets = jets.take(np.flatnonzero(np.isfinite(jets.jets).all(axis=1)))
+    jets = jets.keep(np.isfinite(jets.features).all(axis=1))
+    scaled = fit_scaling(schema, [jets])(to_batch(jets)) if len(jets) else to_batch(jets)
+    shown = _largest(jets.labels, len(schema.classes))
+    style = _Style(schema.classes, shown)
+    absent = missing(schema, jets)
+    owner = np.repeat(jets.labels, jets.sizes)
+    note = f"{report.file.name}: first {report.sample:,} of {report.num_jets:,} jets"
+
+    def constituents(values: NDArray[Any]) -> list[_Values]:
+        return [
+            _Values(_label(feature), values[there, index], owner[there])
+            for index, feature in enumerate(schema.constituents)
+            for there in [~absent[:, index]]
+        ]
+
+    def of_jets(values: NDArray[Any]) -> list[_Values]:
+        pairs = zip(schema.jets, values.T, strict=True)
+        return [_Values(_label(feature), column, jets.labels) for feature, column in pairs]
+
+    features = jets.features.astype(np.float32)
+    draw = {
+        "constituents": lambda: _grid(constituents(features), style, note, _histogram),
+        "constituents_scaled": lambda: _grid(
+            constituents(scaled.features.numpy()), style, note, _scaled
+        ),
+        "jets": lambda: _grid(of_jets(jets.jets), style, note, _histogram),
+        "jets_scaled": lambda: _grid(of_jets(scaled.jets.numpy()), style, note, _scaled),
+        "classes": lambda: _overview(report, schema, jets, style, note),
+    }
+    with _settings():
+        return [path for name, figure in draw.items() for path in _save(figure(), folder / name)]
+
+
+class _Style:
+    """The line of each class that is shown."""
+
+    def __init__(self, classes: Sequence[str], shown: Sequence[int]) -> None:
+        self.classes, self.shown = classes, shown
+
+    def line(self, index: int) -> dict[str, Any]:
+        """How the class of this index is drawn."""
+        place = self.shown.index(index)
+        wide = place // len(DASHES) % 2
+        return {
+            "color": COLOURS[place % len(COLOURS)],
+            "linestyle": DASHES[place % len(DASHES)],
+            "linewidth": (1.3, 2.2)[wide],
+            "label": self.classes[index],
+        }
+
+    @property
+    def title(self) -> str:
+        """Of the legend."""
+        few = len(self.shown) < len(self.classes)
+        return f"{len(self.shown)} largest of {len(self.classes)} classes" if few else "class"
+
+
+def _largest(labels: NDArray[Any], count: int) -> list[int]:
+    """The classes with most jets, in the order of the labels."""
+    numbers = np.bincount(labels, minlength=count)
+    largest = np.argsort(-numbers, kind="stable")[:MOST_CLASSES]
+    return sorted(int(index) for index in largest if numbers[index])
+
+
+def _label(feature: Feature) -> str:
+    unit = "" if feature.unit == "1" else f" [{feature.unit}]"
+    return f"{feature.name}{unit}" + (", charged" if feature.charged_only else "")
+
+
+@contextmanager
+def _settings() -> Iterator[None]:
+    """The style, and over it what a matplotlibrc of the user's own sets."""
+    import matplotlib as mpl
+    import mplhep
+
+    own = Path(mpl.matplotlib_fname())
+    settings: Any = {**mplhep.style.ROOT, **STYLE}
+    if not own.is_relative_to(mpl.get_data_path()):
+        settings |= mpl.rc_params_from_file(own, use_default_template=False)
+        settings.pop("backend", None)
+    with mpl.rc_context(settings):
+        yield
+
+
+def _grid(
+    panels: Sequence[_Values],
+    style: _Style,
+    note: str,
+    draw: Callable[[Axes, _Values, _Style], None],
+) -> Figure:
+    """One panel per column, and the legend in the cell behind the last."""
+    columns = max(2, round(np.sqrt(1.5 * (len(panels) + 1))))
+    figure, axes = _axes(len(panels) + 1, columns, note)
+    for axis, panel in zip(axes, panels, strict=False):
+        draw(axis, panel, style)
+    _legend(axes[-1], axes[0], style)
+    return figure
+
+
+def _axes(count: int, columns: int, note: str) -> tuple[Figure, list[Axes]]:
+    from matplotlib.figure import Figure
+
+    rows = -(-count // columns)
+    figure = Figure(figsize=(4.3 * columns, 3.7 * rows + 0.4), layout="constrained")
+    axes = [figure.add_subplot(rows, columns, place + 1) for place in range(count)]
+    figure.supxlabel(note, fontsize="x-small", color="0.35", x=0.01, ha="left")
+    return figure, axes
+
+
+def _legend(axis: Axes, source: Axes, style: _Style) -> None:
+    axis.set_axis_off()
+    handles, labels = source.get_legend_handles_labels()
+    axis.legend(
+        handles,
+        labels,
+        title=style.title,
+        loc="center",
+        handlelength=3.2,
+        fontsize="small",
+        alignment="left",
+    )
+
+
+def _histogram(axis: Axes, panel: _Values, style: _Style) -> None:
+    """Share of each class in each bin; what lies beyond the axis is written above it."""
+    pooled = panel.values[np.isin(panel.classes, style.shown)]
+    edges, logarithmic = _edges(pooled)
+    highest = _draw(axis, panel, style, edges)
+    axis.set_xlabel(panel.label)
+    axis.set_xlim(edges[0], edges[-1])
+    axis.set_xscale("log" if logarithmic else "linear")
+    if len(highest) and highest.max() > 30 * np.median(highest):
+        axis.set_yscale("log")
+    else:
+        axis.set_ylim(0, 1.1 * highest.max(initial=1e-9))
+    for share, side, text in (
+        ((pooled < edges[0]).mean() if len(pooled) else 0, "left", "{} below"),
+        ((pooled > edges[-1]).mean() if len(pooled) else 0, "right", "{} above"),
+    ):
+        if share:
+            told = f"{100 * share:.1f} %" if share > 0.0005 else "< 0.1 %"
+            axis.set_title(text.format(told), loc=side, fontsize="x-small", color="0.35")  # type: ignore[arg-type]
+
+
+def _scaled(axis: Axes, panel: _Values, style: _Style) -> None:
+    """Share of each class in each bin, beside a standard normal distribution."""
+    edges = np.linspace(-LIMIT - 0.1, LIMIT + 0.1, NUM_BINS + 1)
+    axis.stairs(
+        torch.special.ndtr(torch.from_numpy(edges)).diff().numpy(),
+        edges,
+        fill=True,
+        color="0.88",
+        label="standard normal",
+    )
+    highest = _draw(axis, panel, style, edges)
+    axis.set_xlabel(panel.label.split(" [")[0].split(",")[0] + ", scaled")
+    axis.set_ylim(0, 1.1 * max(highest.max(initial=0), 0.09))
+
+
+def _draw(
+    axis: Axes, panel: _Values, style: _Style, edges: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Draw the lines; returns their bins that are not empty."""
+    filled = [np.zeros(0)]
+    for index in style.shown:
+        own = panel.values[panel.classes == index]
+        share = np.histogram(own, edges)[0] / max(len(own), 1)
+        axis.stairs(share, edges, baseline=None, **style.line(index))
+        filled.append(share[share > 0])
+    axis.set_ylabel("share per bin")
+    return np.concatenate(filled)
+
+
+def _edges(values: NDArray[Any]) -> tuple[NDArray[np.float64], bool]:
+    """Bins that hold all but the tails of the values, and whether they grow with the value."""
+    if not len(values):
+        return np.linspace(0, 1, NUM_BINS + 1), False
+    low, high = np.percentile(values.astype(np.float64), (TAIL, 100 - TAIL))
+    if (values == np.round(values)).all():
+        low, high = values.min(), values.max()
+        width = max(1, int(np.ceil((high - low + 1) / (1.3 * NUM_BINS))))
+        return np.arange(low - 0.5, high + width + 0.5, width, dtype=np.float64), False
+    if low > 0 and high > 50 * low:
+        return np.geomspace(low, high, NUM_BINS + 1), True
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    return np.linspace(low, high, NUM_BINS + 1), False
+
+
+def _overview(
+    report: InspectReport, schema: Schema, jets: JetArrays, style: _Style, note: str
+) -> Figure:
+    """Jets of each class, constituents of each jet, and the particle classes."""
+    figure, axes = _axes(4 if schema.ids else 3, 2, note)
+    names = [schema.classes[index] for index in style.shown]
+    counts = [report.classes[name] for name in names]
+    colours = [style.line(index)["color"] for index in style.shown]
+    bars = axes[0].barh(names[::-1], counts[::-1], color=colours[::-1])
+    axes[0].bar_label(bars, [f" {count:,}" for count in counts[::-1]], fontsize="x-small")
+    axes[0].set_xlim(0, 1.2 * max(counts, default=1))
+    axes[0].set_xlabel("jets in the file")
+    axes[0].tick_params(axis="y", which="both", left=False, right=False)
+    axes[0].tick_params(axis="y", labelsize="small")
+    _histogram(axes[1], _Values("constituents of a jet, as stored", jets.sizes, jets.labels), style)
+    if schema.ids:
+        owner = np.repeat(jets.labels, jets.sizes)
+        _draw(axes[2], _Values("", jets.ids, owner), style, np.arange(-0.5, len(schema.ids)))
+        axes[2].set_yscale("log")
+        axes[2].set_ylabel("share of the constituents")
+        axes[2].set_xticks(range(len(schema.ids)), schema.ids, rotation=40, ha="right")
+        axes[2].tick_params(axis="x", which="both", top=False, bottom=False, labelsize="small")
+    _legend(axes[-1], axes[1], style)
+    return figure
+
+
+def _save(figure: Figure, stem: Path) -> list[Path]:
+    paths = [stem.with_name(f"{stem.name}{suffix}") for suffix in (".png", ".pdf")]
+    try:
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        for path in paths:
+            figure.savefig(path)
+    except OSError as err:
+        raise DataError(f"{stem.parent}: cannot be written: {err.strerror or err}") from None
+    return paths
