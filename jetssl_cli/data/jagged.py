@@ -224,6 +224,13 @@ class JaggedFile:
                 self._file["jets/labels"][start:stop],
             )
 
+    def read_jets(self, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Sizes (J,) and jet features (J, G) of the jets ``start:stop``, nothing else."""
+        with readable(self.path):
+            sizes: NDArray[np.int64] = np.diff(self._file["offsets"][start : stop + 1])
+            features: NDArray[np.float32] = self._file["jets/features"][start:stop]
+        return sizes, features
+
     def chunks(self, size: int) -> Iterator[JetArrays]:
         """All jets in order, at most ``size`` at a time."""
         for start in range(0, self.num_jets, size):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -10,17 +10,13 @@ import torch
 from pydantic import PositiveInt
 
 from jetssl_cli.config import Layer, load, shipped_file
-from jetssl_cli.data.jagged import JaggedFile
-from jetssl_cli.data.jets import JetArrays
 from jetssl_cli.data.recipe import Schema
-from jetssl_cli.data.scaling import Scaling, fit_scaling
+from jetssl_cli.data.sample import Sample
+from jetssl_cli.data.scaling import SCALING_JETS, Scaling, fitted_scaling
 from jetssl_cli.encoder.encoder import Encoder, EncoderConfig
 from jetssl_cli.objectives import ObjectiveConfig
 from jetssl_cli.runs import checkpoint
-from jetssl_cli.runs.loaders import DataConfig
 from jetssl_cli.runs.training import RunConfig, read_schema, run
-
-JETS_PER_READ = 10_000
 
 
 class PretrainConfig(RunConfig):
@@ -31,7 +27,7 @@ class PretrainConfig(RunConfig):
     """The method."""
     encoder: EncoderConfig = EncoderConfig()
     """The backbone."""
-    scaling_jets: PositiveInt = 1_000_000
+    scaling_jets: PositiveInt = SCALING_JETS
     """The scaling of the features is fitted on the first so many training jets."""
 
 
@@ -66,8 +62,12 @@ def pretrain(cfg: PretrainConfig) -> Path:
     checkpoint.require_free(cfg.out)
     schema = read_schema(cfg.data)
     torch.manual_seed(cfg.train.seed)
-    most = min(cfg.scaling_jets, cfg.data.num_jets or cfg.scaling_jets)
-    scaling = fit_scaling(schema, _head(cfg.data, most))
+    sample = Sample(
+        cfg.data.train,
+        num_jets=min(cfg.scaling_jets, cfg.data.num_jets or cfg.scaling_jets),
+        max_constituents=cfg.data.max_constituents,
+    )
+    scaling = fitted_scaling(sample)
     objective = cfg.objective.build(build_encoder(cfg.encoder, scaling, schema))
     weights = {checkpoint.MODEL: objective, checkpoint.BACKBONE: objective.exported()}
     return run(cfg, objective, schema, weights)
@@ -92,12 +92,3 @@ def load_backbone(run: Path, cfg: EncoderConfig, schema: Schema, *, trained: boo
     checkpoint.restore(run / checkpoint.BACKBONE, source)
     encoder.scaling = source.scaling
     return encoder
-
-
-def _head(data: DataConfig, most: int) -> Iterator[JetArrays]:
-    for path in data.train:
-        with JaggedFile(path) as file:
-            for start in range(0, min(file.num_jets, most), JETS_PER_READ):
-                stop = min(start + JETS_PER_READ, most)
-                yield file.read(start, stop).first(data.max_constituents)
-            most -= min(file.num_jets, most)

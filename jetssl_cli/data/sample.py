@@ -1,0 +1,108 @@
+"""What features are fitted on: the first jets of some files, and what these jets are known by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from jetssl_cli.data import order
+from jetssl_cli.data.cache import digest
+from jetssl_cli.data.jagged import JaggedFile
+from jetssl_cli.data.jets import JetArrays
+from jetssl_cli.data.stream import look
+from jetssl_cli.errors import DataError
+
+JETS_PER_READ = 10_000
+PROBES = 32
+JETS_PER_PROBE = 64
+"""Of each file, the constituents of so many times so many jets enter the fingerprint."""
+
+
+class Sample:
+    """The first jets of the files taken together, with the first constituents of each."""
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        *,
+        num_jets: int | None = None,
+        max_constituents: int | None = None,
+    ) -> None:
+        """Look at the files.
+
+        Args:
+            files: jagged files of one schema.
+            num_jets: take at most so many jets; all if None.
+            max_constituents: take at most so many constituents of a jet; all if None.
+
+        Raises:
+            DataError: a file cannot be read, they do not fit together, or hold no jets.
+        """
+        self.files = tuple(files)
+        self.max_constituents = max_constituents
+        self.schema, sizes = look(self.files)
+        self.sizes = order.clamp(sizes, num_jets)
+        if self.num_jets == 0:
+            raise DataError(f"{self.name}: holds no jets")
+
+    @property
+    def name(self) -> str:
+        """The files, as an error message calls them."""
+        more = len(self.files) - 1
+        return f"{self.files[0]}{f' and {more} more' if more else ''}"
+
+    @property
+    def num_jets(self) -> int:
+        """Jets of the sample."""
+        return sum(self.sizes)
+
+    @cached_property
+    def num_constituents(self) -> int:
+        """Constituents of the sample."""
+        most = self.max_constituents
+        total = 0
+        for file, part in self._parts():
+            sizes, _ = file.read_jets(part.start, part.stop)
+            total += int((sizes if most is None else np.minimum(sizes, most)).sum())
+        return total
+
+    def chunks(self) -> Iterator[JetArrays]:
+        """The jets of the sample in order, ``JETS_PER_READ`` at a time."""
+        for file, part in self._parts():
+            jets = file.read(part.start, part.stop)
+            yield jets if self.max_constituents is None else jets.first(self.max_constituents)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest that tells samples apart by what is in them, not by name or date of the files.
+
+        It covers what the columns mean, the size and the jet features of every jet, and the
+        constituents of jets spread evenly over each file. So it is cheap, yet the same jets
+        converted in another way, by a mended formula for example, have another one.
+        """
+        parts: list[str] = [str(self.max_constituents)]
+        for path, size in zip(self.files, self.sizes, strict=True):
+            with JaggedFile(path) as file:
+                schema = file.schema.model_dump_json()
+                parts.append(digest(schema, file.recipe_text, file.precision, size))
+                parts += _probes(file, size)
+        for file, part in self._parts():
+            parts.append(digest(*file.read_jets(part.start, part.stop)))
+        return digest(*parts)
+
+    def _parts(self) -> Iterator[tuple[JaggedFile, order.Range]]:
+        for index, (path, size) in enumerate(zip(self.files, self.sizes, strict=True)):
+            with JaggedFile(path) as file:
+                for start in range(0, size, JETS_PER_READ):
+                    yield file, order.Range(index, start, min(start + JETS_PER_READ, size))
+
+
+def _probes(file: JaggedFile, size: int) -> Iterator[str]:
+    """Digests of the constituents of jets spread evenly over the first ``size`` of a file."""
+    last = max(size - JETS_PER_PROBE, 0)
+    for start in sorted({last * index // (PROBES - 1) for index in range(PROBES)}):
+        jets = file.read(start, min(start + JETS_PER_PROBE, size))
+        yield digest(jets.features, jets.ids)
