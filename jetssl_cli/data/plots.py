@@ -66,7 +66,7 @@ def plot(report: InspectReport, schema: Schema, jets: JetArrays, folder: Path) -
         DataError: the files cannot be written.
     """
     jets = jets.take(np.flatnonzero(np.isfinite(jets.jets).all(axis=1)))
-    jets = jets.keep(np.isfinite(jets.features).all(axis=1))
+    jets = jets.keep(np.asarray(np.isfinite(jets.features).all(axis=1)))
     scaled = fit_scaling(schema, [jets])(to_batch(jets)) if len(jets) else to_batch(jets)
     shown = _largest(jets.labels, len(schema.classes))
     style = _Style(schema.classes, shown)
@@ -86,7 +86,7 @@ def plot(report: InspectReport, schema: Schema, jets: JetArrays, folder: Path) -
         return [_Values(_label(feature), column, jets.labels) for feature, column in pairs]
 
     features = jets.features.astype(np.float32)
-    draw = {
+    draw: dict[str, Callable[[], Any]] = {
         "constituents": lambda: _grid(constituents(features), style, note, _histogram),
         "constituents_scaled": lambda: _grid(
             constituents(scaled.features.numpy()), style, note, _scaled

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from jetssl_cli.config import Layer
 from jetssl_cli.data.convert import ConvertConfig, convert
 from jetssl_cli.data.recipe import load_recipe
-from jetssl_cli.data.scaling import fit_scaling
+from jetssl_cli.data.scaling import fitted_scaling
 from jetssl_cli.encoder.pool import PoolConfig
 from jetssl_cli.errors import ConfigError, DataError, RunError
 from jetssl_cli.objectives.masking import RandomMaskConfig, SubjetMaskConfig
@@ -193,15 +193,13 @@ def test_fewer_jets_than_a_batch(jagged, tmp_path):
 def test_the_scaling_is_fitted_on_the_jets_of_the_training(jagged, tmp_path, monkeypatch):
     seen = []
 
-    def spy(schema, chunks):
-        chunks = list(chunks)
-        seen.append(sum(map(len, chunks)))
-        assert max(chunk.sizes.max() for chunk in chunks) == 12
-        return fit_scaling(schema, chunks)
+    def spy(sample):
+        seen.append((sample.num_jets, max(int(jets.sizes.max()) for jets in sample.chunks())))
+        return fitted_scaling(sample)
 
-    monkeypatch.setattr(pretrain_module, "fit_scaling", spy)
+    monkeypatch.setattr(pretrain_module, "fitted_scaling", spy)
     run_pretrain(jagged, tmp_path / "run", data={"num_jets": 20}, steps=1)
-    assert seen == [20]
+    assert seen == [(20, 12)]
 
 
 def diverge_at(monkeypatch, kind, first, value=math.nan, steps=None):
