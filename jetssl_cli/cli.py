@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from jetssl_cli import __version__
@@ -190,6 +191,53 @@ def inspect(
         typer.echo(report, nl=False)
     else:
         Console().print(report)
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "jetssl tokenize train.h5\n\n"
+    "jetssl tokenize train.h5 --clusters 10000 --num-jets 200000"
+)
+def tokenize(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Jagged HDF5 files.")],
+    clusters: Annotated[
+        int,
+        typer.Option(metavar="N", min=1, help="Tokens: 1,000 for tiny networks, 10,000 for base."),
+    ] = 1000,
+    num_jets: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Fit on the first N jets.")
+    ] = 20_000,
+    max_constituents: Annotated[
+        int, typer.Option(metavar="N", min=1, help="And the first N constituents of each.")
+    ] = 64,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of the clustering.")] = 0,
+) -> None:
+    """Fit the k-means tokens of next-particle prediction, and show what they lose.
+
+    The result is kept beside the first file, and found there again.
+    """
+    from jetssl_cli.data.tokenizer import TokenizeConfig
+    from jetssl_cli.data.tokenizer import tokenize as run
+
+    report = run(
+        TokenizeConfig(
+            files=tuple(files),
+            clusters=clusters,
+            num_jets=num_jets,
+            max_constituents=max_constituents,
+            seed=seed,
+        )
+    )
+    table = Table("feature", "mean error", "90 % below", "of a single token", box=None)
+    for error in report.errors:
+        unit = "" if error.unit == "1" else f" [{error.unit}]"
+        shown = [f"{value:.3g}" for value in (error.mean, error.p90, error.spread)]
+        table.add_row(escape(error.name + unit), *shown)
+    Console().print(table, highlight=False)
+    typer.echo(
+        f"{report.used:,} of {report.clusters:,} tokens are used by "
+        f"{report.num_constituents:,} constituents"
+    )
 
 
 @app.command(

@@ -111,9 +111,12 @@ class Scaling(nn.Module):
 
     def forward(self, batch: JetBatch) -> JetBatch:
         """The batch with scaled features."""
-        missing = self.neutral[batch.ids][:, None] & self.charged_only
-        features = self.constituents(batch.features).masked_fill(missing, 0.0)
+        features = self.constituents(batch.features).masked_fill(self.missing(batch), 0.0)
         return replace(batch, features=features, jets=self.jets(batch.jets))
+
+    def missing(self, batch: JetBatch) -> Bool[Tensor, "T F"]:
+        """True where a constituent does not have a feature."""
+        return self.neutral[batch.ids][:, None] & self.charged_only
 
 
 def fitted_scaling(sample: Sample) -> Scaling:
