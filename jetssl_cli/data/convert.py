@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import signal
 import threading
 import time
@@ -279,7 +280,7 @@ def _run(tasks: list[_Task], jobs: int) -> Iterator[tuple[_Task, Converted | Bad
         yield from ((task, _work(task)) for task in tasks)
         return
     context = multiprocessing.get_context("spawn")  # h5py and uproot do not survive a fork
-    pool = ProcessPoolExecutor(jobs, mp_context=context)
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_end_with_parent)
     try:
         with _ignoring_interrupts():  # what the workers inherit: Ctrl-C is for this process alone
             futures = {pool.submit(_work, task): task for task in tasks}
@@ -292,6 +293,18 @@ def _run(tasks: list[_Task], jobs: int) -> Iterator[tuple[_Task, Converted | Bad
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)  # the files under way are finished
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for ever for its next file."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextmanager

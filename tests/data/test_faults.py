@@ -98,6 +98,32 @@ def test_an_interrupted_conversion_leaves_nothing_half(
         JaggedFile(path).close()
 
 
+def lives(process: str) -> bool:
+    """Whether a process runs; one that only waits to be reaped does not."""
+    try:
+        return ") Z " not in Path("/proc", process, "stat").read_text()
+    except OSError:
+        return False
+
+
+def test_the_workers_of_a_killed_conversion_end(tmp_path: Path, samples: Path) -> None:
+    for copy in range(20):
+        shutil.copytree(samples / "jetclass" / "train", tmp_path / "in" / str(copy))
+    words = [JETSSL, "convert", str(tmp_path / "in"), "--recipe", "jetclass", "--jobs", "2"]
+    with subprocess.Popen([*words, "--out", str(tmp_path / "out")], stderr=subprocess.PIPE) as run:
+        while not list((tmp_path / "out").rglob("*.h5")):
+            assert run.poll() is None
+            time.sleep(0.01)
+        children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+        assert len(children) >= 2
+        run.kill()
+    for _ in range(500):
+        if not any(map(lives, children)):
+            return
+        time.sleep(0.02)
+    pytest.fail("workers live on")
+
+
 @pytest.mark.parametrize("share", [0.001, 0.02, 0.4, 0.9])
 @pytest.mark.parametrize("command", ["convert", "merge"])
 def test_a_full_disk(tmp_path: Path, samples: Path, command: str, share: float) -> None:
