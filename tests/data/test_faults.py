@@ -87,7 +87,11 @@ def test_an_interrupted_conversion_leaves_nothing_half(
         shutil.copytree(samples / "jetclass" / "train", tmp_path / "in" / str(copy))
     out = tmp_path / "out"
     words = [JETSSL, "convert", str(tmp_path / "in"), "--recipe", "jetclass", "--out", str(out)]
-    with subprocess.Popen([*words, "--jobs", jobs], stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [*words, "--jobs", jobs],
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+    ) as process:
         while not list(out.rglob("*.h5")):
             assert process.poll() is None
             time.sleep(0.01)
