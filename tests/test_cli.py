@@ -106,6 +106,11 @@ def write_tree(path, arrays, name="tree"):
         file[name].extend({field: ak.to_packed(arrays[field]) for field in fields})
 
 
+def hear_interrupts():
+    """Undo what a shell does to background jobs: they ignore interrupts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class TestConvert:
     def test_missing_file(self, jetssl, tmp_path):
         done = jetssl("convert", "no.root", "--recipe", "jetclass", "--out", "out")
@@ -157,7 +162,13 @@ class TestConvert:
     def test_ctrl_c_leaves_only_whole_files(self, tmp_path, samples):
         command = [Path(sys.executable).with_name("jetssl"), "convert", samples, "--recipe"]
         words = [*map(str, command), "jetclass", "--out", str(tmp_path / "out"), "--jobs", "2"]
-        process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        process = subprocess.Popen(
+            words,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            preexec_fn=hear_interrupts,  # noqa: PLW1509
+        )
         deadline = time.monotonic() + 60
         while not list(tmp_path.rglob("*.h5")) and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -348,7 +359,13 @@ def test_ctrl_c_in_a_training_ends_it_in_one_line(tmp_path, jagged):
     words = [str(Path(sys.executable).with_name("jetssl")), "pretrain", "--method", "ssfm"]
     words += ["--train", str(jagged / "train.h5"), "--val", str(jagged / "val.h5")]
     words += ["--out", "run", "--size", "tiny", "tracking=false", *TINY]
-    process = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        words,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=hear_interrupts,  # noqa: PLW1509
+    )
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (metrics.exists() and metrics.read_text()) and time.monotonic() < deadline:
