@@ -102,5 +102,5 @@ def _write(path: Path, kind: str, key: str, weights: Mapping[str, Tensor]) -> No
 def _metadata(kind: str, key: str, weights: Mapping[str, Tensor]) -> dict[str, str]:
     parts: list[str | NDArray[Any]] = []
     for name in sorted(weights):
-        parts += [name, weights[name].view(torch.uint8).numpy()]
+        parts += [name, weights[name].reshape(-1).view(torch.uint8).numpy()]
     return {"format": "pt", "kind": kind, "key": key, "content": digest(*parts)}

@@ -1,151 +1,199 @@
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
 
-from jetssl_cli.data import scaling as module
 from jetssl_cli.data.cache import cached, digest, place
-from jetssl_cli.data.jagged import JaggedFile, write
-from jetssl_cli.data.sample import Sample
-from jetssl_cli.data.scaling import fit_scaling, fitted_scaling, quantiles
+
+KEY = digest("key")
 
 
-@given(
-    arrays(
-        np.float32,
-        st.integers(1, 60),
-        elements=st.floats(-1e6, 1e6, width=32) | st.sampled_from([0.0, 1.0, 0.8]),
-    )
+class Weights(nn.Module):
+    """Something that is fitted."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("values", values)
+
+
+class Fit:
+    """Counts how often it is made."""
+
+    def __init__(self, start: float = 0.0) -> None:
+        self.times, self.start = 0, start
+
+    def __call__(self) -> Weights:
+        self.times += 1
+        return Weights(torch.linspace(self.start, 1, 12, dtype=torch.float64).view(3, 4))
+
+
+def get(folder: Path, fit: Fit, *, kind: str = "numbers", key: str = KEY) -> torch.Tensor:
+    empty = Weights(torch.zeros(3, 4, dtype=torch.float64))
+    return cached(folder / "train.h5", kind, key, empty=empty, fit=fit).values
+
+
+def test_what_was_fitted_once_is_read(tmp_path: Path) -> None:
+    fit = Fit()
+    first, second = get(tmp_path, fit), get(tmp_path, fit)
+    assert fit.times == 1
+    assert torch.equal(first, second)
+    assert second.dtype == torch.float64
+    assert [path.name for path in tmp_path.iterdir()] == [f".train.numbers-{KEY[:16]}.safetensors"]
+
+
+def test_another_kind_or_key_is_fitted_anew(tmp_path: Path) -> None:
+    fit = Fit()
+    near = KEY[:16] + digest("other")[16:]  # a file of the same name
+    for words in ({}, {"kind": "words"}, {"key": digest("other")}, {"key": near}, {}):
+        get(tmp_path, fit, **words)
+    assert fit.times == 5
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-8])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def garbage(path: Path) -> None:
+    path.write_bytes(np.random.default_rng(0).bytes(500))
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+
+
+def folder_instead(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def rewritten(
+    change: Callable[[dict[str, torch.Tensor], dict[str, str]], None],
+) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        weights = load_file(path)
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata())
+        change(weights, metadata)
+        save_file(weights, path, metadata=metadata)
+
+    return damage
+
+
+DAMAGES = {
+    "cut": cut,
+    "empty": empty,
+    "garbage": garbage,
+    "flipped bit": flip,
+    "a folder": folder_instead,
+    "other numbers": rewritten(lambda w, _: w["values"].mul_(2)),
+    "a tensor more": rewritten(lambda w, _: w.update(more=torch.ones(2))),
+    "no tensor": rewritten(lambda w, _: w.clear()),
+    "another kind": rewritten(lambda _, m: m.update(kind="words")),
+    "another key": rewritten(lambda _, m: m.update(key="0")),
+    "no sum": rewritten(lambda _, m: m.update(content="")),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_cache_is_not_trusted(tmp_path: Path, damage: str) -> None:
+    fit = Fit()
+    wanted = get(tmp_path, fit).clone()
+    DAMAGES[damage](place(tmp_path / "train.h5", "numbers", KEY))
+    assert torch.equal(get(tmp_path, fit), wanted)
+    assert fit.times == 2
+    if damage != "a folder":
+        get(tmp_path, fit)
+        assert fit.times == 2  # it was mended
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        torch.full((3, 4), torch.nan, dtype=torch.float64),
+        torch.zeros(3, 4),
+        torch.zeros(4, 3, dtype=torch.float64),
+    ],
 )
-def test_quantiles_are_those_of_numpy_bit_for_bit(column: np.ndarray) -> None:
-    percents = np.linspace(0, 1, module.NUM_QUANTILES) * 100
-    plain = np.maximum.accumulate(np.percentile(column.astype(np.float64), percents))
-    np.testing.assert_array_equal(quantiles(np.sort(column)), plain)
+def test_a_cache_with_a_right_sum_must_still_fit(tmp_path: Path, wrong: torch.Tensor) -> None:
+    cached(tmp_path / "train.h5", "numbers", KEY, empty=Weights(wrong), fit=lambda: Weights(wrong))
+    fit = Fit()
+    get(tmp_path, fit)
+    assert fit.times == 1
 
 
-def test_quantiles_of_a_long_column_are_those_of_numpy() -> None:
-    column = np.random.default_rng(0).exponential(10, 12_345).astype(np.float32)
-    percents = np.linspace(0, 1, module.NUM_QUANTILES) * 100
-    plain = np.maximum.accumulate(np.percentile(column.astype(np.float64), percents))
-    np.testing.assert_array_equal(quantiles(np.sort(column)), plain)
-
-
-@pytest.fixture
-def data(tmp_path: Path, jagged: Path) -> list[Path]:
-    """Two files of their own folder."""
-    files = []
-    for name in ("train", "val"):
-        files.append(tmp_path / f"{name}.h5")
-        files[-1].write_bytes((jagged / f"{name}.h5").read_bytes())
-    return files
-
-
-def caches(folder: Path) -> list[Path]:
-    return sorted(folder.glob(".*.safetensors"))
-
-
-def state(sample: Sample) -> dict[str, torch.Tensor]:
-    return fitted_scaling(sample).state_dict()
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-@pytest.fixture
-def fits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """One entry for each fit that is made."""
-    made: list[int] = []
-    fit = module.fit_scaling
-
-    def spy(*args: object, **more: object) -> object:
-        made.append(1)
-        return fit(*args, **more)
-
-    monkeypatch.setattr(module, "fit_scaling", spy)
-    return made
-
-
-def test_a_scaling_is_fitted_once_and_is_that_of_all_jets(
-    data: list[Path], tmp_path: Path, fits: list[int]
+def test_a_folder_that_cannot_be_written_costs_the_cache_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = state(Sample(data, max_constituents=64))
-    again = state(Sample(data, max_constituents=64))
-    assert len(fits) == 1
-    assert same(first, again)
-    jets = []
-    for path in data:
-        with JaggedFile(path) as file:
-            jets.append(file.read().first(64))
-            schema = file.schema
-    assert same(first, fit_scaling(schema, jets).state_dict())
-    (cache,) = caches(tmp_path)
-    assert cache.name.startswith(".train.scaling-")
-    moved = tmp_path / "elsewhere"
-    moved.mkdir()
-    for path in [*data, cache]:
-        path.rename(moved / path.name)
-    assert same(first, state(Sample([moved / path.name for path in data], max_constituents=64)))
-    assert len(fits) == 1
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    fit = Fit()
+    assert torch.equal(get(tmp_path, fit), Fit()().values)
+    get(tmp_path, fit)
+    assert fit.times == 2
+    assert not list(tmp_path.iterdir())
 
 
-def test_what_was_fitted_on_other_jets_is_not_used(data: list[Path], fits: list[int]) -> None:
-    samples = [
-        Sample(data[:1]),
-        Sample(data[:1], num_jets=500),
-        Sample(data[:1], max_constituents=20),
-        Sample(data),
-        Sample(data[::-1]),
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder_is_no_error(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    get(tmp_path, Fit())
+    assert not list(tmp_path.iterdir())
+    tmp_path.chmod(0o700)
+
+
+def test_a_write_that_breaks_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(path: Path, content: bytes) -> None:
+        with path.open("wb") as file:
+            file.write(content[: len(content) // 2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", half)
+    get(tmp_path, Fit())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_fit_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    def fail() -> Weights:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cached(tmp_path / "a.h5", "numbers", KEY, empty=Weights(torch.zeros(1)), fit=fail)
+    assert not list(tmp_path.iterdir())
+
+
+def test_digests_tell_types_shapes_and_borders_apart() -> None:
+    zeros = np.zeros(6, np.float32)
+    parts = [
+        ("ab", "c"),
+        ("a", "bc"),
+        ("abc",),
+        ("1",),
+        (1,),
+        (zeros,),
+        (zeros.reshape(2, 3),),
+        (zeros.view(np.int32),),
+        (zeros[:3], zeros[3:]),
     ]
-    states = [state(sample) for sample in samples]
-    assert len(fits) == len(samples)
-    assert not any(same(states[0], other) for other in states[1:4])
-    with JaggedFile(data[0]) as file:
-        jets, recipe = file.read(), file.recipe
-    jets.features[jets.offsets[0]] *= 2  # the jet features stay the same
-    with write(data[0], recipe, []) as writer:
-        writer.append(jets)
-    assert not same(state(Sample(data[:1])), states[0])
-    assert len(fits) == len(samples) + 1
-
-
-@pytest.mark.parametrize("spoil", ["flip", "cut", "empty", "other"])
-def test_a_damaged_cache_is_not_trusted(
-    data: list[Path], tmp_path: Path, fits: list[int], spoil: str
-) -> None:
-    good = state(Sample(data))
-    (cache,) = caches(tmp_path)
-    content = bytearray(cache.read_bytes())
-    if spoil == "flip":
-        content[-100] ^= 1
-    elif spoil == "other":
-        sample = Sample(data, num_jets=100)
-        fitted_scaling(sample)
-        (other,) = set(caches(tmp_path)) - {cache}
-        content = bytearray(other.read_bytes())
-    cache.write_bytes({"cut": content[:-10], "empty": b""}.get(spoil, content))
-    before = len(fits)
-    assert same(state(Sample(data)), good)
-    assert len(fits) == before + 1
-    assert same(state(Sample(data)), good)
-    assert len(fits) == before + 1
-
-
-def test_a_folder_that_cannot_be_written_does_without(tmp_path: Path) -> None:
-    module = torch.nn.Linear(2, 3)
-    beside = tmp_path / "absent" / "train.h5"
-    for _ in range(2):
-        made = cached(beside, "x", digest("k"), empty=torch.nn.Linear(2, 3), fit=lambda: module)
-        assert made is module
-    assert not place(beside, "x", digest("k")).exists()
-
-
-def test_a_digest_tells_parts_apart() -> None:
-    parts = [("ab", "c"), ("a", "bc"), ("abc",), (1,), ("1",), (np.arange(2),), (np.arange(2.0),)]
-    assert len({digest(*each) for each in parts}) == len(parts)
+    found = [digest(*part) for part in parts]
+    assert len(set(found)) == len(parts)
+    assert all(len(one) == 64 for one in found)
+    assert digest(np.arange(6)[::2]) == digest(np.array([0, 2, 4]))

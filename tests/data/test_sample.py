@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from jetssl_cli.data.jagged import JaggedFile, write
+from jetssl_cli.data.jets import concatenate
+from jetssl_cli.data.recipe import load_recipe
+from jetssl_cli.data.sample import Sample
+from jetssl_cli.errors import DataError
+
+
+@pytest.fixture
+def file(jagged: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(jagged / "train.h5", tmp_path / "train.h5"))
+
+
+@pytest.mark.parametrize("most", [None, 5])
+@pytest.mark.parametrize("num_jets", [1, 250, 1300, 1301, None])
+def test_a_sample_is_the_first_jets_of_the_files_taken_together(
+    jagged: Path, monkeypatch: pytest.MonkeyPatch, num_jets: int | None, most: int | None
+) -> None:
+    monkeypatch.setattr("jetssl_cli.data.sample.JETS_PER_READ", 300)
+    files = [jagged / "train.h5", jagged / "val.h5"]
+    jets = []
+    for path in files:
+        with JaggedFile(path) as opened:
+            jets.append(opened.read())
+    whole = concatenate(jets)
+    wanted = whole.between(0, min(num_jets or len(whole), len(whole))).first(most or 10**6)
+    sample = Sample(files, num_jets=num_jets, max_constituents=most)
+    chunks = list(sample.chunks())
+    found = concatenate(chunks)
+    assert max(map(len, chunks)) <= 300
+    assert sample.num_jets == len(wanted)
+    assert sample.num_constituents == len(wanted.ids)
+    assert np.array_equal(found.features, wanted.features)
+    assert np.array_equal(found.sizes, wanted.sizes)
+    assert np.array_equal(found.jets, wanted.jets)
+
+
+def test_a_file_without_jets(jagged: Path, tmp_path: Path) -> None:
+    with JaggedFile(jagged / "train.h5") as source:
+        nothing = source.read(0, 0)
+    with write(tmp_path / "none.h5", load_recipe("jetclass"), []) as writer:
+        writer.append(nothing)
+    with pytest.raises(DataError, match=r"none\.h5"):
+        Sample([tmp_path / "none.h5"])
+
+
+def test_the_name_tells_of_all_files(jagged: Path) -> None:
+    train, val = jagged / "train.h5", jagged / "val.h5"
+    assert Sample([train]).name == str(train)
+    assert Sample([train, val]).name == f"{train} and 1 more"
+
+
+def test_the_fingerprint_is_that_of_the_contents(file: Path, jagged: Path) -> None:
+    wanted = Sample([jagged / "train.h5"], num_jets=300).fingerprint
+    moved = file.rename(file.with_name("other.h5"))
+    assert Sample([moved], num_jets=300).fingerprint == wanted
+    others = [
+        Sample([moved], num_jets=299),
+        Sample([moved]),
+        Sample([moved], num_jets=300, max_constituents=20),
+        Sample([jagged / "val.h5"], num_jets=300),
+        Sample([jagged / "val.h5", moved], num_jets=300),
+        Sample([moved, jagged / "val.h5"]),
+    ]
+    assert len({wanted, *(sample.fingerprint for sample in others)}) == len(others) + 1
+
+
+def test_jets_beyond_the_sample_do_not_matter(file: Path) -> None:
+    with JaggedFile(file) as source:
+        jets, total = source.read(0, 300), source.num_jets
+        with write(file.with_name("short.h5"), source.recipe, []) as writer:
+            writer.append(jets)
+    short = file.with_name("short.h5")
+    assert Sample([short]).fingerprint == Sample([file], num_jets=300).fingerprint
+    every = Sample([file], num_jets=10 * total).fingerprint
+    assert every == Sample([file]).fingerprint
+
+
+def change(name: str, index: object, by: float) -> Callable[[h5py.File], None]:
+    def apply(opened: h5py.File) -> None:
+        opened[name][index] = opened[name][index] + by
+
+    return apply
+
+
+def move_a_constituent(opened: h5py.File) -> None:
+    opened["offsets"][100] = opened["offsets"][100] + 1
+
+
+def rename_the_recipe(opened: h5py.File) -> None:
+    opened.attrs["recipe"] = opened.attrs["recipe"] + "\n"
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        change("jets/features", (299, 0), 1),
+        change("constituents/features", (0, 3), 1),
+        change("constituents/features", (slice(None), 4), 1e-3),
+        change("constituents/id", 5, 1),
+        move_a_constituent,
+        rename_the_recipe,
+    ],
+)
+def test_a_changed_file_has_another_fingerprint(
+    file: Path, edit: Callable[[h5py.File], None]
+) -> None:
+    before = Sample([file], num_jets=300).fingerprint
+    with h5py.File(file, "r+") as opened:
+        edit(opened)
+    assert Sample([file], num_jets=300).fingerprint != before
+
+
+def test_constituents_all_over_a_large_file_enter_the_fingerprint(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No probe covers all jets, yet a formula that gives other values is noticed anywhere."""
+    monkeypatch.setattr("jetssl_cli.data.sample.JETS_PER_PROBE", 8)
+    seen = {Sample([file]).fingerprint}
+    with JaggedFile(file) as source:
+        offsets = np.cumsum([0, *source.read().sizes])
+    for tenth in range(10):
+        rows = slice(offsets[tenth * 130], offsets[(tenth + 1) * 130])
+        with h5py.File(file, "r+") as opened:
+            opened["constituents/features"][rows] *= 2
+        seen.add(Sample([file]).fingerprint)
+    assert len(seen) == 11
