@@ -87,7 +87,8 @@ def signed_d0(d0: Per, dz: Per, px: Per, py: Per, pz: Per, jet_eta: Per, jet_phi
     """
     # (a x b) . (c x d) = (a . c)(b . d) - (a . d)(b . c); multiplied by pt, with b . track = pz dz
     # and b = (d0 py / pt, -d0 px / pt, dz)
-    jx, jy, jz = np.cos(jet_phi), np.sin(jet_phi), np.sinh(jet_eta)
+    jx, jy = _once_per_jet(np.cos, jet_phi), _once_per_jet(np.sin, jet_phi)
+    jz = np.sinh(jet_eta)
     pt2 = px * px + py * py
     across = d0 * (jx * py - jy * px) * (pt2 + pz * pz)
     along = dz * np.sqrt(pt2) * (jz * pt2 - pz * (jx * px + jy * py))
@@ -188,7 +189,13 @@ _CLASS_OF = _class_table()
 
 
 def _with_sign(length: Per, sign: Per) -> Per:
-    return np.where(sign < 0, -np.abs(length), np.abs(length))
+    return np.copysign(length, sign + 0.0)  # -0.0 + 0.0 is 0.0: no sign counts as positive
+
+
+def _once_per_jet(function: Callable[[Per], Per], values: Per) -> Per:
+    """A slow function of values that are the same for all particles of a jet, one after another."""
+    first = np.flatnonzero(np.append(True, values[1:] != values[:-1]))[: len(values)]
+    return np.repeat(function(values[first]), np.diff(np.append(first, len(values))))
 
 
 @cache

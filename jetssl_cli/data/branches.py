@@ -61,18 +61,20 @@ class Branches:
     """Constituents of each jet, (J,)."""
     numbers: Mapping[str, Array]
     lists: Mapping[str, Lists]
-    repeated: dict[str, NDArray[np.float64]] = field(default_factory=dict)
-    """Branches that were asked for per constituent already."""
+    computed: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    """Branches that formulas have asked for already."""
+
+    def stored(self, name: str) -> Array:
+        """A branch per constituent, in the type of the file; one of the jet is repeated."""
+        if name in self.lists:
+            return self.lists[name].values
+        return np.repeat(self.numbers[name], self.sizes)
 
     def per_constituent(self, name: str) -> NDArray[np.float64]:
-        """A branch with one value per constituent; one of the jet is repeated."""
-        if name not in self.repeated:
-            self.repeated[name] = (
-                self.lists[name].values.astype(np.float64)
-                if name in self.lists
-                else np.repeat(self.numbers[name].astype(np.float64), self.sizes)
-            )
-        return self.repeated[name]
+        """A branch per constituent, in the type that formulas compute in."""
+        if name not in self.computed:
+            self.computed[name] = self.stored(name).astype(np.float64)
+        return self.computed[name]
 
     def table_per_constituent(self, name: str) -> NDArray[np.float64]:
         """(T, M): the whole list of the jet at each of its constituents; NaN where it is shorter.
@@ -95,6 +97,10 @@ class Branches:
                 f"{self.place.source}: branch {name!r} is a list; expected one value per jet"
             )
         return self.numbers[name].astype(np.float64)
+
+    def jet_of(self, row: int) -> int:
+        """The jet that a constituent belongs to."""
+        return int(np.searchsorted(np.cumsum(self.sizes), row, side="right"))
 
     def split(self, most: int) -> Iterator[Branches]:
         """The same jets, about ``most`` constituents at a time."""

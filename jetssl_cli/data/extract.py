@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,22 +55,21 @@ def columns(branches: Branches, recipe: Recipe) -> JetArrays:
         DataError: a value is not finite, or a jet has not exactly one label.
     """
     of = recipe.constituents
-    owner = np.repeat(np.arange(len(branches.sizes)), branches.sizes)
-    ids = _ids(branches, recipe, owner)
-    features = {name: _column(branches, column, True) for name, column in of.stored.items()}
-    neutral = IS_NEUTRAL[ids]
-    for name, column in of.stored.items():
-        if column.charged_only:
-            features[name] = np.where(neutral, 0.0, features[name])
-    table = _finite(features, branches, owner)
+    ids = _ids(branches, recipe)
+    charged = ~IS_NEUTRAL[ids]
+    table = np.empty((len(ids), len(of.stored)), np.float32)
+    for place, column in enumerate(of.stored.values()):
+        values = _column(branches, column, True)
+        with np.errstate(over="ignore"):
+            table[:, place] = np.where(charged, values, 0) if column.charged_only else values
+    _check_finite(list(of.stored), table, branches, branches.jet_of)
     truth = {name: _column(branches, column, True) for name, column in of.stored_truth.items()}
-    jets = {name: _column(branches, column, False) for name, column in recipe.jet_features.items()}
     return JetArrays(
         table,
         ids,
-        _integers(truth, branches, owner),
+        _integers(truth, branches, len(ids)),
         branches.sizes,
-        _finite(jets, branches, np.arange(len(branches.sizes))),
+        _of_jets(branches, recipe),
         _labels(branches, recipe),
     )
 
@@ -125,10 +124,11 @@ def _sorted(jets: JetArrays, order_by: int) -> JetArrays:
     return jets.reorder(rows)
 
 
-def _column(branches: Branches, column: Column, constituents: bool) -> NDArray[np.float64]:
+def _column(branches: Branches, column: Column, constituents: bool) -> Array:
     read = branches.per_constituent if constituents else branches.per_jet
+    values: Array
     if column.branch is not None:
-        values = read(column.branch)
+        values = branches.stored(column.branch) if constituents else read(column.branch)
     else:
         assert column.formula is not None
         inputs = {
@@ -143,51 +143,49 @@ def _column(branches: Branches, column: Column, constituents: bool) -> NDArray[n
     return np.where(np.isfinite(values), clipped, values)  # infinity must not pass for the limit
 
 
-def _ids(branches: Branches, recipe: Recipe, owner: NDArray[np.int64]) -> NDArray[np.uint8]:
+def _ids(branches: Branches, recipe: Recipe) -> NDArray[np.uint8]:
     ids = recipe.constituents.ids
     if ids is None:
-        return np.zeros(len(owner), np.uint8)
-    inputs = {name: branches.per_constituent(branch) for name, branch in ids.inputs.items()}
+        return np.zeros(int(branches.sizes.sum()), np.uint8)
+    inputs = {name: branches.stored(branch) for name, branch in ids.inputs.items()}
     for name, values in inputs.items():
-        _check_finite([name], values[:, None], branches, owner)
+        if values.dtype.kind == "f":
+            _check_finite([name], values[:, None], branches, branches.jet_of)
     found: NDArray[np.uint8] = FORMULAS[ids.formula](**inputs)
     return found
 
 
-def _finite(
-    named: Mapping[str, NDArray[np.float64]], branches: Branches, owner: NDArray[np.int64]
-) -> NDArray[np.float32]:
-    table = np.empty((len(owner), len(named)), np.float32)
+def _of_jets(branches: Branches, recipe: Recipe) -> NDArray[np.float32]:
+    columns = recipe.jet_features
+    table = np.empty((len(branches.sizes), len(columns)), np.float32)
     with np.errstate(over="ignore"):
-        for place, values in enumerate(named.values()):
-            table[:, place] = values
-    _check_finite(list(named), table, branches, owner)
+        for place, column in enumerate(columns.values()):
+            table[:, place] = _column(branches, column, False)
+    _check_finite(list(columns), table, branches, int)
     return table
 
 
 def _check_finite(
-    names: list[str], table: Array, branches: Branches, owner: NDArray[np.int64]
+    names: list[str], table: Array, branches: Branches, jet_of: Callable[[int], int]
 ) -> None:
-    bad = ~np.isfinite(table)
-    if bad.any():
-        row, place = np.argwhere(bad)[0]
+    fine = np.isfinite(table)
+    if not fine.all():
+        row, place = np.argwhere(~fine)[0]
         raise DataError(
-            f"{branches.place.of(int(owner[row]))}: {names[place]} is {table[row, place]}; "
+            f"{branches.place.of(jet_of(int(row)))}: {names[place]} is {table[row, place]}; "
             "every feature must be finite"
         )
 
 
-def _integers(
-    named: Mapping[str, NDArray[np.float64]], branches: Branches, owner: NDArray[np.int64]
-) -> NDArray[np.int32]:
-    table = np.empty((len(owner), len(named)), np.int32)
+def _integers(named: Mapping[str, Array], branches: Branches, count: int) -> NDArray[np.int32]:
+    table = np.empty((count, len(named)), np.int32)
     for place, (name, values) in enumerate(named.items()):
         fine = (values == np.rint(values)) & (np.abs(values) < 2**31)
         if not fine.all():
             row = int(np.flatnonzero(~fine)[0])
             raise DataError(
-                f"{branches.place.of(int(owner[row]))}: {name} is {values[row]}; truth must be an "
-                "integer"
+                f"{branches.place.of(branches.jet_of(row))}: {name} is {values[row]}; truth must "
+                "be an integer"
             )
         table[:, place] = values
     return table
