@@ -51,7 +51,8 @@ class Packing:
     @cached_property
     def rank(self) -> Int[Tensor, " T"]:
         """The place of each token in its own jet, from 0."""
-        return torch.arange(self.total, device=self.offsets.device) - self.offsets[self.owner]
+        first = self.offsets.index_select(0, self.owner)
+        return torch.arange(self.total, device=self.offsets.device) - first
 
     def keep(self, chosen: Bool[Tensor, " T"]) -> Packing:
         """The packing of the chosen rows."""

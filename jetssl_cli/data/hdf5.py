@@ -1,14 +1,15 @@
 """HDF5 files that are whole or absent: arrays grown row by row. The only importer of h5py.
 
 Arrays are chunked and compressed with gzip, a filter that every HDF5 library has. ISA-L compresses
-the chunks: several times faster than zlib, and smaller than lzf. The Adler-32 sum that ends each
-chunk makes a flipped byte an error, not a number.
+and decompresses the chunks: several times faster than zlib, and smaller than lzf. The Adler-32 sum
+that ends each chunk makes a flipped byte an error, not a number.
 """
 
 from __future__ import annotations
 
 import glob
 import io
+import math
 import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +31,12 @@ CHUNK_BYTES = 2**20
 """A chunk has so many rows, or fewer where it would be larger than this."""
 GZIP_LEVEL = 1
 
+ISAL_ERROR: type[Exception] = vars(isal_zlib)["error"]  # its stub has it as an instance
+DAMAGE = (
+    OSError, LookupError, RuntimeError, ValueError, TypeError, AttributeError, ISAL_ERROR,
+)  # fmt: skip
+"""What reading a damaged file may raise."""
+
 
 class Table:
     """Named arrays in an open HDF5 file, each of which grows along its first axis."""
@@ -39,10 +46,13 @@ class Table:
         self._file, self._check = file, check
         self._columns: dict[str, _Column] = {}
 
-    def append(self, name: str, rows: NDArray[Any]) -> None:
-        """Add rows to the array ``name``; the first call fixes its type and its other axes."""
+    def append(self, name: str, rows: NDArray[Any], chunk_rows: int = CHUNK_ROWS) -> None:
+        """Add rows to the array ``name``.
+
+        The first call fixes its type, its other axes, and the rows of a chunk.
+        """
         if name not in self._columns:
-            self._columns[name] = _Column(self._file, name)
+            self._columns[name] = _Column(self._file, name, chunk_rows)
         self._columns[name].append(rows)
         self._check()
 
@@ -63,8 +73,8 @@ class Table:
 class _Column:
     """An array that is written chunk by chunk."""
 
-    def __init__(self, file: h5py.File, name: str) -> None:
-        self._file, self._name = file, name
+    def __init__(self, file: h5py.File, name: str, chunk_rows: int) -> None:
+        self._file, self._name, self._chunk_rows = file, name, chunk_rows
         self._waiting: list[NDArray[Any]] = []
         self._num_waiting = self._written = 0
         self._data: h5py.Dataset | None = None
@@ -73,7 +83,7 @@ class _Column:
         self._waiting.append(rows)
         self._num_waiting += len(rows)
         row_bytes = rows.dtype.itemsize * int(np.prod(rows.shape[1:]))
-        chunk = max(1, min(CHUNK_ROWS, CHUNK_BYTES // max(1, row_bytes)))
+        chunk = max(1, min(self._chunk_rows, CHUNK_BYTES // max(1, row_bytes)))
         if self._num_waiting < chunk:
             return
         table = np.concatenate(self._waiting)
@@ -106,6 +116,66 @@ class _Column:
                 rest = np.zeros((chunk - len(part), *part.shape[1:]), part.dtype)
                 part = np.concatenate([part, rest])
             self._data.id.write_direct_chunk((first + start, *origin), _compressed(part))
+
+
+class Rows:
+    """Reads ranges of rows of an array, faster than HDF5 does where ISA-L can decompress them."""
+
+    def __init__(self, data: h5py.Dataset) -> None:
+        self._data = data
+        self.dtype: np.dtype[Any] = data.dtype
+        self.shape: tuple[int, ...] = data.shape
+        self._held: tuple[int, NDArray[Any]] = (-1, np.empty(0))
+        self._chunks: tuple[int, ...] | None = data.chunks if _is_gzip(data) else None
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes without compression."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def stored(self) -> int:
+        """Bytes in the file."""
+        return int(self._data.id.get_storage_size())
+
+    def read(self, start: int = 0, stop: int | None = None) -> NDArray[Any]:
+        """The rows ``start:stop``."""
+        stop = len(self) if stop is None else min(stop, len(self))
+        if not 0 <= start <= stop:
+            raise ValueError(f"no rows {start}:{stop} among {len(self)}")
+        if self._chunks is None:
+            plain: NDArray[Any] = self._data[start:stop]
+            return plain
+        rows = np.empty((stop - start, *self.shape[1:]), self.dtype)
+        step = self._chunks[0]
+        for first in range(start - start % step, stop, step):
+            low, high = max(start, first), min(stop, first + step)
+            chunk = self._chunk(first, self._chunks)
+            rows[low - start : high - start] = chunk[low - first : high - first]
+        return rows
+
+    def _chunk(self, first: int, shape: tuple[int, ...]) -> NDArray[Any]:
+        """The chunk that begins with this row; the last one is held, for a range that follows."""
+        if self._held[0] != first:
+            uncompressed, stored = self._data.id.read_direct_chunk((first, *(0,) * len(shape[1:])))
+            size = math.prod(shape) * self.dtype.itemsize
+            raw = stored if uncompressed else isal_zlib.decompress(stored, bufsize=size)
+            if len(raw) != size:
+                raise ValueError(f"a chunk has {len(raw)} bytes, expected {size}")
+            self._held = first, np.frombuffer(raw, self.dtype).reshape(shape)
+        return self._held[1]
+
+
+def _is_gzip(data: h5py.Dataset) -> bool:
+    """Whether the chunks are whole rows, compressed with gzip and nothing else."""
+    if not data.chunks or data.chunks[1:] != data.shape[1:]:
+        return False
+    filters = data.id.get_create_plist()
+    names = [filters.get_filter(index)[0] for index in range(filters.get_nfilters())]
+    return names == [h5py.h5z.FILTER_DEFLATE]
 
 
 def _compressed(rows: NDArray[Any]) -> bytes:
@@ -240,7 +310,7 @@ def readable(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, LookupError, RuntimeError, ValueError, TypeError, AttributeError) as err:
+    except DAMAGE as err:
         raise DataError(f"{path}: damaged: {_reason(err)}") from None
 
 

@@ -24,13 +24,15 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from jetssl_cli.data.hdf5 import Table, create, open_complete, readable
+from jetssl_cli.data.hdf5 import Rows, Table, create, open_complete, readable
 from jetssl_cli.data.jets import JetArrays
 from jetssl_cli.data.recipe import Recipe, Schema, parse_recipe, schema_of
 from jetssl_cli.errors import DataError
 
 KIND = "jetssl-jagged"
 VERSION = 1
+JETS_PER_CHUNK = 1_000
+"""As many as a shuffling reader takes at once."""
 Precision = Literal["float32", "float16"]
 """Type of the constituent features in the file."""
 
@@ -52,7 +54,7 @@ class JaggedWriter:
     def __init__(self, table: Table, schema: Schema, precision: Precision) -> None:
         self._table, self._schema, self._precision = table, schema, precision
         self._rows = 0
-        table.append("offsets", np.zeros(1, np.int64))
+        table.append("offsets", np.zeros(1, np.int64), JETS_PER_CHUNK)
 
     def note_left_out(self, counts: Mapping[str, int]) -> None:
         """Note how many jets and constituents were left out, and why."""
@@ -62,8 +64,8 @@ class JaggedWriter:
         """Write these jets behind those already written."""
         assert jets.features.dtype == self._precision
         self._table.append("offsets", self._rows + jets.offsets[1:])
-        self._table.append("jets/features", jets.jets)
-        self._table.append("jets/labels", jets.labels)
+        self._table.append("jets/features", jets.jets, JETS_PER_CHUNK)
+        self._table.append("jets/labels", jets.labels, JETS_PER_CHUNK)
         self._table.append("constituents/features", jets.features)
         if self._schema.ids:
             self._table.append("constituents/id", jets.ids)
@@ -109,7 +111,9 @@ class JaggedFile:
         self._file = open_complete(path, KIND, VERSION)
         try:
             with readable(path):
-                self.num_jets = len(self._file["offsets"]) - 1
+                self._offsets = Rows(self._file["offsets"])
+                self.num_jets = len(self._offsets) - 1
+                self._arrays = {name: Rows(self._file[name]) for name in self._shapes}
                 self._check_arrays()
         except DataError:
             self._file.close()
@@ -167,8 +171,7 @@ class JaggedFile:
     @property
     def num_bytes(self) -> int:
         """Bytes that all jets take in memory."""
-        with readable(self.path):
-            return 8 * self.num_jets + sum(int(self._file[name].nbytes) for name in self._shapes)
+        return 8 * self.num_jets + sum(array.num_bytes for array in self._arrays.values())
 
     @property
     def arrays(self) -> dict[str, StoredArray]:
@@ -176,11 +179,9 @@ class JaggedFile:
         with readable(self.path):
             return {
                 name: StoredArray(
-                    type=str(self._file[name].dtype),
-                    memory=int(self._file[name].nbytes),
-                    stored=int(self._file[name].id.get_storage_size()),
+                    type=str(array.dtype), memory=array.num_bytes, stored=array.stored
                 )
-                for name in ("offsets", *self._shapes)
+                for name, array in {"offsets": self._offsets, **self._arrays}.items()
             }
 
     @property
@@ -199,7 +200,7 @@ class JaggedFile:
             DataError: a label is not the index of a class.
         """
         with readable(self.path):
-            labels: NDArray[np.int16] = self._file["jets/labels"][:]
+            labels: NDArray[np.int16] = self._arrays["jets/labels"].read()
         if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.schema.classes):
             raise DataError(f"{self.path}: damaged: a label is not the index of a class")
         return labels
@@ -208,28 +209,26 @@ class JaggedFile:
         """Read the jets ``start:stop`` (one contiguous slice per array)."""
         stop = self.num_jets if stop is None else min(stop, self.num_jets)
         with readable(self.path):
-            offsets: NDArray[np.int64] = self._file["offsets"][start : stop + 1]
+            offsets: NDArray[np.int64] = self._offsets.read(start, stop + 1)
             sizes = np.diff(offsets)
             if (sizes < 0).any():
                 raise DataError(f"{self.path}: damaged: offsets decrease after jet {start}")
-            rows = slice(int(offsets[0]), int(offsets[-1]))
+            rows, jets = (int(offsets[0]), int(offsets[-1])), (start, stop)
+            count = rows[1] - rows[0]
             return JetArrays(
-                self._file["constituents/features"][rows],
-                self._rows("constituents/id", rows, np.zeros(offsets[-1] - offsets[0], np.uint8)),
-                self._rows(
-                    "constituents/truth", rows, np.zeros((offsets[-1] - offsets[0], 0), np.int32)
-                ),
+                self._arrays["constituents/features"].read(*rows),
+                self._read("constituents/id", rows, np.zeros(count, np.uint8)),
+                self._read("constituents/truth", rows, np.zeros((count, 0), np.int32)),
                 sizes,
-                self._file["jets/features"][start:stop],
-                self._file["jets/labels"][start:stop],
+                self._arrays["jets/features"].read(*jets),
+                self._arrays["jets/labels"].read(*jets),
             )
 
     def read_jets(self, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Sizes (J,) and jet features (J, G) of the jets ``start:stop``, nothing else."""
         with readable(self.path):
-            sizes: NDArray[np.int64] = np.diff(self._file["offsets"][start : stop + 1])
-            features: NDArray[np.float32] = self._file["jets/features"][start:stop]
-        return sizes, features
+            sizes: NDArray[np.int64] = np.diff(self._offsets.read(start, stop + 1))
+            return sizes, self._arrays["jets/features"].read(start, stop)
 
     def chunks(self, size: int) -> Iterator[JetArrays]:
         """All jets in order, at most ``size`` at a time."""
@@ -242,15 +241,14 @@ class JaggedFile:
             raise DataError(f"{self.path}: damaged: the attribute {name!r} is missing")
         return value
 
-    def _rows(self, name: str, rows: slice, absent: NDArray[Any]) -> NDArray[Any]:
+    def _read(self, name: str, rows: tuple[int, int], absent: NDArray[Any]) -> NDArray[Any]:
         """These rows of an array that not every data set has."""
-        found: NDArray[Any] = self._file[name][rows] if name in self._shapes else absent
-        return found
+        return self._arrays[name].read(*rows) if name in self._arrays else absent
 
     @cached_property
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         """The arrays that the file must have, beside its offsets."""
-        constituents, schema = int(self._file["offsets"][-1]), self.schema
+        constituents, schema = int(self._offsets.read(self.num_jets)[-1]), self.schema
         shapes: dict[str, tuple[int, ...]] = {
             "jets/features": (self.num_jets, len(schema.jets)),
             "jets/labels": (self.num_jets,),
@@ -263,15 +261,15 @@ class JaggedFile:
         return shapes
 
     def _check_arrays(self) -> None:
-        if self._file["offsets"][0] != 0:
+        if self._offsets.read(0, 1)[0] != 0:
             raise DataError(f"{self.path}: damaged: offsets do not begin at 0")
         for name, shape in self._shapes.items():
-            if self._file[name].shape != shape:
+            if self._arrays[name].shape != shape:
                 raise DataError(
-                    f"{self.path}: damaged: {name} has the shape {self._file[name].shape}, "
+                    f"{self.path}: damaged: {name} has the shape {self._arrays[name].shape}, "
                     f"expected {shape}"
                 )
-        stored = self._file["constituents/features"].dtype
+        stored = self._arrays["constituents/features"].dtype
         if stored != self.precision:
             raise DataError(
                 f"{self.path}: damaged: constituents/features is {stored}, expected "

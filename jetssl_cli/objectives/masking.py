@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from pydantic import Field, PositiveFloat
 from torch import Tensor
 
@@ -63,11 +64,10 @@ def random_mask(packing: Packing, share: float, rng: torch.Generator) -> Bool[Te
     """
     device = packing.offsets.device
     keys = torch.rand(packing.total, generator=rng, device=device, dtype=torch.float64)
-    by_key = (packing.owner + keys).argsort()  # a random order within each jet
+    by_key = _argsort(packing.owner + keys)  # a random order within each jet
     count = (packing.sizes.double() * share + 1e-9).floor()  # 0.29 * 100 is a little less than 29
-    hidden = torch.zeros(packing.total, dtype=torch.bool, device=device)
-    hidden[by_key] = packing.rank < count[packing.owner]
-    return hidden
+    first = packing.rank < count.index_select(0, packing.owner)
+    return torch.empty_like(first).scatter_(0, by_key, first)
 
 
 def group_mask(
@@ -89,3 +89,9 @@ def group_mask(
     of_groups = Packing.of(count)
     hidden = random_mask(of_groups, share, rng)
     return hidden[of_groups.offsets[packing.owner] + groups]
+
+
+def _argsort(keys: Float[Tensor, " T"]) -> Int[Tensor, " T"]:
+    if keys.device.type == "cpu":  # numpy has a vectorised sort
+        return torch.from_numpy(np.argsort(keys.numpy()))
+    return keys.argsort()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jetssl_cli.data import hdf5
+from jetssl_cli.data.hdf5 import Rows
 from jetssl_cli.data.jagged import JaggedFile, find, write
 from jetssl_cli.data.jets import FIELDS, JetArrays, concatenate
 from jetssl_cli.data.recipe import load_recipe, schema_of
@@ -316,3 +318,38 @@ def test_a_flipped_byte_is_noticed(tmp_path, jagged):
         for name in ("features", "ids", "sizes", "jets", "labels"):
             np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name))
     assert refused > 20
+
+
+LAYOUTS: dict[str, dict[str, object]] = {
+    "gzip": {"chunks": (7, 3), "compression": "gzip"},
+    "gzip, cut across": {"chunks": (7, 2), "compression": "gzip"},
+    "lzf": {"chunks": (7, 3), "compression": "lzf"},
+    "gzip and shuffle": {"chunks": (7, 3), "compression": "gzip", "shuffle": True},
+    "plain chunks": {"chunks": (7, 3)},
+    "contiguous": {},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_rows_are_those_that_hdf5_reads(tmp_path: Path, layout: str) -> None:
+    table = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        rows = Rows(file.create_dataset("a", data=table, **LAYOUTS[layout]))
+        for start in range(41):
+            for stop in range(start, 44):
+                assert np.array_equal(rows.read(start, stop), table[start:stop])
+        assert np.array_equal(rows.read(), table)
+        with pytest.raises(ValueError, match="no rows"):
+            rows.read(41)
+
+
+def test_a_chunk_that_was_stored_uncompressed_is_read(tmp_path: Path) -> None:
+    table = np.arange(14, dtype=np.int64)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        data = file.create_dataset("a", (14,), np.int64, chunks=(7,), compression="gzip")
+        data.id.write_direct_chunk((0,), table[:7].tobytes(), filter_mask=1)
+        data.id.write_direct_chunk((7,), zlib.compress(table[7:].tobytes()))
+        assert np.array_equal(Rows(data).read(), table)
+        data.id.write_direct_chunk((7,), zlib.compress(table[8:].tobytes()))
+        with pytest.raises(ValueError, match="48 bytes, expected 56"):
+            Rows(data).read()

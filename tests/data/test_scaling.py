@@ -72,6 +72,7 @@ def test_the_scaling_is_that_of_sklearn(kind: str, count: int) -> None:
     span = quantiles[-1] - quantiles[0] + 1
     far = np.array([quantiles[0] - span, quantiles[-1] + span, -1e30, 1e30])
     values = np.concatenate([column, COLUMNS[kind](rng, 500), between, far])[:, None]
+    values = values.astype(np.float32).astype(np.float64)  # features are float32
     found = scaler(torch.from_numpy(values)).numpy()
     np.testing.assert_allclose(found, transformer.transform(values), rtol=0, atol=1e-5)
     assert np.abs(found).max() <= 5.2
@@ -205,3 +206,32 @@ def test_simulated_jets_lie_in_the_range_of_the_real_ones(shared_data: Path, jag
     for name in ("deta", "dphi"):
         found = scaling.constituents.quantiles[NAMES.index(name)].numpy()
         np.testing.assert_allclose(found[middle], table[name][middle], atol=0.1)
+
+
+SPECIAL = [0.0, -0.0, np.inf, -np.inf, np.nan, 1e-45, -1e-45, 1e-38, -1e-38, 3.4e38, -3.4e38]
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=40),
+    st.lists(st.floats(width=32), max_size=40),
+)
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
+def test_the_fast_search_finds_what_the_plain_one_finds(
+    quantiles: list[float], values: list[float]
+) -> None:
+    knots = np.sort(np.resize(np.array(quantiles), 500))
+    scaler = QuantileScaler(torch.from_numpy(knots)[None])
+    near = np.array([*quantiles, *values, *SPECIAL], np.float32)
+    with np.errstate(invalid="ignore"):
+        ends = [np.nextafter(near, np.float32(end)) for end in (-np.inf, np.inf)]
+    column = torch.from_numpy(np.concatenate([near, *ends]))
+    column = column[column.isfinite()]
+    plain = (scaler.knots[0] <= column[:, None]).sum(1) - 1
+    assert torch.equal(scaler.find(0, column).long(), plain)
+    assert torch.equal(scaler.find_by_cells(0, column).long(), plain)
+
+
+def test_what_is_no_number_stays_none() -> None:
+    scaler = fitted(COLUMNS["normal"](np.random.default_rng(2), 5000))
+    assert scaler(torch.tensor([[np.nan], [-np.nan]])).isnan().all()
