@@ -6,19 +6,20 @@ FOLDER holds ROOT files of the JetClass schema; the committed sample if not give
 turn: (read) uproot, as it comes, reads the branches that the recipe needs; (convert) the
 conversion, writing included; (half) the same with float16; (padded) what published code does:
 every jet padded to 128 constituents in dense float32 arrays, lifetime signs included, int64
-classes, uncompressed. Then, on two cores, 200,000 jets with one and with two jobs. Bars: convert
->= 60 % of the speed of read and >= 2.5 times that of padded; files at most a quarter, with --half a
-seventh, of the 4,788 bytes a jet that padded files take (on files of 1,000 jets and more; smaller
-ones are dominated by HDF5's own overhead); two jobs >= 1.8 times one.
+classes, uncompressed. Both for the files as they are and for one of 100,000 jets, the size of a
+file of JetClass, into which the same jets are repeated; opening a small file is most of the work of
+all ways. Then, on two cores, eight files of that size with one and with two jobs.
+
+Bars, for the file of JetClass's size: convert >= 60 % of the speed of read and >= 2.5 times that of
+padded; at most a quarter, with --half a seventh, of the 4,788 bytes a jet that padded files take;
+two jobs >= 1.8 times one.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
-import shutil
 import statistics
 import sys
 import tempfile
@@ -40,7 +41,8 @@ from jetssl_cli.data.recipe import Recipe, load_recipe
 SAMPLE = Path(__file__).parent.parent / "tests" / "samples" / "jetclass" / "train"
 PADDED_BYTES = 4788
 PAD = 128
-JETS_FOR_JOBS = 200_000
+JETS = 100_000
+FILES_FOR_JOBS = 8
 
 
 def read(path: Path, recipe: Recipe) -> int:
@@ -90,12 +92,31 @@ def pad(path: Path, recipe: Recipe, out: Path) -> int:
     return len(jets)
 
 
+def repeat(paths: list[Path], out: Path) -> Path:
+    """One file of 100,000 jets: the jets of all files, mixed, again and again."""
+    parts = [uproot.open(path)["tree"] for path in paths]
+    names = [name for name in parts[0].keys() if not name.startswith("npart_")]  # noqa: SIM118
+    jets = ak.concatenate([tree.arrays(names) for tree in parts])
+    rng = np.random.default_rng(0)
+    with uproot.recreate(out) as file:
+        tree = file.mktree("tree", {name: jets[name].type.content for name in names})
+        for start in range(0, JETS, 10_000):
+            chosen = jets[rng.integers(len(jets), size=min(10_000, JETS - start))]
+            tree.extend({name: ak.to_packed(chosen[name]) for name in names})
+    return out
+
+
 def one_core(paths: list[Path], out: Path, repeats: int) -> dict[str, float]:
-    """Median seconds of each way to go through the files."""
+    """Median seconds of each way to go through the files, and bytes a jet of those converted."""
     recipe = load_recipe("jetclass")
+    made = {
+        (path, precision): out / f"{path.stem}-{precision}.h5"
+        for path in paths
+        for precision in ("float32", "float16")
+    }
 
     def converted(path: Path, precision: Precision) -> None:
-        convert_file(path, out / f"{path.stem}-{precision}.h5", recipe, precision, overwrite=True)
+        convert_file(path, made[path, precision], recipe, precision, overwrite=True)
 
     ways: dict[str, Callable[[Path], object]] = {
         "read": lambda path: read(path, recipe),
@@ -112,19 +133,29 @@ def one_core(paths: list[Path], out: Path, repeats: int) -> dict[str, float]:
             for path in paths:
                 work(path)
             seconds[way].append(time.perf_counter() - start)
-    return {way: statistics.median(times[1:]) for way, times in seconds.items()}
+    medians = {way: statistics.median(times[1:]) for way, times in seconds.items()}
+    jets = sum(read(path, recipe) for path in paths)
+    table = Table("", "median s", "jets/s", title=f"{jets:,} jets, files: {len(paths)}")
+    for way, median in medians.items():
+        table.add_row(way, f"{median:.2f}", f"{jets / median:,.0f}")
+    Console().print(table)
+    sizes = dict.fromkeys(("float32", "float16"), 0.0)
+    for (_, precision), path in made.items():
+        sizes[precision] += path.stat().st_size / jets
+    return {
+        "jets_per_second": jets / medians["convert"],
+        "ratio_to_read": medians["read"] / medians["convert"],
+        "ratio_to_padded": medians["padded"] / medians["convert"],
+        "bytes_per_jet": sizes["float32"],
+        "bytes_per_jet_half": sizes["float16"],
+    }
 
 
-def two_jobs(paths: list[Path], out: Path, jets: int, repeats: int) -> float:
+def two_jobs(path: Path, out: Path, repeats: int) -> float:
     """How much faster two jobs are than one."""
-    for copy in range(math.ceil(JETS_FOR_JOBS / jets)):
-        (out / "many" / str(copy)).mkdir(parents=True)
-        for path in paths:
-            link = out / "many" / str(copy) / path.name
-            if copy == 0:
-                shutil.copy(path, link)
-            else:
-                link.hardlink_to(out / "many" / "0" / path.name)
+    (out / "many").mkdir()
+    for copy in range(FILES_FOR_JOBS):
+        (out / "many" / f"{copy}.root").hardlink_to(path)
     seconds: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(repeats):
         for jobs, times in seconds.items():
@@ -142,51 +173,38 @@ def two_jobs(paths: list[Path], out: Path, jets: int, repeats: int) -> float:
 
 
 def main() -> int:
-    """Measure, print a table and one line of JSON."""
+    """Measure, print two tables and one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", nargs="?", type=Path, default=SAMPLE)
     parser.add_argument("--quick", action="store_true", help="three repetitions, not five")
     options = parser.parse_args()
     paths = sorted(options.folder.glob("*.root"))
     repeats = 3 if options.quick else 5
-    num_jets = sum(read(path, load_recipe("jetclass")) for path in paths)
     cores = os.sched_getaffinity(0)
     with tempfile.TemporaryDirectory() as name:
         out = Path(name)
+        large = repeat(paths, out / "large.root")
         os.sched_setaffinity(0, {min(cores)})
-        medians = one_core(paths, out, repeats)
-        sizes = {
-            precision: sum((out / f"{path.stem}-{precision}.h5").stat().st_size for path in paths)
-            for precision in ("float32", "float16")
-        }
+        as_they_are = one_core(paths, out, repeats)
+        figures = one_core([large], out, repeats)
         os.sched_setaffinity(0, cores)
-        speed_up = two_jobs(paths, out, num_jets, repeats if options.quick else 3)
-    table = Table("", "median s", "jets/s", title=f"{num_jets:,} jets of {len(paths)} files")
-    for way, median in medians.items():
-        table.add_row(way, f"{median:.2f}", f"{num_jets / median:,.0f}")
-    Console().print(table)
-    figures = {
-        "jets_per_second": num_jets / medians["convert"],
-        "ratio_to_read": medians["read"] / medians["convert"],
-        "ratio_to_padded": medians["padded"] / medians["convert"],
-        "bytes_per_jet": sizes["float32"] / num_jets,
-        "bytes_per_jet_half": sizes["float16"] / num_jets,
-        "two_jobs": speed_up,
-    }
-    large = num_jets / len(paths) >= 1000
+        figures["two_jobs"] = two_jobs(large, out, 3)
     missed = [
         bar
         for bar, met in {
             "ratio_to_read >= 0.6": figures["ratio_to_read"] >= 0.6,
             "ratio_to_padded >= 2.5": figures["ratio_to_padded"] >= 2.5,
-            "bytes_per_jet <= 1197": figures["bytes_per_jet"] <= PADDED_BYTES / 4 or not large,
-            "bytes_per_jet_half <= 684": figures["bytes_per_jet_half"] <= PADDED_BYTES / 7
-            or not large,
+            "bytes_per_jet <= 1197": figures["bytes_per_jet"] <= PADDED_BYTES / 4,
+            "bytes_per_jet_half <= 684": figures["bytes_per_jet_half"] <= PADDED_BYTES / 7,
             "two_jobs >= 1.8": figures["two_jobs"] >= 1.8,
         }.items()
         if not met
     ]
-    print(json.dumps({**figures, "holds": not missed, "missed": missed}))
+    print(
+        json.dumps(
+            {**figures, "files_as_they_are": as_they_are, "holds": not missed, "missed": missed}
+        )
+    )
     return 1 if missed else 0
 
 

@@ -40,7 +40,7 @@ STYLE = {
     "xtick.major.size": 6, "xtick.minor.size": 3, "ytick.major.size": 6, "ytick.minor.size": 3,
     "savefig.dpi": 150,
 }  # fmt: skip
-NUM_BINS = 50
+FEWEST_BINS, MOST_BINS = 15, 100
 TAIL = 0.5
 """Percent of the values on each side that may lie beyond an axis."""
 
@@ -192,7 +192,7 @@ def _legend(axis: Axes, source: Axes, style: _Style) -> None:
 def _histogram(axis: Axes, panel: _Values, style: _Style) -> None:
     """Share of each class in each bin; what lies beyond the axis is written above it."""
     pooled = panel.values[np.isin(panel.classes, style.shown)]
-    edges, logarithmic = _edges(pooled)
+    edges, logarithmic = _edges(pooled, _num_bins(panel, style))
     highest = _draw(axis, panel, style, edges)
     axis.set_xlabel(panel.label)
     axis.set_xlim(edges[0], edges[-1])
@@ -212,9 +212,10 @@ def _histogram(axis: Axes, panel: _Values, style: _Style) -> None:
 
 def _scaled(axis: Axes, panel: _Values, style: _Style) -> None:
     """Share of each class in each bin, beside a standard normal distribution."""
-    edges = np.linspace(-LIMIT - 0.1, LIMIT + 0.1, NUM_BINS + 1)
+    edges = np.linspace(-LIMIT - 0.1, LIMIT + 0.1, _num_bins(panel, style) + 1)
+    normal = torch.special.ndtr(torch.from_numpy(edges)).diff().numpy()
     axis.stairs(
-        torch.special.ndtr(torch.from_numpy(edges)).diff().numpy(),
+        normal,
         edges,
         fill=True,
         color="0.88",
@@ -222,7 +223,7 @@ def _scaled(axis: Axes, panel: _Values, style: _Style) -> None:
     )
     highest = _draw(axis, panel, style, edges)
     axis.set_xlabel(panel.label.split(" [")[0].split(",")[0] + ", scaled")
-    axis.set_ylim(0, 1.1 * max(highest.max(initial=0), 0.09))
+    axis.set_ylim(0, 1.1 * max(highest.max(initial=0), float(normal.max())))
 
 
 def _draw(
@@ -239,20 +240,26 @@ def _draw(
     return np.concatenate(filled)
 
 
-def _edges(values: NDArray[Any]) -> tuple[NDArray[np.float64], bool]:
+def _num_bins(panel: _Values, style: _Style) -> int:
+    """Three times the cube root of the values of a class (half as many again as Rice's rule)."""
+    each = len(panel.values) / max(len(style.shown), 1)
+    return int(np.clip(3 * each ** (1 / 3), FEWEST_BINS, MOST_BINS))
+
+
+def _edges(values: NDArray[Any], count: int) -> tuple[NDArray[np.float64], bool]:
     """Bins that hold all but the tails of the values, and whether they grow with the value."""
     if not len(values):
-        return np.linspace(0, 1, NUM_BINS + 1), False
+        return np.linspace(0, 1, count + 1), False
     low, high = np.percentile(values.astype(np.float64), (TAIL, 100 - TAIL))
     if (values == np.round(values)).all():
         low, high = values.min(), values.max()
-        width = max(1, int(np.ceil((high - low + 1) / (1.3 * NUM_BINS))))
+        width = max(1, round((high - low + 1) / (1.3 * count)))
         return np.arange(low - 0.5, high + width + 0.5, width, dtype=np.float64), False
     if low > 0 and high > 50 * low:
-        return np.geomspace(low, high, NUM_BINS + 1), True
+        return np.geomspace(low, high, count + 1), True
     if low == high:
         low, high = low - 0.5, high + 0.5
-    return np.linspace(low, high, NUM_BINS + 1), False
+    return np.linspace(low, high, count + 1), False
 
 
 def _overview(
