@@ -19,8 +19,6 @@ from jetssl_cli.data.simulation.calorimeter import ECAL, HCAL, Calorimeter, Neut
 from jetssl_cli.data.simulation.events import Particles
 
 CHARGED_HADRON, NEUTRAL_HADRON, PHOTON, ELECTRON, MUON = range(5)
-LONG_LIVED = (310, 3122)
-"""K0S and Lambda leave 0.3 of their energy in the ECAL, 0.7 in the HCAL; CMS card of Delphes."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,8 @@ def reconstruct(particles: Particles, rng: np.random.Generator) -> Objects:
     """Measure particles: the objects of each event stand in the order it had them, neutrals last.
 
     Particles that begin outside of the tracker, or point beyond the calorimeters (|eta| > 2.95),
-    are lost.
+    are lost. Electrons and photons leave all their energy in the ECAL, muons none anywhere, all
+    others in the HCAL (CMS card of Delphes).
     """
     eta, phi, inside = tracks.at_calorimeter(
         particles.px, particles.py, particles.pz, particles.charge,
@@ -81,8 +80,8 @@ def reconstruct(particles: Particles, rng: np.random.Generator) -> Objects:
     found = track(particles, inside, rng)
     number = np.abs(particles.pdg)
     light = np.isin(number, (11, 22))
-    ecal = np.select([light, np.isin(number, LONG_LIVED)], [1.0, 0.3], 0.0)
-    hcal = np.where(light | (number == 13), 0.0, 1.0 - ecal)
+    ecal = np.where(light, 1.0, 0.0)
+    hcal = np.where(light | (number == 13), 0.0, 1.0)
     photons, scale_ecal = _flow(ECAL, particles, found, (eta, phi, inside), ecal, rng)
     hadrons, scale_hcal = _flow(HCAL, particles, found, (eta, phi, inside), hcal, rng)
     parts = [

@@ -77,7 +77,9 @@ def test_a_track_of_a_decay_in_flight_has_positive_lifetime_sign():
 
 
 @pytest.mark.parametrize("charge", [-1, 0, 1])
-@pytest.mark.parametrize("p", [(2.0, 1.0, 0.7), (-0.9, 0.3, -2.4), (0.3, 0.2, 0.4), (5.0, 1.0, 40.0)])
+@pytest.mark.parametrize(
+    "p", [(2.0, 1.0, 0.7), (-0.9, 0.3, -2.4), (0.3, 0.2, 0.4), (5.0, 1.0, 40.0)]
+)
 def test_where_the_calorimeter_is_hit(p, charge):
     origin = (7.0, -30.0, 4.0)
     path = helix(p, charge, origin, 12_000.0)
