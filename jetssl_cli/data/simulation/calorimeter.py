@@ -109,15 +109,20 @@ class Neutrals(NamedTuple):
     """What towers measure beyond their tracks."""
 
     event: Int[NDArray[Any], " N"]
-    energy: Per
-    eta: Per
-    phi: Per
+    energy: Float[NDArray[Any], " N"]
+    eta: Float[NDArray[Any], " N"]
+    phi: Float[NDArray[Any], " N"]
 
 
 def energy_flow(
     calorimeter: Calorimeter,
-    deposits: tuple[Int[NDArray[Any], " D"], Int[NDArray[Any], " D"], Per],
-    tracks: tuple[Int[NDArray[Any], " K"], Int[NDArray[Any], " K"], Per, Per],
+    deposits: tuple[Int[NDArray[Any], " D"], Int[NDArray[Any], " D"], Float[NDArray[Any], " D"]],
+    tracks: tuple[
+        Int[NDArray[Any], " K"],
+        Int[NDArray[Any], " K"],
+        Float[NDArray[Any], " K"],
+        Float[NDArray[Any], " K"],
+    ],
     rng: np.random.Generator,
 ) -> tuple[Neutrals, Float[NDArray[Any], " K"]]:
     """Measure towers, and compare them with the tracks that point to them.
@@ -166,7 +171,9 @@ def energy_flow(
     return neutrals, factor[of_track]
 
 
-def _sums(index: NDArray[np.intp], values: Per, count: int) -> Per:
+def _sums(
+    index: NDArray[np.intp], values: Float[NDArray[Any], " D"], count: int
+) -> Float[NDArray[Any], " N"]:
     return np.bincount(index, values, count).astype(np.float64)  # integers where there are none
 
 

@@ -32,7 +32,7 @@ from jetssl_cli.physics import pseudorapidity, wrap
 
 RADIUS = 0.8
 MAX_CONSTITUENTS = 128
-EVENTS_PER_BATCH = 100
+EVENTS_PER_BATCH = 50
 FLAGS = {
     "part_isChargedHadron": CHARGED_HADRON,
     "part_isNeutralHadron": NEUTRAL_HADRON,
@@ -55,9 +55,9 @@ TYPES: dict[str, Any] = {
     **{f"aux_{name}": np.float32 for name in AUX_FLOATS},
 }
 """Branches in the order of JetClass; those that begin with ``part_`` have a list for each jet."""
-LEAST_ACCEPTANCE = 1 / 2000
+LEAST_ACCEPTANCE = 1 / 200
 """Jets per event, below which a run gives up ..."""
-EVENTS_TO_JUDGE = 4000
+EVENTS_TO_JUDGE = 1000
 """... after so many events."""
 BOSON = {"H": 25, "Z": 23, "W": 24, "T": 6}
 

@@ -12,6 +12,7 @@ import json
 import os
 import secrets
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,8 @@ def write(path: Path, parts: Sequence[Path], settings: Settings) -> None:
     except OSError as err:
         raise DataError(f"{path}: cannot be written: {err}") from None
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # never made, or where no file can be
+            partial.unlink()
 
 
 def settings_of(path: Path) -> dict[str, Any]:
@@ -90,7 +92,8 @@ def write_part(path: Path, branches: Mapping[str, NDArray[Any]]) -> None:
     except OSError as err:
         raise DataError(f"{path}: cannot be written: {err}") from None
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # never made, or where no file can be
+            partial.unlink()
 
 
 def read_part(path: Path) -> dict[str, NDArray[Any]]:
