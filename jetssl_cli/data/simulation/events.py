@@ -3,8 +3,8 @@
 Pythia 8.3 (arXiv:2203.11601; cite it where simulated jets are used) is an optional dependency. All
 of its own defaults hold (showers, hadronisation, multiparton interactions, the Monash tune,
 arXiv:1404.5630). Particles with c tau above 1 m are stable: pions, kaons but K0S, neutrons, muons.
-K0S, Lambda and other hyperons decay in flight, as in JetClass: were they stable, the 90 % quantile
-of the impact parameters would be a third of that of the real jets.
+K0S, Lambda and other hyperons decay in flight, as in JetClass: were they stable, the tail
+of the impact parameters would be far shorter than that of the real jets.
 """
 
 from __future__ import annotations
@@ -52,7 +52,10 @@ class Particles:
 
 @dataclass(frozen=True)
 class Products:
-    """What bosons and tops of several events decayed to, before showers; momenta [GeV]."""
+    """What bosons and tops of several events decayed to, before showers; momenta [GeV].
+
+    Neutrinos of the Z that the jet recoils against are not among them.
+    """
 
     event: Int[NDArray[Any], " P"]
     """Number of the event."""
@@ -118,7 +121,8 @@ class Generator:
         final = np.flatnonzero(kept & (status > 0) & ~np.isin(np.abs(pdg), INVISIBLE))
         mother = pdg[flat.mother1.to_numpy() + (np.cumsum(sizes) - sizes)[event]]
         from_decay = np.isin(np.abs(mother), (6, 23, 24, 25))
-        hard = np.flatnonzero(kept & (np.abs(status) == 23) & from_decay)
+        recoil = (np.abs(mother) == 23) & np.isin(np.abs(pdg), INVISIBLE)
+        hard = np.flatnonzero(kept & (np.abs(status) == 23) & from_decay & ~recoil)
         group = np.sign(mother[hard]) if self._process.pair else np.zeros(len(hard), np.int64)
         fields = {"px": "px", "py": "py", "pz": "pz", "energy": "e"}
         momenta = {name: getattr(flat.p, field).to_numpy() for name, field in fields.items()}
