@@ -28,7 +28,8 @@ MAX_SEED = 900_000_000
 """Of Pythia."""
 LOWEST_PT_HAT = 0.9
 """Transverse momentum of the hard process, in units of the least one of a jet: recoil against
-initial-state radiation may add so much that jets pass the cut."""
+initial-state radiation may add this much. Some jets just above the limit come from still softer
+processes, and are missing; with all of those, hardly any event would give a jet."""
 VETO_AFTER = 200_000
 """So many hard processes in a row are thrown away before one is let through all the same."""
 
@@ -214,7 +215,7 @@ def _veto(pythia8: ModuleType, process: Process, wanted: Wanted) -> Any:
 
 
 def promising(process: Process, wanted: Wanted, record: Any) -> bool:
-    """Whether a hard process (Pythia's event record) may give a wanted jet, with a wide margin.
+    """Whether a hard process (Pythia's event record) may give a wanted jet, with a margin.
 
     The visible decay products together need 0.9 of the least transverse momentum, at most 1.25 of
     the largest, and |eta| up to 0.5 beyond the limit; and they must be the right ones.

@@ -31,7 +31,7 @@ from jetssl_cli.progress import progress
 
 VERSION = 1
 """Of the physics: other jets come from the same seed when it changes."""
-JETS_PER_UNIT = 250
+JETS_PER_UNIT = 500
 JETS_PER_FILE = 100_000
 Split = Literal["train", "val", "test"]
 SPLITS: dict[Split, tuple[str, int, int]] = {
