@@ -1,4 +1,4 @@
-# make demo   from ROOT files to a score table, on a small sample
+# make demo   from simulated ROOT files to a score table
 # make test   the tests
 # make check  everything that the continuous integration runs, but the wheel
 
@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 JETSSL := $(BIN)/jetssl
 DEMO := demo
-SAMPLE := tests/samples/jetclass
+SIMULATE := $(JETSSL) simulate jetclass --out $(DEMO)/root --jobs 2
 DATA := --train $(DEMO)/train.h5 --val $(DEMO)/val.h5
 SHORT := --steps 200 data.batch_size=125 optim.lr=1e-3 train.val_every=100
 
@@ -21,10 +21,13 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 
 demo: $(BIN)/.installed
 	rm -rf $(DEMO)
-	$(JETSSL) convert $(SAMPLE) --recipe jetclass --out $(DEMO)/jagged
-	$(JETSSL) merge $(DEMO)/jagged/train --out $(DEMO)/train.h5
-	$(JETSSL) merge $(DEMO)/jagged/val --out $(DEMO)/val.h5
-	$(JETSSL) merge $(DEMO)/jagged/test --out $(DEMO)/test.h5
+	$(SIMULATE) --jets 1000 --split train
+	$(SIMULATE) --jets 200 --split val
+	$(SIMULATE) --jets 500 --split test
+	$(JETSSL) convert $(DEMO)/root --recipe jetclass --out $(DEMO)/jagged --jobs 2
+	$(JETSSL) merge $(DEMO)/jagged/train_100M --out $(DEMO)/train.h5
+	$(JETSSL) merge $(DEMO)/jagged/val_5M --out $(DEMO)/val.h5
+	$(JETSSL) merge $(DEMO)/jagged/test_20M --out $(DEMO)/test.h5
 	$(JETSSL) pretrain --method ssfm --size tiny $(DATA) --out $(DEMO)/ssfm $(SHORT) train.probe_every=4
 	$(JETSSL) finetune --backbone $(DEMO)/ssfm --frozen $(DATA) --out $(DEMO)/frozen $(SHORT)
 	$(JETSSL) finetune --backbone $(DEMO)/ssfm --random $(DATA) --out $(DEMO)/random $(SHORT)

@@ -20,6 +20,7 @@ from jetssl_cli.errors import ConfigError, JetSSLError
 
 if TYPE_CHECKING:
     from jetssl_cli.data.convert import ConvertReport
+    from jetssl_cli.data.simulation.simulate import SimulateReport
 
 CLASSES_SHOWN = 20
 BAD_SHOWN = 5
@@ -35,6 +36,12 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+simulate = typer.Typer(
+    name="simulate",
+    help="Simulate jets with Pythia 8 and a detector like CMS, in the format of a data set.",
+    no_args_is_help=True,
+)
+app.add_typer(simulate)
 
 Overrides = Annotated[
     list[str] | None,
@@ -68,6 +75,46 @@ def root(
     if version:
         typer.echo(f"jetssl {__version__}")
         raise typer.Exit
+
+
+@simulate.command(
+    epilog="Examples:\n\n"
+    "jetssl simulate jetclass --jets 1000 --out JetClass --jobs 4\n\n"
+    "jetssl simulate jetclass --jets 200 --split val --processes HToBB,ZJetsToNuNu --out JetClass"
+)
+def jetclass(
+    jets: Annotated[int, typer.Option(metavar="N", min=1, help="Jets of EACH process.")],
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder for train_100M, val_5M and test_20M.")
+    ],
+    split: Annotated[
+        str, typer.Option(metavar="NAME", help="train, val or test; they share no seed.")
+    ] = "train",
+    processes: Annotated[
+        str,
+        typer.Option(metavar="NAME,...", help="Some of the ten processes.", show_default="all"),
+    ] = "",
+    jobs: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Processes that share the work.")
+    ] = 1,
+    seed: Annotated[
+        int, typer.Option(metavar="N", min=0, help="The same jets with any number of jobs.")
+    ] = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Simulate jets of the ten classes of JetClass, into ROOT files of its schema and names.
+
+    A run that was stopped goes on where it was; finished files are kept. Needs the extra
+    "simulate".
+    """
+    from jetssl_cli.config import load
+    from jetssl_cli.data.simulation.simulate import SimulateConfig
+    from jetssl_cli.data.simulation.simulate import simulate as run
+
+    names = [name.strip() for name in processes.split(",") if name.strip()]
+    settings = {"jets": jets, "out": out, "split": split, "processes": names, "jobs": jobs}
+    more = {"seed": seed, "overwrite": overwrite}
+    _print_simulation(run(load(SimulateConfig, [Layer("the command line", settings | more)])))
 
 
 @app.command(
@@ -371,6 +418,16 @@ def _options(
     settings = {"out": str(out), "data": {"train": [str(train)], "val": [str(val)]}}
     schedule = {"train": {"steps": steps}} if steps is not None else {}
     return Layer("the command line", settings | schedule | (words or {}))
+
+
+def _print_simulation(report: SimulateReport) -> None:
+    kept = sum(file.skipped for file in report.files)
+    folders = ", ".join(dict.fromkeys(str(file.path.parent) for file in report.files))
+    rate = report.simulated / max(report.seconds, 1e-9)
+    typer.echo(
+        f"{folders}: {report.num_jets:,} jets in {len(report.files):,} files, {kept:,} kept as "
+        f"they were; {report.simulated:,} simulated in {report.seconds:.1f} s, {rate:,.0f} jets/s"
+    )
 
 
 def _print_conversion(report: ConvertReport) -> None:

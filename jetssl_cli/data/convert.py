@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import signal
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +15,7 @@ from jetssl_cli.config import Strict
 from jetssl_cli.data.extract import extract
 from jetssl_cli.data.jagged import JaggedFile, Precision, find, write
 from jetssl_cli.data.recipe import Recipe
+from jetssl_cli.data.workers import share
 from jetssl_cli.errors import DataError
 from jetssl_cli.progress import progress
 
@@ -150,7 +144,7 @@ def convert(cfg: ConvertConfig) -> ConvertReport:
     results: dict[Path, Converted | BadFile] = {}
     jets = 0
     with progress("convert", len(tasks), "files") as advance:
-        for task, result in _run(tasks, min(cfg.jobs, len(tasks))):
+        for task, result in share(_work, tasks, cfg.jobs, doing="converting"):
             results[task.source] = result
             jets += result.num_jets if isinstance(result, Converted) else 0
             advance(1, f"{jets:,} jets")
@@ -273,47 +267,3 @@ def _work(task: _Task) -> Converted | BadFile:
         if not task.skip_bad:
             raise
         return BadFile(path=task.source, reason=str(err))
-
-
-def _run(tasks: list[_Task], jobs: int) -> Iterator[tuple[_Task, Converted | BadFile]]:
-    if jobs == 1:
-        yield from ((task, _work(task)) for task in tasks)
-        return
-    context = multiprocessing.get_context("spawn")  # h5py and uproot do not survive a fork
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_end_with_parent)
-    try:
-        with _ignoring_interrupts():  # what the workers inherit: Ctrl-C is for this process alone
-            futures = {pool.submit(_work, task): task for task in tasks}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
-    except BrokenProcessPool:
-        raise DataError(
-            "a converting process was killed, perhaps for memory; finished files are kept: "
-            "run again, with fewer --jobs"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)  # the files under way are finished
-
-
-def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for ever for its next file."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-@contextmanager
-def _ignoring_interrupts() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)

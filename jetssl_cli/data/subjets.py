@@ -60,8 +60,12 @@ def subjets(
     return _numbered(px, py, ak.to_packed(members), sizes)
 
 
-def require_fastjet() -> ModuleType:
+def require_fastjet(need: str = "subjets need FastJet", extra: str = "subjets") -> ModuleType:
     """FastJet, told to print no banner: what a command prints is its result.
+
+    Args:
+        need: who needs it, as the error message says.
+        extra: of this package, which installs it.
 
     Raises:
         ConfigError: it is not installed.
@@ -70,7 +74,7 @@ def require_fastjet() -> ModuleType:
         import fastjet
     except ImportError:
         raise ConfigError(
-            "subjets need FastJet, which is not installed: pip install 'jetssl[subjets]'"
+            f"{need}, which is not installed: pip install 'jetssl[{extra}]'"
         ) from None
     fastjet._swig.ClusterSequence.set_fastjet_banner_stream(None)
     found: ModuleType = fastjet

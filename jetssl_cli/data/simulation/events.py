@@ -1,0 +1,240 @@
+"""Events by Pythia 8, a batch at a time, as flat arrays.
+
+Pythia 8.3 (arXiv:2203.11601; cite it where simulated jets are used) is an optional dependency. All
+of its own defaults hold (showers, hadronisation, multiparton interactions, the Monash tune,
+arXiv:1404.5630). Particles with c tau above 1 m are stable: pions, kaons but K0S, neutrons, muons.
+K0S, Lambda and other hyperons decay in flight, as in JetClass: were they stable, the tail
+of the impact parameters would be far shorter than that of the real jets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+
+from jetssl_cli.data.simulation.processes import INVISIBLE, LEPTONS, Process
+from jetssl_cli.errors import ConfigError, DataError
+
+ENERGY = 13_000.0
+"""Of the collision [GeV]."""
+STABLE_ABOVE = 1000.0
+"""c tau [mm] above which particles do not decay."""
+MAX_SEED = 900_000_000
+"""Of Pythia."""
+LOWEST_PT_HAT = 0.9
+"""Transverse momentum of the hard process, in units of the least one of a jet: recoil against
+initial-state radiation may add this much. Some jets just above the limit come from still softer
+processes, and are missing; with all of those, hardly any event would give a jet."""
+VETO_AFTER = 200_000
+"""So many hard processes in a row are thrown away before one is let through all the same."""
+
+
+@dataclass(frozen=True)
+class Particles:
+    """Particles of several events end to end; momenta [GeV], origins [mm]."""
+
+    event: Int[NDArray[Any], " T"]
+    """Number of the event, ascending."""
+    pdg: Int[NDArray[Any], " T"]
+    px: Float[NDArray[Any], " T"]
+    py: Float[NDArray[Any], " T"]
+    pz: Float[NDArray[Any], " T"]
+    energy: Float[NDArray[Any], " T"]
+    charge: Float[NDArray[Any], " T"]
+    x: Float[NDArray[Any], " T"]
+    y: Float[NDArray[Any], " T"]
+    z: Float[NDArray[Any], " T"]
+
+
+@dataclass(frozen=True)
+class Products:
+    """What bosons and tops of several events decayed to, before showers; momenta [GeV].
+
+    Neutrinos of the Z that the jet recoils against are not among them.
+    """
+
+    event: Int[NDArray[Any], " P"]
+    """Number of the event."""
+    group: Int[NDArray[Any], " P"]
+    """0, or where a pair decays -1 of an antiparticle and 1 of a particle."""
+    pdg: Int[NDArray[Any], " P"]
+    px: Float[NDArray[Any], " P"]
+    py: Float[NDArray[Any], " P"]
+    pz: Float[NDArray[Any], " P"]
+    energy: Float[NDArray[Any], " P"]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which jets are wanted."""
+
+    pt_min: float = 500.0
+    """Least transverse momentum [GeV]."""
+    pt_max: float = 1000.0
+    """Largest transverse momentum [GeV]."""
+    eta_max: float = 2.0
+    """Largest |pseudorapidity|."""
+
+
+class Generator:
+    """Pythia, set up for one process and one seed."""
+
+    def __init__(self, process: Process, wanted: Wanted, seed: int) -> None:
+        """Raises ConfigError if Pythia is not installed, DataError if it refuses."""
+        pythia8 = require_pythia()
+        self._process = process
+        self._pythia = pythia8.Pythia("", False)
+        for line in (
+            "Print:quiet = on",
+            "Random:setSeed = on",
+            f"Random:seed = {seed}",
+            f"Beams:eCM = {ENERGY}",
+            "ParticleDecays:limitTau0 = on",
+            f"ParticleDecays:tau0Max = {STABLE_ABOVE}",
+            f"PhaseSpace:pTHatMin = {LOWEST_PT_HAT * wanted.pt_min}",
+            *process.settings,
+        ):
+            assert self._pythia.readString(line), line
+        self._veto = _veto(pythia8, process, wanted)
+        self._pythia.setUserHooksPtr(self._veto)
+        if not self._pythia.init():
+            raise DataError(f"{process.name}: Pythia cannot generate jets of {wanted}")
+
+    @property
+    def tried(self) -> int:
+        """Hard processes so far."""
+        return int(self._veto.tried)
+
+    def batch(self, num_events: int) -> tuple[Particles, Products]:
+        """Generate so many events; their numbers begin at 0."""
+        import awkward as ak
+
+        listed = self._pythia.nextBatch(num_events + 1).prt
+        sizes = ak.num(listed).to_numpy()
+        flat, event = ak.flatten(listed), np.repeat(np.arange(len(sizes)), sizes)
+        status, pdg = flat.status.to_numpy(), flat.id.to_numpy()
+        kept = event < num_events
+        final = np.flatnonzero(kept & (status > 0) & ~np.isin(np.abs(pdg), INVISIBLE))
+        mother = pdg[flat.mother1.to_numpy() + (np.cumsum(sizes) - sizes)[event]]
+        from_decay = np.isin(np.abs(mother), (6, 23, 24, 25))
+        recoil = (np.abs(mother) == 23) & np.isin(np.abs(pdg), INVISIBLE)
+        hard = np.flatnonzero(kept & (np.abs(status) == 23) & from_decay & ~recoil)
+        group = np.sign(mother[hard]) if self._process.pair else np.zeros(len(hard), np.int64)
+        fields = {"px": "px", "py": "py", "pz": "pz", "energy": "e"}
+        momenta = {name: getattr(flat.p, field).to_numpy() for name, field in fields.items()}
+        origin = origins(listed, final, event[final])
+        return (
+            Particles(
+                event=event[final],
+                pdg=pdg[final].astype(np.int64),
+                charge=self._charges(pdg[final]),
+                **dict(zip("xyz", origin, strict=True)),
+                **{name: column[final] for name, column in momenta.items()},
+            ),
+            Products(
+                event=event[hard],
+                group=group.astype(np.int64),
+                pdg=pdg[hard].astype(np.int64),
+                **{name: column[hard] for name, column in momenta.items()},
+            ),
+        )
+
+    def _charges(self, pdg: NDArray[Any]) -> NDArray[np.float64]:
+        numbers, index = np.unique(pdg, return_inverse=True)
+        data = self._pythia.particleData
+        charges = np.array([data.charge(int(number)) for number in numbers], np.float64)
+        return charges[index]
+
+
+def origins(
+    listed: Any, which: NDArray[np.intp], event: NDArray[np.intp]
+) -> list[NDArray[np.float64]]:
+    """Where particles of a batch begin: x, y, z [mm]; 0 where Pythia knows no vertex.
+
+    The optional vertices of ``nextBatch`` (Pythia 8.317) are misaligned: the index into them has
+    one entry too many at the beginning of each event, so that the entry of a particle stands as
+    many places later as there are events up to its own, and the last of the batch fall off its
+    end. Hence they are looked up there, and the last event of a batch is not to be asked for.
+
+    Args:
+        listed: ``prt`` of a batch, as it came.
+        which: particles, counted through the batch.
+        event: the event of each.
+    """
+    import awkward as ak
+
+    layout = ak.to_layout(listed).content
+    vertices = layout.contents[layout.field_to_index("vProd")]
+    index = np.asarray(vertices.index)[which + event + 1]
+    return [
+        np.where(index >= 0, ak.to_numpy(vertices.content[f"p{axis}"])[index], 0.0)
+        for axis in "xyz"
+    ]
+
+
+def require_pythia() -> ModuleType:
+    """Pythia 8.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    try:
+        import pythia8mc
+    except ImportError:
+        raise ConfigError(
+            "simulating needs Pythia 8, which is not installed: pip install 'jetssl[simulate]'"
+        ) from None
+    found: ModuleType = pythia8mc
+    return found
+
+
+def _veto(pythia8: ModuleType, process: Process, wanted: Wanted) -> Any:
+    """Throw away hard processes from which no wanted jet can come, before any shower is made."""
+
+    class Veto(pythia8.UserHooks):  # type: ignore[misc,name-defined]
+        tried = 0
+        in_a_row = 0
+
+        def canVetoProcessLevel(self) -> bool:  # noqa: N802
+            return True
+
+        def doVetoProcessLevel(self, record: Any) -> bool:  # noqa: N802
+            self.tried += 1
+            self.in_a_row += 1
+            if promising(process, wanted, record) or self.in_a_row > VETO_AFTER:
+                self.in_a_row = 0
+                return False
+            return True
+
+    return Veto()
+
+
+def promising(process: Process, wanted: Wanted, record: Any) -> bool:
+    """Whether a hard process (Pythia's event record) may give a wanted jet, with a margin.
+
+    The visible decay products together need 0.9 of the least transverse momentum, at most 1.25 of
+    the largest, and |eta| up to 0.5 beyond the limit; and they must be the right ones.
+    """
+    groups: dict[int, list[Any]] = {}
+    for index in range(3, record.size()):
+        particle = record[index]
+        if particle.status() != 23 or abs(particle.id()) in INVISIBLE:
+            continue
+        mother = record[particle.mother1()].id()
+        key = (1 if mother > 0 else -1) if process.pair else 0
+        groups.setdefault(key, []).append(particle)
+    for products in groups.values():
+        leptons = sum(abs(particle.id()) in LEPTONS for particle in products)
+        if (len(products) - leptons, leptons) != (process.quarks, process.leptons):
+            continue
+        px, py, pz = (sum(getattr(p, f"p{axis}")() for p in products) for axis in "xyz")
+        pt = float(np.hypot(px, py))
+        in_range = LOWEST_PT_HAT * wanted.pt_min < pt < 1.25 * wanted.pt_max
+        if in_range and abs(np.arcsinh(pz / pt)) < wanted.eta_max + 0.5:
+            return True
+    return False

@@ -1,0 +1,107 @@
+"""ROOT files of the JetClass schema, whole or absent, that remember how they were made.
+
+JetClass has ``std::vector<float>`` for each ``part_`` branch. uproot writes the same numbers as
+``float[npart]`` arrays with one counter branch, ``npart``; all who read by uproot, such as weaver
+and this package, read both.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import uproot
+from numpy.typing import NDArray
+
+from jetssl_cli.data.hdf5 import folder_for
+from jetssl_cli.data.simulation.jetclass import TYPES, as_lists
+from jetssl_cli.errors import DataError
+
+TREE = "tree"
+SETTINGS = "simulation"
+"""Name of the string beside the tree: JSON of the settings."""
+COMPRESSION = uproot.ZLIB(4)
+
+Settings = Mapping[str, Any]
+
+
+def write(path: Path, parts: Sequence[Path], settings: Settings) -> None:
+    """Write parts, one after the other, into one file that appears when it is complete.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    partial = temporary(path)
+    types = {
+        name: f"var * {np.dtype(kind)}" if name.startswith("part_") else np.dtype(kind)
+        for name, kind in TYPES.items()
+    }
+    try:
+        with folder_for(path):
+            for old in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+                old.unlink(missing_ok=True)
+            with uproot.recreate(partial, compression=COMPRESSION) as file:
+                file[SETTINGS] = json.dumps(settings, sort_keys=True)
+                tree = file.mktree(TREE, types, counter_name=lambda _: "npart", title="jets")
+                for part in parts:
+                    tree.extend(as_lists(read_part(part)))
+            partial.replace(path)
+    except OSError as err:
+        raise DataError(f"{path}: cannot be written: {err}") from None
+    finally:
+        with suppress(OSError):  # never made, or where no file can be
+            partial.unlink()
+
+
+def settings_of(path: Path) -> dict[str, Any]:
+    """How a file was made.
+
+    Raises:
+        DataError: not a ROOT file, or not one of ours.
+    """
+    try:
+        with uproot.open(path) as file:
+            found: dict[str, Any] = json.loads(str(file[SETTINGS]))
+            return found
+    except Exception as err:  # uproot raises whatever the bytes provoke
+        reason = " ".join(str(err).split())[:200]
+        raise DataError(f"{path}: is there already, and was not simulated: {reason}") from None
+
+
+def write_part(path: Path, branches: Mapping[str, NDArray[Any]]) -> None:
+    """Keep the branches of some jets until the file they belong to is written.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    partial = temporary(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            np.savez(file, allow_pickle=False, **branches)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as err:
+        raise DataError(f"{path}: cannot be written: {err}") from None
+    finally:
+        with suppress(OSError):  # never made, or where no file can be
+            partial.unlink()
+
+
+def read_part(path: Path) -> dict[str, NDArray[Any]]:
+    """The branches that ``write_part`` kept."""
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in TYPES}
+
+
+def temporary(path: Path) -> Path:
+    """A name beside a file, under which it is written."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")

@@ -1,0 +1,241 @@
+"""``jetssl simulate jetclass``: ROOT files of simulated jets, in folders as those of JetClass.
+
+The work is cut into units of a few hundred jets of one process. Each has a seed of its own, made
+from (seed, split, process, unit), so that the jets do not depend on the number of processes, and no
+two splits share any. A finished unit is kept in a hidden folder until its file is written: a run
+that was stopped goes on from there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+
+from jetssl_cli.config import Strict
+from jetssl_cli.data.simulation import rootfile
+from jetssl_cli.data.simulation.events import Wanted, require_pythia
+from jetssl_cli.data.simulation.jetclass import make_jets
+from jetssl_cli.data.simulation.processes import PROCESSES, find
+from jetssl_cli.data.subjets import require_fastjet
+from jetssl_cli.data.workers import share
+from jetssl_cli.errors import DataError
+from jetssl_cli.progress import progress
+
+VERSION = 1
+"""Of the physics: other jets come from the same seed when it changes."""
+JETS_PER_UNIT = 500
+JETS_PER_FILE = 100_000
+Split = Literal["train", "val", "test"]
+SPLITS: dict[Split, tuple[str, int, int]] = {
+    "train": ("train_100M", 0, 0),
+    "val": ("val_5M", 120, 1),
+    "test": ("test_20M", 100, 2),
+}
+"""Folder and number of the first file, as in JetClass, and what goes into the seed."""
+
+
+class SimulateConfig(Strict):
+    """What to simulate, and where to."""
+
+    out: Path
+    """Folder for the folders of the splits."""
+    jets: PositiveInt
+    """Jets of each process."""
+    split: Split = "train"
+    """Splits never share a seed."""
+    seed: NonNegativeInt = 0
+    """The same seed gives the same jets, whatever the number of jobs."""
+    processes: tuple[str, ...] = ()
+    """Names as in JetClass's files; none for all ten."""
+    jobs: PositiveInt = 1
+    """Processes of the computer that share the work."""
+    pt_min: PositiveFloat = 500.0
+    """Least transverse momentum of a jet [GeV]."""
+    pt_max: PositiveFloat = 1000.0
+    """Largest transverse momentum of a jet [GeV]."""
+    eta_max: PositiveFloat = 2.0
+    """Largest |pseudorapidity| of a jet."""
+    overwrite: bool = False
+    """Simulate again what is already there."""
+
+    @property
+    def wanted(self) -> Wanted:
+        """The selection of jets."""
+        return Wanted(self.pt_min, self.pt_max, self.eta_max)
+
+
+class Simulated(Strict):
+    """One file of jets."""
+
+    path: Path
+    process: str
+    num_jets: int
+    skipped: bool
+    """It was there already, complete and made in the same way."""
+
+
+class SimulateReport(Strict):
+    """What a simulation did."""
+
+    files: tuple[Simulated, ...]
+    simulated: int
+    """Jets simulated by this run; others were there."""
+    seconds: float
+
+    @property
+    def num_jets(self) -> int:
+        """Jets in all files."""
+        return sum(file.num_jets for file in self.files)
+
+
+class _Unit(NamedTuple):
+    """Some jets of one file."""
+
+    path: Path
+    process: str
+    wanted: Wanted
+    num_jets: int
+    seed: int
+
+
+class _File(NamedTuple):
+    """One file to write."""
+
+    path: Path
+    process: str
+    num_jets: int
+    settings: dict[str, Any]
+    units: tuple[_Unit, ...]
+
+
+def simulate(cfg: SimulateConfig) -> SimulateReport:
+    """Simulate jets; files and units that are already there are kept.
+
+    Raises:
+        ConfigError: Pythia or FastJet is not installed, or there is no such process.
+        DataError: a file is there already, made with other settings; the selection cannot be
+            filled; or a file cannot be written.
+    """
+    begin = time.monotonic()
+    require_pythia()
+    require_fastjet("simulating needs FastJet", "simulate")
+    files = plan(cfg)
+    ready = {file.path for file in files if not cfg.overwrite and _is_made(file)}
+    todo = [file for file in files if file.path not in ready]
+    for file in todo:
+        _remove_other_parts(file)
+    missing = {
+        file.path: {unit.path for unit in file.units if not unit.path.exists()} for file in todo
+    }
+    owner = {unit.path: file for file in todo for unit in file.units}
+    units = [unit for file in todo for unit in file.units if unit.path in missing[file.path]]
+    total = sum(unit.num_jets for unit in units)
+    with progress("simulate", total, "jets") as advance:
+        for file in todo:
+            if not missing[file.path]:
+                _finish(file)
+        for unit, made in share(_work, units, cfg.jobs, doing="simulating", at_once=True):
+            file = owner[unit.path]
+            missing[file.path].remove(unit.path)
+            if not missing[file.path]:
+                _finish(file)
+            advance(made, unit.process)
+    return SimulateReport(
+        files=tuple(
+            Simulated(path=file.path, process=file.process, num_jets=file.num_jets,
+                      skipped=file.path in ready)
+            for file in files
+        ),
+        simulated=total,
+        seconds=time.monotonic() - begin,
+    )  # fmt: skip
+
+
+def plan(cfg: SimulateConfig) -> list[_File]:
+    """Which files are written, and the units of each.
+
+    Raises:
+        ConfigError: there is no such process.
+    """
+    folder, number, _ = SPLITS[cfg.split]
+    files = []
+    for process in find(cfg.processes):
+        settings = {
+            "program": "jetssl simulate jetclass",
+            "version": VERSION,
+            "process": process.name,
+            **cfg.model_dump(include={"jets", "split", "seed", "pt_min", "pt_max", "eta_max"}),
+        }
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+        for index, start in enumerate(range(0, cfg.jets, JETS_PER_FILE)):
+            path = cfg.out / folder / f"{process.name}_{number + index:03d}.root"
+            stop = min(start + JETS_PER_FILE, cfg.jets)
+            parts = path.with_name(f".{path.name}.{digest}.parts")
+            units = tuple(
+                _Unit(
+                    parts / f"{first // JETS_PER_UNIT:06d}.npz",
+                    process.name,
+                    cfg.wanted,
+                    min(JETS_PER_UNIT, stop - first),
+                    unit_seed(cfg.seed, cfg.split, process.name, first // JETS_PER_UNIT),
+                )
+                for first in range(start, stop, JETS_PER_UNIT)
+            )
+            files.append(_File(path, process.name, stop - start, settings, units))
+    return files
+
+
+def unit_seed(seed: int, split: Split, process: str, unit: int) -> int:
+    """The seed of a unit: 128 bits hashed from all of these."""
+    entropy = (seed, SPLITS[split][2], PROCESSES[process].number, unit)
+    words = np.random.SeedSequence(entropy).generate_state(4, np.uint32)
+    return int.from_bytes(words.tobytes(), "little")
+
+
+def _work(unit: _Unit) -> int:
+    process = PROCESSES[unit.process]
+    rootfile.write_part(unit.path, make_jets(process, unit.wanted, unit.num_jets, unit.seed))
+    return unit.num_jets
+
+
+def _is_made(file: _File) -> bool:
+    """Whether the file is there, made with the same settings.
+
+    Raises:
+        DataError: it is there, made in another way.
+    """
+    if not file.path.exists():
+        return False
+    found = rootfile.settings_of(file.path)
+    names = (name for name, value in file.settings.items() if found.get(name) != value)
+    other = [f"{name} = {found.get(name)}, not {file.settings[name]}" for name in names]
+    if other:
+        raise DataError(
+            f"{file.path}: is there already, made with {', '.join(other)}; choose another folder "
+            "or --overwrite"
+        )
+    return True
+
+
+def _remove_other_parts(file: _File) -> None:
+    """Remove what a run with other settings left when it was stopped."""
+    mine = file.units[0].path.parent
+    for folder in file.path.parent.glob(f".{file.path.name}.*.parts"):
+        if folder != mine:
+            shutil.rmtree(folder, ignore_errors=True)
+    for old in mine.glob(".*.partial"):
+        old.unlink(missing_ok=True)
+
+
+def _finish(file: _File) -> None:
+    paths: Sequence[Path] = [unit.path for unit in file.units]
+    rootfile.write(file.path, paths, file.settings)
+    shutil.rmtree(paths[0].parent)
