@@ -151,7 +151,7 @@ def test_splits_lie_in_their_folders(tmp_path: Path) -> None:
     large = plan(config(tmp_path, jets=250_001, split="test"))
     assert [f.path.name for f in large[:3]] == [f"HToBB_{n}.root" for n in (100, 101, 102)]
     assert [f.num_jets for f in large[:3]] == [100_000, 100_000, 50_001]
-    assert len({unit.seed for f in large for unit in f.units}) == 2 * 1001
+    assert len({unit.seed for f in large for unit in f.units}) == 2 * 501
 
 
 @pytest.mark.usefixtures("_small_units")
