@@ -132,10 +132,10 @@ def particle_class(
     Exactly one flag must be set, and the charge must fit it: zero for photons and neutral hadrons,
     not zero for the others.
     """
-    kind = np.zeros(len(charge), np.intp)
+    kind = np.zeros(len(charge), np.uint8)
     flags = (photon, charged_hadron, neutral_hadron, electron, muon)
     for bit, flag in enumerate(flags):
-        kind |= (flag != 0).astype(np.intp) << bit
+        kind |= (flag != 0).view(np.uint8) << np.uint8(bit)
     return _CLASS_OF[kind, _sign_of(charge)]
 
 
@@ -170,9 +170,9 @@ def _between(values: Listed, low: int, high: int) -> Bool[NDArray[Any], "T M"]:
     return (values >= low) & (values <= high)
 
 
-def _sign_of(charge: Per) -> NDArray[np.intp]:
+def _sign_of(charge: Per) -> NDArray[np.uint8]:
     """0 where negative, 1 where zero, 2 where positive."""
-    return 1 + (charge > 0).astype(np.intp) - (charge < 0).astype(np.intp)
+    return (charge >= 0).view(np.uint8) + (charge > 0).view(np.uint8)
 
 
 def _class_table() -> UInt8[NDArray[Any], "32 3"]:
