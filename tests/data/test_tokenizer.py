@@ -49,10 +49,7 @@ def test_more_tokens_lose_less_and_are_kept_beside_the_data(data: Path) -> None:
     assert [error.name for error in few.errors][:2] == ["pt", "deta"]
     for coarse, fine in zip(few.errors, many.errors, strict=True):
         assert fine.mean < min(coarse.mean, fine.spread)
-        if coarse.name not in (
-            "d0",
-            "dz",
-        ):  # decays in flight: their tails are not what k-means sees
+        if coarse.name not in ("d0", "dz"):  # tails of decays in flight: few clusters fit none
             assert fine.p90 < coarse.p90
     assert (few.used, few.clusters) == (10, 10)
     assert many.used > 250
