@@ -172,7 +172,8 @@ def hadrons_of_jets(
     held = np.flatnonzero(holder >= 0)
     listed[holder[held], held] = True
     same = (vertices[:, None, :] == hadrons.decay[None, :, :]).all(axis=2)
-    same &= vertices.any(axis=1)[:, None] & (jets.event[owner][:, None] == hadrons.event)
+    displaced = np.linalg.norm(vertices, axis=1) > 0
+    same &= displaced[:, None] & (jets.event[owner][:, None] == hadrons.event)
     track, hadron = np.nonzero(same)
     listed[owner[track], hadron] = True
     _, hadron = np.nonzero(listed)
