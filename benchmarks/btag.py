@@ -57,7 +57,8 @@ def main() -> int:
         s = significance[tracks]
         tails[name] = (float((s > TAIL).mean()), float((s < -TAIL).mean()))
         cells = [f"{here.sum():,}", f"{np.median(jets.jets[here, 0]):.0f}",
-                 f"{jets.sizes[here].mean():.1f}", *(f"{x:.1%}" for x in (*shares, *tails[name]))]  # fmt: skip
+                 f"{jets.sizes[here].mean():.1f}",
+                 *(f"{x:.1%}" for x in (*shares, *tails[name]))]  # fmt: skip
         print(f"| {name} | " + " | ".join(cells) + " |")
     light, charm, bottom = (tails[name] for name in CLASSES)
     holds = bottom[0] > charm[0] > light[0] and bottom[0] > bottom[1]

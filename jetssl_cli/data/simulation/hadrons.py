@@ -57,9 +57,9 @@ def nearest_jet(hadrons: Hadrons, jets: Jets) -> Int[NDArray[Any], " H"]:
     """The nearest jet of each hadron within dR < 0.3, or -1."""
     if not len(jets.event):
         return np.full(len(hadrons.event), -1)
-    distance = np.hypot(
-        hadrons.eta[:, None] - jets.eta[None, :], wrap(hadrons.phi[:, None] - jets.phi[None, :])
-    )
+    dphi = hadrons.phi[:, None] - jets.phi[None, :]
+    dphi = wrap(dphi.ravel()).reshape(dphi.shape)
+    distance = np.hypot(hadrons.eta[:, None] - jets.eta[None, :], dphi)
     distance[hadrons.event[:, None] != jets.event[None, :]] = np.inf
     return np.where(distance.min(axis=1) < WITHIN, distance.argmin(axis=1), -1)
 
