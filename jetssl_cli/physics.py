@@ -168,14 +168,16 @@ def is_b_hadron(pdg_id: Shaped[NDArray[Any], "*S"]) -> Bool[NDArray[Any], "*S"]:
     """Whether the PDG number is that of a b hadron: 511 to 545 and 5121 to 5554, of any sign."""
     number = np.abs(pdg_id)
     found: NDArray[np.bool_] = (number >= 511) & (number <= 545)
-    return found | ((number >= 5121) & (number <= 5554))
+    found |= (number >= 5121) & (number <= 5554)
+    return found
 
 
 def is_c_hadron(pdg_id: Shaped[NDArray[Any], "*S"]) -> Bool[NDArray[Any], "*S"]:
     """Whether the PDG number is that of a c hadron: 411 to 435 and 4121 to 4444, of any sign."""
     number = np.abs(pdg_id)
     found: NDArray[np.bool_] = (number >= 411) & (number <= 435)
-    return found | ((number >= 4121) & (number <= 4444))
+    found |= (number >= 4121) & (number <= 4444)
+    return found
 
 
 def _sign_of(charge: Per) -> NDArray[np.intp]:

@@ -146,4 +146,4 @@ def test_flavour_is_what_a_plain_loop_finds():
 def test_a_selection_that_cannot_be_filled_is_given_up(monkeypatch):
     monkeypatch.setattr(btag, "EVENTS_TO_JUDGE", 50)
     with pytest.raises(DataError, match=r"ZprimeToBB: 0 jets of flavour 5.*cannot be filled"):
-        btag.make_jets(BTAG_PROCESSES["ZprimeToBB"], Wanted(20, 21, 1e-7), 5, seed=1)
+        btag.make_jets(BTAG_PROCESSES["ZprimeToBB"], Wanted(20.0, 21.0, 1e-7), 5, seed=1)
