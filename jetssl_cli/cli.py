@@ -62,6 +62,11 @@ OwnConfig = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="YAML file laid over the presets.", show_default=False),
 ]
+Split = Annotated[str, typer.Option(metavar="NAME", help="train, val or test; they share no seed.")]
+Jobs = Annotated[int, typer.Option(metavar="N", min=1, help="Processes that share the work.")]
+Seed = Annotated[
+    int, typer.Option(metavar="N", min=0, help="The same jets with any number of jobs.")
+]
 Steps = Annotated[
     int | None, typer.Option(metavar="N", help="Optimizer steps.", show_default=False)
 ]
@@ -87,19 +92,13 @@ def jetclass(
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder for train_100M, val_5M and test_20M.")
     ],
-    split: Annotated[
-        str, typer.Option(metavar="NAME", help="train, val or test; they share no seed.")
-    ] = "train",
+    split: Split = "train",
     processes: Annotated[
         str,
         typer.Option(metavar="NAME,...", help="Some of the ten processes.", show_default="all"),
     ] = "",
-    jobs: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Processes that share the work.")
-    ] = 1,
-    seed: Annotated[
-        int, typer.Option(metavar="N", min=0, help="The same jets with any number of jobs.")
-    ] = 0,
+    jobs: Jobs = 1,
+    seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:
     """Simulate jets of the ten classes of JetClass, into ROOT files of its schema and names.
@@ -107,14 +106,42 @@ def jetclass(
     A run that was stopped goes on where it was; finished files are kept. Needs the extra
     "simulate".
     """
-    from jetssl_cli.config import load
-    from jetssl_cli.data.simulation.simulate import SimulateConfig
-    from jetssl_cli.data.simulation.simulate import simulate as run
+    more = {"split": split, "jobs": jobs, "seed": seed, "overwrite": overwrite}
+    _simulate({"dataset": "jetclass", "jets": jets, "out": out, **more}, processes)
 
-    names = [name.strip() for name in processes.split(",") if name.strip()]
-    settings = {"jets": jets, "out": out, "split": split, "processes": names, "jobs": jobs}
-    more = {"seed": seed, "overwrite": overwrite}
-    _print_simulation(run(load(SimulateConfig, [Layer("the command line", settings | more)])))
+
+@simulate.command(
+    epilog="Examples:\n\n"
+    "jetssl simulate btag --jets 3000 --out btag --jobs 4\n\n"
+    "jetssl simulate btag --jets 600 --split val --processes TTBar --out btag"
+)
+def btag(
+    jets: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Jets of EACH process: of TTBar a third bottom, charm and light; of ZprimeToBB, "
+            "ZprimeToCC and ZprimeToQQ all bottom, charm and light.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for train, val and test.")],
+    split: Split = "train",
+    processes: Annotated[
+        str,
+        typer.Option(metavar="NAME,...", help="Some of the four processes.", show_default="all"),
+    ] = "",
+    jobs: Jobs = 1,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Simulate jets for b-tagging with the truth about every track, into ROOT files.
+
+    A run that was stopped goes on where it was; finished files are kept. Needs the extra
+    "simulate".
+    """
+    more = {"split": split, "jobs": jobs, "seed": seed, "overwrite": overwrite}
+    _simulate({"dataset": "btag", "jets": jets, "out": out, **more}, processes)
 
 
 @app.command(
@@ -418,6 +445,16 @@ def _options(
     settings = {"out": str(out), "data": {"train": [str(train)], "val": [str(val)]}}
     schedule = {"train": {"steps": steps}} if steps is not None else {}
     return Layer("the command line", settings | schedule | (words or {}))
+
+
+def _simulate(settings: dict[str, object], processes: str) -> None:
+    from jetssl_cli.config import load
+    from jetssl_cli.data.simulation.simulate import SimulateConfig
+    from jetssl_cli.data.simulation.simulate import simulate as run
+
+    names = [name.strip() for name in processes.split(",") if name.strip()]
+    layer = Layer("the command line", {**settings, "processes": names})
+    _print_simulation(run(load(SimulateConfig, [layer])))
 
 
 def _print_simulation(report: SimulateReport) -> None:

@@ -160,14 +160,25 @@ def track_origin(prod_z: Per, hadron_z: Listed, hadron_pdgid: Listed) -> Per:
     the jet's hadrons decayed to 1e-6 [mm]. Where a b and a c hadron decay at one place, b.
     """
     here = np.abs(prod_z[:, None] - hadron_z) < 1e-6
-    number = np.abs(hadron_pdgid)
-    from_b = (here & (_between(number, 511, 545) | _between(number, 5121, 5554))).any(axis=1)
-    from_c = (here & (_between(number, 411, 435) | _between(number, 4121, 4444))).any(axis=1)
+    from_b = (here & is_b_hadron(hadron_pdgid)).any(axis=1)
+    from_c = (here & is_c_hadron(hadron_pdgid)).any(axis=1)
     return np.select([np.abs(prod_z) < 1e-6, from_b, from_c], [0.0, 2.0, 1.0], 3.0)
 
 
-def _between(values: Listed, low: int, high: int) -> Bool[NDArray[Any], "T M"]:
-    return (values >= low) & (values <= high)
+def is_b_hadron(pdg_id: Shaped[NDArray[Any], "*S"]) -> Bool[NDArray[Any], "*S"]:
+    """Whether the PDG number is that of a b hadron: 511 to 545 and 5121 to 5554, of any sign."""
+    number = np.abs(pdg_id)
+    found: NDArray[np.bool_] = (number >= 511) & (number <= 545)
+    found |= (number >= 5121) & (number <= 5554)
+    return found
+
+
+def is_c_hadron(pdg_id: Shaped[NDArray[Any], "*S"]) -> Bool[NDArray[Any], "*S"]:
+    """Whether the PDG number is that of a c hadron: 411 to 435 and 4121 to 4444, of any sign."""
+    number = np.abs(pdg_id)
+    found: NDArray[np.bool_] = (number >= 411) & (number <= 435)
+    found |= (number >= 4121) & (number <= 4444)
+    return found
 
 
 def _sign_of(charge: Per) -> NDArray[np.uint8]:

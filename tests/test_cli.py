@@ -42,7 +42,7 @@ def test_help_imports_nothing_heavy():
     assert all(command in done.stdout for command in COMMANDS)
 
 
-@pytest.mark.parametrize("command", ["simulate jetclass", *COMMANDS[1:]])
+@pytest.mark.parametrize("command", ["simulate jetclass", "simulate btag", *COMMANDS[1:]])
 def test_each_command_explains_every_option_and_shows_an_example(jetssl, command):
     done = jetssl(*command.split(), "--help")
     assert done.returncode == 0

@@ -42,6 +42,8 @@ class Objects:
     d0_err: Float[NDArray[Any], " T"]
     dz: Float[NDArray[Any], " T"]
     dz_err: Float[NDArray[Any], " T"]
+    particle: Int[NDArray[Any], " T"]
+    """Which particle left the track; -1 for neutral objects."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,7 @@ def _charged(particles: Particles, found: _Tracks, scale: NDArray[np.float64]) -
         d0_err=found.d0_err,
         dz=found.dz,
         dz_err=found.dz_err,
+        particle=found.particle,
     )
 
 
@@ -181,4 +184,5 @@ def _neutral(found: Neutrals, kind: int) -> Objects:
         d0_err=none,
         dz=none,
         dz_err=none,
+        particle=np.full(len(pt), -1),
     )

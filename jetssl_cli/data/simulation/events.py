@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
 from jetssl_cli.data.simulation.processes import INVISIBLE, LEPTONS, Process
+from jetssl_cli.data.simulation.record import Record, read_record
 from jetssl_cli.errors import ConfigError, DataError
 
 ENERGY = 13_000.0
@@ -96,7 +97,7 @@ class Generator:
             f"Beams:eCM = {ENERGY}",
             "ParticleDecays:limitTau0 = on",
             f"ParticleDecays:tau0Max = {STABLE_ABOVE}",
-            f"PhaseSpace:pTHatMin = {LOWEST_PT_HAT * wanted.pt_min}",
+            f"PhaseSpace:pTHatMin = {0 if process.flavours else LOWEST_PT_HAT * wanted.pt_min}",
             *process.settings,
         ):
             assert self._pythia.readString(line), line
@@ -110,38 +111,36 @@ class Generator:
         """Hard processes so far."""
         return int(self._veto.tried)
 
-    def batch(self, num_events: int) -> tuple[Particles, Products]:
+    def record(self, num_events: int) -> Record:
         """Generate so many events; their numbers begin at 0."""
-        import awkward as ak
+        return read_record(self._pythia.nextBatch(num_events + 1).prt, num_events)
 
-        listed = self._pythia.nextBatch(num_events + 1).prt
-        sizes = ak.num(listed).to_numpy()
-        flat, event = ak.flatten(listed), np.repeat(np.arange(len(sizes)), sizes)
-        status, pdg = flat.status.to_numpy(), flat.id.to_numpy()
-        kept = event < num_events
-        final = np.flatnonzero(kept & (status > 0) & ~np.isin(np.abs(pdg), INVISIBLE))
-        mother = pdg[flat.mother1.to_numpy() + (np.cumsum(sizes) - sizes)[event]]
+    def batch(self, num_events: int) -> tuple[Particles, Products]:
+        """Generate so many events: what can be seen of them, and what their bosons decayed to."""
+        record = self.record(num_events)
+        return self.particles(record, record.visible), self._products(record)
+
+    def particles(self, record: Record, which: NDArray[np.intp]) -> Particles:
+        """Some entries of a record, where they began."""
+        return Particles(
+            event=record.event[which],
+            pdg=record.pdg[which],
+            charge=self._charges(record.pdg[which]),
+            **dict(zip("xyz", record.origins(which), strict=True)),
+            **{name: column[which] for name, column in record.momenta.items()},
+        )
+
+    def _products(self, record: Record) -> Products:
+        mother = record.pdg[record.mother]
         from_decay = np.isin(np.abs(mother), (6, 23, 24, 25))
-        recoil = (np.abs(mother) == 23) & np.isin(np.abs(pdg), INVISIBLE)
-        hard = np.flatnonzero(kept & (np.abs(status) == 23) & from_decay & ~recoil)
+        recoil = (np.abs(mother) == 23) & np.isin(np.abs(record.pdg), INVISIBLE)
+        hard = np.flatnonzero((np.abs(record.status) == 23) & from_decay & ~recoil)
         group = np.sign(mother[hard]) if self._process.pair else np.zeros(len(hard), np.int64)
-        fields = {"px": "px", "py": "py", "pz": "pz", "energy": "e"}
-        momenta = {name: getattr(flat.p, field).to_numpy() for name, field in fields.items()}
-        origin = origins(listed, final, event[final])
-        return (
-            Particles(
-                event=event[final],
-                pdg=pdg[final].astype(np.int64),
-                charge=self._charges(pdg[final]),
-                **dict(zip("xyz", origin, strict=True)),
-                **{name: column[final] for name, column in momenta.items()},
-            ),
-            Products(
-                event=event[hard],
-                group=group.astype(np.int64),
-                pdg=pdg[hard].astype(np.int64),
-                **{name: column[hard] for name, column in momenta.items()},
-            ),
+        return Products(
+            event=record.event[hard],
+            group=group,
+            pdg=record.pdg[hard],
+            **{name: column[hard] for name, column in record.momenta.items()},
         )
 
     def _charges(self, pdg: NDArray[Any]) -> NDArray[np.float64]:
@@ -149,32 +148,6 @@ class Generator:
         data = self._pythia.particleData
         charges = np.array([data.charge(int(number)) for number in numbers], np.float64)
         return charges[index]
-
-
-def origins(
-    listed: Any, which: NDArray[np.intp], event: NDArray[np.intp]
-) -> list[NDArray[np.float64]]:
-    """Where particles of a batch begin: x, y, z [mm]; 0 where Pythia knows no vertex.
-
-    The optional vertices of ``nextBatch`` (Pythia 8.317) are misaligned: the index into them has
-    one entry too many at the beginning of each event, so that the entry of a particle stands as
-    many places later as there are events up to its own, and the last of the batch fall off its
-    end. Hence they are looked up there, and the last event of a batch is not to be asked for.
-
-    Args:
-        listed: ``prt`` of a batch, as it came.
-        which: particles, counted through the batch.
-        event: the event of each.
-    """
-    import awkward as ak
-
-    layout = ak.to_layout(listed).content
-    vertices = layout.contents[layout.field_to_index("vProd")]
-    index = np.asarray(vertices.index)[which + event + 1]
-    return [
-        np.where(index >= 0, ak.to_numpy(vertices.content[f"p{axis}"])[index], 0.0)
-        for axis in "xyz"
-    ]
 
 
 def require_pythia() -> ModuleType:
@@ -218,8 +191,11 @@ def promising(process: Process, wanted: Wanted, record: Any) -> bool:
     """Whether a hard process (Pythia's event record) may give a wanted jet, with a margin.
 
     The visible decay products together need 0.9 of the least transverse momentum, at most 1.25 of
-    the largest, and |eta| up to 0.5 beyond the limit; and they must be the right ones.
+    the largest, and |eta| up to 0.5 beyond the limit; and they must be the right ones. Of processes
+    whose jets are taken from anywhere, all are promising.
     """
+    if process.flavours:
+        return True
     groups: dict[int, list[Any]] = {}
     for index in range(3, record.size()):
         particle = record[index]

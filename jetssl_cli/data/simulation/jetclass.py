@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import awkward as ak
 import numpy as np
 from jaxtyping import Int
 from numpy.typing import NDArray
@@ -27,6 +26,7 @@ from jetssl_cli.data.simulation.detector import (
 )
 from jetssl_cli.data.simulation.events import Generator, Particles, Products, Wanted
 from jetssl_cli.data.simulation.processes import CLASSES, INVISIBLE, LEPTONS, Process
+from jetssl_cli.data.simulation.schema import Branches, Schema
 from jetssl_cli.errors import DataError
 from jetssl_cli.physics import pseudorapidity, wrap
 
@@ -55,14 +55,12 @@ TYPES: dict[str, Any] = {
     **{f"aux_{name}": np.float32 for name in AUX_FLOATS},
 }
 """Branches in the order of JetClass; those that begin with ``part_`` have a list for each jet."""
+SCHEMA = Schema(types=TYPES, lists={"part_": ("npart", "jet_nparticles")})
 LEAST_ACCEPTANCE = 1 / 200
 """Jets per event, below which a run gives up ..."""
 EVENTS_TO_JUDGE = 1000
 """... after so many events."""
 BOSON = {"H": 25, "Z": 23, "W": 24, "T": 6}
-
-Branches = dict[str, NDArray[Any]]
-"""Branch -> values: of jets one each, of constituents end to end (``jet_nparticles`` has sizes)."""
 
 
 def make_jets(process: Process, wanted: Wanted, num_jets: int, seed: int) -> Branches:
@@ -239,13 +237,4 @@ def truth(
         "aux_genpart_pid": sign * BOSON[process.label[0]],
         "aux_genpart_pt": np.hypot(px, py),
         "aux_truth_match": np.broadcast_to(codes[process.label], group.shape),
-    }
-
-
-def as_lists(branches: Branches) -> dict[str, Any]:
-    """The branches with a list for each jet where there is one."""
-    sizes = branches["jet_nparticles"].astype(np.int64)
-    return {
-        name: ak.unflatten(values, sizes) if name.startswith("part_") else values
-        for name, values in branches.items()
     }

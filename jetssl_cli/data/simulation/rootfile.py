@@ -1,8 +1,8 @@
-"""ROOT files of the JetClass schema, whole or absent, that remember how they were made.
+"""ROOT files of simulated jets, whole or absent, that remember how they were made.
 
-JetClass has ``std::vector<float>`` for each ``part_`` branch. uproot writes the same numbers as
-``float[npart]`` arrays with one counter branch, ``npart``; all who read by uproot, such as weaver
-and this package, read both.
+JetClass and the b-tagging set have ``std::vector<float>`` for each list. uproot writes the same
+numbers as ``float[npart]`` arrays with a counter branch, such as ``npart``; all who read by uproot,
+such as weaver and this package, read both.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import uproot
 from numpy.typing import NDArray
 
 from jetssl_cli.data.hdf5 import folder_for
-from jetssl_cli.data.simulation.jetclass import TYPES, as_lists
+from jetssl_cli.data.simulation.schema import Schema
 from jetssl_cli.errors import DataError
 
 TREE = "tree"
@@ -32,26 +32,24 @@ COMPRESSION = uproot.ZLIB(4)
 Settings = Mapping[str, Any]
 
 
-def write(path: Path, parts: Sequence[Path], settings: Settings) -> None:
+def write(path: Path, parts: Sequence[Path], settings: Settings, schema: Schema) -> None:
     """Write parts, one after the other, into one file that appears when it is complete.
 
     Raises:
         DataError: it cannot be written.
     """
     partial = temporary(path)
-    types = {
-        name: f"var * {np.dtype(kind)}" if name.startswith("part_") else np.dtype(kind)
-        for name, kind in TYPES.items()
-    }
     try:
         with folder_for(path):
             for old in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
                 old.unlink(missing_ok=True)
             with uproot.recreate(partial, compression=COMPRESSION) as file:
                 file[SETTINGS] = json.dumps(settings, sort_keys=True)
-                tree = file.mktree(TREE, types, counter_name=lambda _: "npart", title="jets")
+                tree = file.mktree(
+                    TREE, schema.root_types(), counter_name=schema.counter, title="jets"
+                )
                 for part in parts:
-                    tree.extend(as_lists(read_part(part)))
+                    tree.extend(schema.as_lists(read_part(part)))
             partial.replace(path)
     except OSError as err:
         raise DataError(f"{path}: cannot be written: {err}") from None
@@ -99,7 +97,7 @@ def write_part(path: Path, branches: Mapping[str, NDArray[Any]]) -> None:
 def read_part(path: Path) -> dict[str, NDArray[Any]]:
     """The branches that ``write_part`` kept."""
     with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in TYPES}
+        return {name: file[name] for name in file.files}
 
 
 def temporary(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""``jetssl simulate jetclass``: ROOT files of simulated jets, in folders as those of JetClass.
+"""``jetssl simulate``: ROOT files of simulated jets, in the folders of a data set.
 
 The work is cut into units of a few hundred jets of one process. Each has a seed of its own, made
 from (seed, split, process, unit), so that the jets do not depend on the number of processes, and no
@@ -13,33 +13,27 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from jetssl_cli.config import Strict
 from jetssl_cli.data.simulation import rootfile
+from jetssl_cli.data.simulation.datasets import DATASETS, Name, Split
 from jetssl_cli.data.simulation.events import Wanted, require_pythia
-from jetssl_cli.data.simulation.jetclass import make_jets
-from jetssl_cli.data.simulation.processes import PROCESSES, find
+from jetssl_cli.data.simulation.processes import Process, find
 from jetssl_cli.data.subjets import require_fastjet
 from jetssl_cli.data.workers import share
 from jetssl_cli.errors import DataError
 from jetssl_cli.progress import progress
 
-VERSION = 1
-"""Of the physics: other jets come from the same seed when it changes."""
 JETS_PER_UNIT = 500
 JETS_PER_FILE = 100_000
-Split = Literal["train", "val", "test"]
-SPLITS: dict[Split, tuple[str, int, int]] = {
-    "train": ("train_100M", 0, 0),
-    "val": ("val_5M", 120, 1),
-    "test": ("test_20M", 100, 2),
-}
-"""Folder and number of the first file, as in JetClass, and what goes into the seed."""
+SPLITS: dict[Split, int] = {"train": 0, "val": 1, "test": 2}
+"""What goes into the seed."""
 
 
 class SimulateConfig(Strict):
@@ -47,6 +41,8 @@ class SimulateConfig(Strict):
 
     out: Path
     """Folder for the folders of the splits."""
+    dataset: Name = "jetclass"
+    """Whose schema, processes and selection."""
     jets: PositiveInt
     """Jets of each process."""
     split: Split = "train"
@@ -54,22 +50,23 @@ class SimulateConfig(Strict):
     seed: NonNegativeInt = 0
     """The same seed gives the same jets, whatever the number of jobs."""
     processes: tuple[str, ...] = ()
-    """Names as in JetClass's files; none for all ten."""
+    """Names as in those of the files; none for all."""
     jobs: PositiveInt = 1
     """Processes of the computer that share the work."""
-    pt_min: PositiveFloat = 500.0
-    """Least transverse momentum of a jet [GeV]."""
-    pt_max: PositiveFloat = 1000.0
-    """Largest transverse momentum of a jet [GeV]."""
-    eta_max: PositiveFloat = 2.0
-    """Largest |pseudorapidity| of a jet."""
+    pt_min: PositiveFloat | None = None
+    """Least transverse momentum of a jet [GeV]; of itself that of the data set."""
+    pt_max: PositiveFloat | None = None
+    """Largest transverse momentum of a jet [GeV]; of itself that of the data set."""
+    eta_max: PositiveFloat | None = None
+    """Largest |pseudorapidity| of a jet; of itself that of the data set."""
     overwrite: bool = False
     """Simulate again what is already there."""
 
     @property
     def wanted(self) -> Wanted:
         """The selection of jets."""
-        return Wanted(self.pt_min, self.pt_max, self.eta_max)
+        own = self.model_dump(include={"pt_min", "pt_max", "eta_max"}, exclude_none=True)
+        return replace(DATASETS[self.dataset].wanted, **own)
 
 
 class Simulated(Strict):
@@ -100,6 +97,7 @@ class _Unit(NamedTuple):
     """Some jets of one file."""
 
     path: Path
+    dataset: Name
     process: str
     wanted: Wanted
     num_jets: int
@@ -110,6 +108,7 @@ class _File(NamedTuple):
     """One file to write."""
 
     path: Path
+    dataset: Name
     process: str
     num_jets: int
     settings: dict[str, Any]
@@ -165,14 +164,16 @@ def plan(cfg: SimulateConfig) -> list[_File]:
     Raises:
         ConfigError: there is no such process.
     """
-    folder, number, _ = SPLITS[cfg.split]
+    dataset = DATASETS[cfg.dataset]
+    folder, number = dataset.folders[cfg.split]
     files = []
-    for process in find(cfg.processes):
+    for process in find(cfg.processes, dataset.processes):
         settings = {
-            "program": "jetssl simulate jetclass",
-            "version": VERSION,
+            "program": f"jetssl simulate {cfg.dataset}",
+            "version": dataset.version,
             "process": process.name,
-            **cfg.model_dump(include={"jets", "split", "seed", "pt_min", "pt_max", "eta_max"}),
+            **cfg.model_dump(include={"jets", "split", "seed"}),
+            **asdict(cfg.wanted),
         }
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
         for index, start in enumerate(range(0, cfg.jets, JETS_PER_FILE)):
@@ -182,27 +183,30 @@ def plan(cfg: SimulateConfig) -> list[_File]:
             units = tuple(
                 _Unit(
                     parts / f"{first // JETS_PER_UNIT:06d}.npz",
+                    cfg.dataset,
                     process.name,
                     cfg.wanted,
                     min(JETS_PER_UNIT, stop - first),
-                    unit_seed(cfg.seed, cfg.split, process.name, first // JETS_PER_UNIT),
+                    unit_seed(cfg.seed, cfg.split, process, first // JETS_PER_UNIT),
                 )
                 for first in range(start, stop, JETS_PER_UNIT)
             )
-            files.append(_File(path, process.name, stop - start, settings, units))
+            files.append(_File(path, cfg.dataset, process.name, stop - start, settings, units))
     return files
 
 
-def unit_seed(seed: int, split: Split, process: str, unit: int) -> int:
+def unit_seed(seed: int, split: Split, process: Process, unit: int) -> int:
     """The seed of a unit: 128 bits hashed from all of these."""
-    entropy = (seed, SPLITS[split][2], PROCESSES[process].number, unit)
+    entropy = (seed, SPLITS[split], process.number, unit)
     words = np.random.SeedSequence(entropy).generate_state(4, np.uint32)
     return int.from_bytes(words.tobytes(), "little")
 
 
 def _work(unit: _Unit) -> int:
-    process = PROCESSES[unit.process]
-    rootfile.write_part(unit.path, make_jets(process, unit.wanted, unit.num_jets, unit.seed))
+    dataset = DATASETS[unit.dataset]
+    process = dataset.processes[unit.process]
+    made = dataset.make_jets(process, unit.wanted, unit.num_jets, unit.seed)
+    rootfile.write_part(unit.path, made)
     return unit.num_jets
 
 
@@ -237,5 +241,5 @@ def _remove_other_parts(file: _File) -> None:
 
 def _finish(file: _File) -> None:
     paths: Sequence[Path] = [unit.path for unit in file.units]
-    rootfile.write(file.path, paths, file.settings)
+    rootfile.write(file.path, paths, file.settings, DATASETS[file.dataset].schema)
     shutil.rmtree(paths[0].parent)

@@ -178,7 +178,8 @@ def test_soft_drop_against_a_pair_of_prongs():
         pt, phi = np.array([300.0, soft]), np.array([0.0, 0.5])
         none = np.zeros(2)
         objects = Objects(np.zeros(2, np.int64), np.zeros(2, np.int64), none, pt * np.cos(phi),
-                          pt * np.sin(phi), none, pt, none, none, none, none)  # fmt: skip
+                          pt * np.sin(phi), none, pt, none, none, none, none,
+                          np.zeros(2, np.int64))  # fmt: skip
         found = cluster(objects, radius=RADIUS, pt_min=10.0)
         assert found.sizes.tolist() == [2]
         return float(soft_drop_mass(objects, found, radius=RADIUS)[0])

@@ -17,7 +17,7 @@ import uproot
 
 from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.data.simulation import rootfile, simulate
-from jetssl_cli.data.simulation.jetclass import TYPES, make_jets
+from jetssl_cli.data.simulation.jetclass import SCHEMA, TYPES, make_jets
 from jetssl_cli.data.simulation.processes import PROCESSES
 from jetssl_cli.data.simulation.simulate import SPLITS, SimulateConfig, plan, unit_seed
 from jetssl_cli.errors import ConfigError, DataError
@@ -133,7 +133,7 @@ def test_no_two_units_share_a_seed() -> None:
         unit_seed(seed, split, process, unit)
         for seed in (0, 1, 2)
         for split in SPLITS
-        for process in PROCESSES
+        for process in PROCESSES.values()
         for unit in range(20)
     }
     assert len(seeds) == 3 * 3 * 10 * 20
@@ -238,7 +238,7 @@ def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be written"):
         rootfile.write_part(tmp_path / "train_100M" / "x" / "0.npz", {})
     with pytest.raises(DataError, match="cannot be written"):
-        rootfile.write(tmp_path / "train_100M" / "a.root", [], {})
+        rootfile.write(tmp_path / "train_100M" / "a.root", [], {}, SCHEMA)
 
 
 class TestCommand:
