@@ -41,8 +41,10 @@ STYLE = {
     "savefig.dpi": 150,
 }  # fmt: skip
 FEWEST_BINS, MOST_BINS = 15, 100
-TAIL = 0.5
-"""Percent of the values on each side that may lie beyond an axis."""
+TAILS = (0.5, 1.0, 2.5, 5.0)
+"""Percent of the values on each side that may lie beyond an axis: the first with which the axis is
+at most ``WIDEST`` times as long as the middle half of the values, or else the last."""
+WIDEST = 25
 
 
 @dataclass(frozen=True)
@@ -250,13 +252,17 @@ def _edges(values: NDArray[Any], count: int) -> tuple[NDArray[np.float64], bool]
     """Bins that hold all but the tails of the values, and whether they grow with the value."""
     if not len(values):
         return np.linspace(0, 1, count + 1), False
-    low, high = np.percentile(values.astype(np.float64), (TAIL, 100 - TAIL))
     if (values == np.round(values)).all():
         low, high = values.min(), values.max()
         width = max(1, round((high - low + 1) / (1.3 * count)))
         return np.arange(low - 0.5, high + width + 0.5, width, dtype=np.float64), False
-    if low > 0 and high > 50 * low:
+    quarter, median, three_quarters = np.percentile(values.astype(np.float64), (25, 50, 75))
+    low, high = np.percentile(values.astype(np.float64), (TAILS[0], 100 - TAILS[0]))
+    if low > 0 and high > 50 * low and median - low < 0.15 * (high - low):
         return np.geomspace(low, high, count + 1), True
+    for tail in TAILS[1:]:
+        if high - low > WIDEST * (three_quarters - quarter) > 0:
+            low, high = np.percentile(values.astype(np.float64), (tail, 100 - tail))
     if low == high:
         low, high = low - 0.5, high + 0.5
     return np.linspace(low, high, count + 1), False
