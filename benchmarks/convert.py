@@ -7,8 +7,8 @@ turn: (read) uproot, as it comes, reads the branches that the recipe needs; (con
 conversion, writing included; (half) the same with float16; (padded) what published code does:
 every jet padded to 128 constituents in dense float32 arrays, lifetime signs included, int64
 classes, uncompressed. Both for the files as they are and for one of 100,000 jets, the size of a
-file of JetClass, into which the same jets are repeated; what a file costs whatever its size weighs more
-in small ones. Then, on two cores, sixteen files of that size with one and with two jobs.
+file of JetClass, into which the same jets are repeated; what a file costs whatever its size weighs
+more in small ones. Then, on two cores, sixteen files of that size with one and with two jobs.
 
 Bars, for the file of JetClass's size: convert >= 60 % of the speed of read and >= 2.5 times that of
 padded; at most a quarter, with --half a seventh, of the 4,788 bytes a jet that padded files take;
