@@ -78,6 +78,27 @@ class Packing:
         first = self.offsets.index_select(0, self.owner)
         return torch.arange(self.total, device=self.device) - first
 
+    @cached_property
+    def rows(self) -> int:
+        """Rows of the tensors inside a network: on a CPU a few more than tokens.
+
+        There, a matrix product of a new size costs milliseconds to prepare, so that sizes come in
+        steps: 16 for each power of two.
+        """
+        if self.device.type != "cpu":
+            return self.total
+        step = 1 << max(self.total.bit_length() - 5, 0)
+        return -(-self.total // step) * step
+
+    @cached_property
+    def row_owner(self) -> Int[Tensor, " rows"]:
+        """The jet that each row belongs to; those that are no tokens count for the first jet."""
+        return torch.nn.functional.pad(self.owner, (0, self.rows - self.total))
+
+    def pad(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "rows D"]:
+        """Values of the tokens, and zeros in the rows behind them."""
+        return torch.nn.functional.pad(x, (0, 0, 0, self.rows - self.total))
+
     def keep(self, chosen: Bool[Tensor, " T"]) -> Packing:
         """The packing of the chosen rows; asks the device how many they are."""
         running = torch.nn.functional.pad(chosen.cumsum(0), (1, 0))

@@ -7,28 +7,24 @@ its own jet, and a query whose jet has no keys gets zero.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from jetssl_cli.batch import Packing
+from jetssl_cli.encoder.padded import Boxes, attention
 from jetssl_cli.errors import ConfigError
 
 Heads = Float[Tensor, "T H K"]
 Keys = Float[Tensor, "M H K"]
-Boxes = Sequence[Float[Tensor, "_ H _ K"]]
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(q, k, v) -> out, each (tokens, heads, width of a head)."""
 Backend = Literal["auto", "flash-attn", "varlen", "padded", "reference"]
-
-JETS_PER_BUCKET = 32
-"""The padded path sorts jets by length and pads so many of them to one length."""
 
 
 def plan(
@@ -61,63 +57,22 @@ def reference(queries: Packing, keys: Packing, causal: bool) -> Attend:
                 later = torch.ones_like(logits[0], dtype=torch.bool).triu(1)
                 logits = logits.masked_fill(later, -torch.inf)
             out.append(torch.einsum("hqk,khd->qhd", logits.softmax(-1), v[k0:k1]))
-        return torch.cat(out)
+        return torch.cat([*out, torch.zeros_like(q[queries.total :])])
 
     return attend
 
 
 def padded(queries: Packing, keys: Packing, causal: bool) -> Attend:
-    """Jets of similar length are padded to one length and go through one dense kernel."""
-    jets = torch.split((queries.sizes + keys.sizes).argsort(), JETS_PER_BUCKET)
-    into_q = _Boxes(queries, jets)
-    into_k = into_q if keys is queries else _Boxes(keys, jets)
+    """Jets of similar length are padded to one length and go through dense matrix products."""
+
+    @cache
+    def boxes(heads: int, rows: tuple[int, int], dtype: torch.dtype) -> Boxes:
+        return Boxes.of(queries, keys, causal=causal, heads=heads, rows=rows, dtype=dtype)
 
     def attend(q: Heads, k: Keys, v: Keys) -> Heads:
-        outs = []
-        boxes = zip(into_q.pad(q), into_k.pad(k), into_k.pad(v), into_k.real, strict=True)
-        for box_q, box_k, box_v, real in boxes:
-            mask = real[:, None, None, :]  # (B, 1, 1, N)
-            if causal:
-                mask = mask & mask.new_ones(mask.shape[-1], mask.shape[-1]).tril()
-            empty = 0 in (*box_q.shape, *box_k.shape)
-            outs.append(
-                torch.zeros_like(box_q) if empty else sdpa(box_q, box_k, box_v, attn_mask=mask)
-            )
-        return into_q.unpad(outs)
+        return attention(q, k, v, boxes(q.shape[1], (len(q), len(k)), q.dtype))
 
     return attend
-
-
-class _Boxes:
-    """The jets of a packing, a few at a time, as dense boxes of the longest among them."""
-
-    def __init__(self, packing: Packing, groups: Sequence[Int[Tensor, " _"]]) -> None:
-        self.real: list[Bool[Tensor, "B N"]] = []
-        rows = []
-        for jets in groups:
-            sizes = packing.sizes[jets]
-            place = torch.arange(int(sizes.max()), device=sizes.device)
-            self.real.append(place < sizes[:, None])
-            rows.append(torch.where(self.real[-1], packing.offsets[jets, None] + place, 0))
-        flat = torch.cat([box.flatten() for box in rows])
-        self.rows: Int[Tensor, " slots"] = flat
-        """The token in each slot of all boxes; padding slots repeat token 0."""
-        slots = torch.cat([box.flatten() for box in self.real]).nonzero()[:, 0]
-        self.slots: Int[Tensor, " T"] = torch.empty_like(slots).index_copy(0, flat[slots], slots)
-        """The slot of each token."""
-
-    def pad(self, x: Heads) -> Boxes:
-        sizes = [real.numel() for real in self.real]
-        rows = self.rows if len(x) else self.rows[:0]
-        flat = torch.split(x.index_select(0, rows), sizes)
-        return [
-            box.view(*real.shape, *x.shape[1:]).transpose(1, 2)
-            for box, real in zip(flat, self.real, strict=True)
-        ]
-
-    def unpad(self, boxes: Boxes) -> Heads:
-        flat = torch.cat([box.transpose(1, 2).flatten(0, 1) for box in boxes])
-        return flat.index_select(0, self.slots)
 
 
 def varlen(queries: Packing, keys: Packing, causal: bool) -> Attend:

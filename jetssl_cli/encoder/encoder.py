@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from jetssl_cli.batch import JetBatch, Packing
 from jetssl_cli.config import Strict
 from jetssl_cli.encoder.attention import Backend, plan, require
-from jetssl_cli.encoder.transformer import Block, Context, mlp
+from jetssl_cli.encoder.transformer import Block, Context, RMSNorm, mlp
 
 
 class EncoderConfig(Strict):
@@ -70,12 +70,18 @@ class EncoderConfig(Strict):
 class Encoded:
     """Vectors of the registers and the constituents of each jet, registers first."""
 
-    tokens: Float[Tensor, "T D"]
+    rows: Float[Tensor, "rows D"]
+    """The vectors; behind them there may be rows that belong to no token (``packing.rows``)."""
     packing: Packing
     constituent_rows: Int[Tensor, " constituents"]
-    """Rows of ``tokens`` that belong to constituents, in their order."""
+    """Those that belong to constituents, in their order."""
     backend: Backend = "auto"
     """Attention back end for what reads the tokens."""
+
+    @property
+    def tokens(self) -> Float[Tensor, "T D"]:
+        """The vectors."""
+        return self.rows[: self.packing.total]
 
     @property
     def constituents(self) -> Float[Tensor, "constituents D"]:
@@ -102,7 +108,7 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList(
             Block(cfg.width, cfg.heads, context_width) for _ in range(cfg.depth)
         )
-        self.norm = nn.RMSNorm(cfg.width)
+        self.norm = RMSNorm(cfg.width)
         self.out = nn.Linear(cfg.width, cfg.width)
 
     @property
@@ -121,11 +127,12 @@ class Encoder(nn.Module):
 
     def encode(self, scaled: JetBatch) -> Encoded:
         """Encode a batch whose features are scaled already."""
-        tokens = self.embed(scaled.features)
+        tokens = self.embed(scaled.packing.pad(scaled.features))[: scaled.packing.total]
         if self.embed_id is not None:
             tokens = tokens + self.embed_id(scaled.ids)
         packing, x, rows = self._with_registers(tokens, scaled.packing)
-        context = Context(self.embed_jet(scaled.jets), packing) if self.embed_jet else None
+        owner = packing.row_owner
+        context = Context(self.embed_jet(scaled.jets), owner) if self.embed_jet else None
         attend = plan(packing, causal=self.cfg.causal, backend=self.cfg.attention)
         for block in self.blocks:
             x = block(x, context, attend)
@@ -138,6 +145,6 @@ class Encoder(nn.Module):
         front = Packing.of(torch.full((jets,), self.cfg.registers), packing.device)
         wide, places, rows = front.join(packing)
         registers = self.registers.to(tokens.dtype).repeat(jets, 1)
-        x = tokens.new_empty(wide.total, self.width)
+        x = tokens.new_zeros(wide.rows, self.width)
         x = x.index_copy(0, rows, tokens).index_copy(0, places, registers)
         return wide, x, rows

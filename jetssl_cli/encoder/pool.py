@@ -11,7 +11,7 @@ from jetssl_cli.batch import Packing
 from jetssl_cli.config import Strict
 from jetssl_cli.encoder.attention import plan
 from jetssl_cli.encoder.encoder import Encoded
-from jetssl_cli.encoder.transformer import Branch, CrossAttention, SwiGLU
+from jetssl_cli.encoder.transformer import Branch, CrossAttention, RMSNorm, SwiGLU
 
 
 class PoolConfig(Strict):
@@ -37,7 +37,7 @@ class AttentionPool(nn.Module):
     def __init__(self, cfg: PoolConfig, tokens_width: int, outputs: int) -> None:
         super().__init__()
         self.query = nn.Parameter(torch.randn(1, cfg.width) * 0.02)
-        self.norm_tokens = nn.RMSNorm(tokens_width)
+        self.norm_tokens = RMSNorm(tokens_width)
         self.layers = nn.ModuleList()
         for _ in range(cfg.depth):
             read = CrossAttention(cfg.width, cfg.heads, tokens_width)
@@ -45,7 +45,7 @@ class AttentionPool(nn.Module):
             self.layers.append(
                 Branch(SwiGLU(cfg.width, 2 * cfg.width), cfg.width, None, cfg.dropout)
             )
-        self.norm = nn.RMSNorm(cfg.width)
+        self.norm = RMSNorm(cfg.width)
         self.head = nn.Linear(cfg.width, outputs)
 
     def forward(self, encoded: Encoded) -> Float[Tensor, "J outputs"]:
@@ -53,7 +53,7 @@ class AttentionPool(nn.Module):
         one_each = torch.arange(encoded.packing.num_jets + 1)
         queries = Packing(one_each, encoded.packing.device)
         attend = plan(queries, encoded.packing, backend=encoded.backend)
-        memory = self.norm_tokens(encoded.tokens)
+        memory = self.norm_tokens(encoded.rows)
         x = self.query.expand(encoded.packing.num_jets, -1)
         for read, transform in zip(self.layers[::2], self.layers[1::2], strict=True):
             x = transform(read(x, None, attend, memory), None)

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from jetssl_cli.batch import Packing
 from jetssl_cli.encoder.attention import Attend
+from jetssl_cli.encoder.functions import gated, modulated_norm, rms_norm, swiglu
 
 Tokens = Float[Tensor, "T D"]
 
@@ -25,6 +25,18 @@ class ZeroLinear(nn.Linear):
         nn.init.zeros_(self.bias)
 
 
+class RMSNorm(nn.Module):
+    """A token over its root mean square, times a learned weight."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last axis."""
+        return rms_norm(x, self.weight)
+
+
 class SelfAttention(nn.Module):
     """Self-attention with RMS-normalised queries and keys (Henry et al., arXiv:2010.04245)."""
 
@@ -32,8 +44,8 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
-        self.norm_q, self.norm_k = nn.RMSNorm(width // heads), nn.RMSNorm(width // heads)
-        self.norm = nn.RMSNorm(width)
+        self.norm_q, self.norm_k = RMSNorm(width // heads), RMSNorm(width // heads)
+        self.norm = RMSNorm(width)
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tokens, attend: Attend) -> Tokens:
@@ -51,8 +63,8 @@ class CrossAttention(nn.Module):
         self.heads = heads
         self.q = nn.Linear(width, width)
         self.kv = nn.Linear(memory_width, 2 * width)
-        self.norm_q, self.norm_k = nn.RMSNorm(width // heads), nn.RMSNorm(width // heads)
-        self.norm = nn.RMSNorm(width)
+        self.norm_q, self.norm_k = RMSNorm(width // heads), RMSNorm(width // heads)
+        self.norm = RMSNorm(width)
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tokens, attend: Attend, memory: Float[Tensor, "M E"]) -> Tokens:
@@ -73,8 +85,7 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tokens) -> Tokens:
         """Transform each token by itself."""
-        gate, value = self.gate_and_value(x).chunk(2, -1)
-        return self.out(silu(gate) * value)
+        return self.out(swiglu(self.gate_and_value(x)))
 
 
 @dataclass(frozen=True)
@@ -82,8 +93,8 @@ class Context:
     """What modulates the blocks: one vector for each jet."""
 
     vectors: Float[Tensor, "J X"]
-    packing: Packing
-    """Packing of the tokens that are modulated."""
+    owner: Int[Tensor, " T"]
+    """The jet that each token belongs to."""
 
 
 class Branch(nn.Module):
@@ -99,7 +110,7 @@ class Branch(nn.Module):
     ) -> None:
         super().__init__()
         self.layer = layer
-        self.norm = nn.RMSNorm(width)
+        self.norm = RMSNorm(width)
         self.modulation = ZeroLinear(context_width, 3 * width) if context_width else None
         self.dropout = nn.Dropout(dropout)
 
@@ -108,10 +119,10 @@ class Branch(nn.Module):
         if self.modulation is None:
             return x + self.dropout(self.layer(self.norm(x), *inputs))
         assert context is not None
-        of_jets = self.modulation(silu(context.vectors))  # (J, 3 D)
-        modulation = of_jets.index_select(0, context.packing.owner)  # (T, 3 D)
-        scale, shift, gate = modulation.chunk(3, -1)
-        return x + gate * self.dropout(self.layer(self.norm(x) * (1 + scale) + shift, *inputs))
+        scale, shift, gate = self.modulation(silu(context.vectors)).to(x.dtype).chunk(3, -1)
+        scale = ((1 + scale) * self.norm.weight).to(x.dtype)
+        normed = modulated_norm(x, scale, shift, context.owner)
+        return gated(x, self.dropout(self.layer(normed, *inputs)).to(x.dtype), gate, context.owner)
 
 
 class Block(nn.Module):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from jetssl_cli.batch import Packing
 from jetssl_cli.encoder.attention import plan
 from jetssl_cli.encoder.encoder import Encoded
-from jetssl_cli.encoder.transformer import Block
+from jetssl_cli.encoder.transformer import Block, RMSNorm
 
 MASK_TOKENS = 128
 """Rows of the table; further hidden constituents of a jet share the last one."""
@@ -31,16 +31,16 @@ class Predictor(nn.Module):
         self.project = nn.Linear(encoder_width, width)
         self.mask_tokens = nn.Parameter(torch.randn(MASK_TOKENS, width) * 0.02)
         self.blocks = nn.ModuleList(Block(width, heads, None) for _ in range(depth))
-        self.norm = nn.RMSNorm(width)
+        self.norm = RMSNorm(width)
 
     def forward(self, visible: Encoded, hidden: Packing) -> Float[Tensor, "hidden E"]:
         """Vectors of the hidden constituents, in their order."""
         packing, rows, hidden_rows = visible.packing.join(hidden)
-        seen = self.project(visible.tokens)
+        seen = self.project(visible.rows)[: visible.packing.total]
         masked = self.mask_tokens.to(seen.dtype).index_select(
             0, hidden.rank.clamp_max(MASK_TOKENS - 1)
         )
-        x = seen.new_empty(packing.total, seen.shape[1])
+        x = seen.new_zeros(packing.rows, seen.shape[1])
         x = x.index_copy(0, rows, seen).index_copy(0, hidden_rows, masked)
         attend = plan(packing, backend=visible.backend)
         for block in self.blocks:

@@ -30,7 +30,7 @@ from jetssl_cli.batch import JetBatch, Packing
 from jetssl_cli.config import Strict
 from jetssl_cli.encoder.attention import plan
 from jetssl_cli.encoder.encoder import Encoded, Encoder
-from jetssl_cli.encoder.transformer import Block, Context, fourier, mlp
+from jetssl_cli.encoder.transformer import Block, Context, RMSNorm, fourier, mlp
 from jetssl_cli.errors import ConfigError
 from jetssl_cli.objectives import parallel
 from jetssl_cli.objectives.masking import MaskConfig, RandomMaskConfig
@@ -147,7 +147,7 @@ class FlowDecoder(nn.Module):
         self.blocks = nn.ModuleList(
             Block(width, cfg.heads, cfg.context_width, encoder.width) for _ in range(depth)
         )
-        self.norm = nn.RMSNorm(width)
+        self.norm = RMSNorm(width)
         self.out = nn.Linear(width, outputs)
 
     def forward(
@@ -158,10 +158,10 @@ class FlowDecoder(nn.Module):
         memory: Encoded,
     ) -> Float[Tensor, "T outputs"]:
         """Predict the velocity at the point ``xt``."""
-        context = Context(self.embed_time(fourier(t, self.time_features)), packing)
+        context = Context(self.embed_time(fourier(t, self.time_features)), packing.row_owner)
         attend = plan(packing, backend=self.attention)
         attend_memory = plan(packing, memory.packing, backend=self.attention)
-        x = self.embed(xt)
+        x = self.embed(packing.pad(xt))
         for block in self.blocks:
-            x = block(x, context, attend, attend_memory, memory.tokens)
-        return self.out(self.norm(x))
+            x = block(x, context, attend, attend_memory, memory.rows)
+        return self.out(self.norm(x))[: packing.total]

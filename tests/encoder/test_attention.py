@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from jetssl_cli.batch import Packing
 from jetssl_cli.encoder import attention
-from jetssl_cli.encoder.attention import JETS_PER_BUCKET, plan
+from jetssl_cli.encoder.attention import plan
+from jetssl_cli.encoder.padded import JETS_PER_BOX
 
 HEADS, HEAD_WIDTH = 2, 4
 
@@ -87,8 +88,45 @@ def test_padded_cross_attention_is_the_reference(sizes):
     )
 
 
+@pytest.mark.parametrize("kind", ["self", "causal", "cross"])
+def test_half_precision_is_the_reference_in_single(kind):
+    rng = torch.Generator().manual_seed(0)
+    queries, others = (Packing.of(torch.randint(0, 40, (70,), generator=rng)) for _ in range(2))
+    keys = others if kind == "cross" else None
+    totals = [queries.total, *2 * [(keys or queries).total]]
+    start = [torch.randn(n, 2, 16, generator=rng).bfloat16() for n in totals]
+    project = torch.randn(queries.total, 2, 16, generator=rng).bfloat16()
+    found = []
+    for backend, dtype in (("reference", torch.float32), ("padded", torch.bfloat16)):
+        inputs = [x.to(dtype).requires_grad_() for x in start]
+        out = plan(queries, keys, causal=kind == "causal", backend=backend)(*inputs)
+        (out * project.to(dtype)).sum().backward()
+        found.append([out.detach().float(), *(x.grad.float() for x in inputs)])
+    for wanted, other in zip(*found, strict=True):
+        size = wanted.square().mean().sqrt()
+        assert (other - wanted).square().mean().sqrt() < 1e-2 * size
+        torch.testing.assert_close(other / size, wanted / size, rtol=2e-2, atol=5e-2)
+
+
+@pytest.mark.parametrize("kind", ["self", "cross"])
+def test_rows_behind_the_tokens_change_nothing(kind):
+    """The tensors of a network may have more rows than tokens: those give zero and get zero."""
+    queries = pack([3, 0, 5, 2])
+    keys = pack([1, 4, 0, 2]) if kind == "cross" else None
+    wanted = values_and_gradients("padded", queries, keys)
+    attend = plan(queries, keys, backend="padded")
+    q = vectors(queries.total, 0)
+    k, v = (vectors((keys or queries).total, n) for n in (1, 2))
+    rest = torch.full((4, HEADS, HEAD_WIDTH), 7.0)
+    out = attend(*(torch.cat([x, rest]) for x in (q, k, v)))
+    assert (out[queries.total :] == 0).all()
+    project = torch.cat([vectors(queries.total, 3).detach(), rest])
+    (out * project).sum().backward()
+    same([out[: queries.total].detach(), q.grad, k.grad, v.grad], wanted)
+
+
 @pytest.mark.parametrize("backend", ["padded", "reference"])
-@pytest.mark.parametrize("sizes", [[0], [0, 0, 0], [0] * (JETS_PER_BUCKET + 1)])
+@pytest.mark.parametrize("sizes", [[0], [0, 0, 0], [0] * (JETS_PER_BOX + 1)])
 def test_a_batch_without_tokens(backend, sizes):
     for out in values_and_gradients(backend, pack(sizes), None):
         assert out.shape == (0, HEADS, HEAD_WIDTH)
@@ -107,10 +145,10 @@ def test_a_query_whose_jet_has_no_keys_gets_zero(backend):
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("extra", [-1, 0, 1, JETS_PER_BUCKET + 5])
+@pytest.mark.parametrize("extra", [-1, 0, 1, JETS_PER_BOX + 5])
 def test_more_jets_than_a_bucket_holds(extra, causal):
     rng = torch.Generator().manual_seed(extra + 10)
-    sizes = torch.randint(0, 6, (JETS_PER_BUCKET + extra,), generator=rng)
+    sizes = torch.randint(0, 6, (JETS_PER_BOX + extra,), generator=rng)
     packing = Packing.of(sizes)
     same(
         values_and_gradients("padded", packing, None, causal),

@@ -26,7 +26,8 @@ def test_a_jet_alone_gives_the_same_vectors():
     for tokens, number, wanted in zip(parts, hidden, together, strict=True):
         alone = Packing.of(torch.tensor([len(tokens)]))
         found = predictor(
-            replace(encoded, tokens=tokens, packing=alone), Packing.of(torch.tensor([number]))
+            replace(encoded, rows=alone.pad(tokens), packing=alone),
+            Packing.of(torch.tensor([number])),
         )
         torch.testing.assert_close(found, wanted)
 

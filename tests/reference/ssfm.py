@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from jetssl_cli.batch import JetBatch
 from jetssl_cli.encoder.encoder import Encoder
+from jetssl_cli.encoder.transformer import RMSNorm
 from jetssl_cli.objectives.ssfm import SSFM, FlowDecoder
 
 
@@ -165,7 +166,6 @@ def linear(layer: nn.Linear, x: Tensor) -> Tensor:
     return x @ layer.weight.T + layer.bias
 
 
-def rms_norm(layer: nn.RMSNorm, x: Tensor) -> Tensor:
+def rms_norm(layer: RMSNorm, x: Tensor) -> Tensor:
     """Divide x by its root mean square, and multiply by the weights."""
-    eps = torch.finfo(x.dtype).eps if layer.eps is None else layer.eps
-    return x / torch.sqrt((x**2).mean(-1, keepdim=True) + eps) * layer.weight
+    return x / torch.sqrt((x**2).mean(-1, keepdim=True) + 1e-6) * layer.weight

@@ -1,0 +1,141 @@
+"""Functions with their derivatives written out: autograd's own take several times as long.
+
+Each is equal to its plain definition, in values and in gradients. Every step is one pass over the
+tokens in their own precision; statistics of a token are summed in float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd import Function
+
+EPS = 1e-6
+"""Added to the mean square of a token."""
+
+
+def rms_norm(x: Float[Tensor, "*rows D"], weight: Float[Tensor, " D"]) -> Float[Tensor, "*rows D"]:
+    """Compute x / rms(x) * weight; Zhang and Sennrich, arXiv:1910.07467, (4)."""
+    out: Tensor = _RMSNorm.apply(x, weight)  # type: ignore[no-untyped-call]
+    return out
+
+
+def modulated_norm(
+    x: Float[Tensor, "T D"],
+    scale: Float[Tensor, "J D"],
+    shift: Float[Tensor, "J D"],
+    owner: Int[Tensor, " T"],
+) -> Float[Tensor, "T D"]:
+    """Compute x / rms(x) * scale + shift, scale and shift being those of the jet."""
+    out: Tensor = _ModulatedNorm.apply(x, scale, shift, owner)  # type: ignore[no-untyped-call]
+    return out
+
+
+def swiglu(x: Float[Tensor, "T two_hidden"]) -> Float[Tensor, "T hidden"]:
+    """silu(first half) * second half; Shazeer, arXiv:2002.05202, (5)."""
+    out: Tensor = _SwiGLU.apply(x)  # type: ignore[no-untyped-call]
+    return out
+
+
+def gated(
+    x: Float[Tensor, "T D"],
+    y: Float[Tensor, "T D"],
+    gate: Float[Tensor, "J D"],
+    owner: Int[Tensor, " T"],
+) -> Float[Tensor, "T D"]:
+    """Compute x + gate * y, with the gate of the jet that owns the token."""
+    out: Tensor = _Gated.apply(x, y, gate, owner)  # type: ignore[no-untyped-call]
+    return out
+
+
+def _inverse_rms(x: Tensor) -> Tensor:
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=_wide(x.dtype))
+    return norm.square_().div_(x.shape[-1]).add_(EPS).rsqrt_().to(x.dtype)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _norm_backward(inverse: Tensor, normed: Tensor, grad: Tensor) -> Tensor:
+    """Gradient of x, given that of normed = x * inverse, which is overwritten."""
+    along = (grad * normed).mean(-1, keepdim=True)
+    return grad.addcmul_(normed, along, value=-1).mul_(inverse)
+
+
+def _over_jets(grad: Tensor, owner: Tensor, jets: int) -> Tensor:
+    return grad.new_zeros(jets, grad.shape[1]).index_add_(0, owner, grad)
+
+
+class _RMSNorm(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        inverse = _inverse_rms(x)
+        ctx.save_for_backward(x, inverse, weight)
+        return (x * inverse).mul_(weight.to(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        (grad,) = grads
+        x, inverse, weight = ctx.saved_tensors
+        normed = x * inverse
+        of_weight = (grad * normed).flatten(0, -2).sum(0, dtype=weight.dtype)
+        return _norm_backward(inverse, normed, grad * weight.to(x.dtype)), of_weight
+
+
+class _ModulatedNorm(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, owner: Tensor) -> Tensor:
+        inverse = _inverse_rms(x)
+        ctx.save_for_backward(x, inverse, scale, owner)
+        normed = x * inverse
+        return normed.mul_(scale.index_select(0, owner)).add_(shift.index_select(0, owner))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        (grad,) = grads
+        x, inverse, scale, owner = ctx.saved_tensors
+        normed = x * inverse
+        of_scale = _over_jets(grad * normed, owner, len(scale))
+        of_shift = _over_jets(grad, owner, len(scale))
+        of_x = _norm_backward(inverse, normed, grad * scale.index_select(0, owner))
+        return of_x, of_scale, of_shift, None
+
+
+class _Gated(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, gate: Tensor, owner: Tensor) -> Tensor:
+        ctx.save_for_backward(y, gate, owner)
+        return torch.addcmul(x, y, gate.index_select(0, owner))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        (grad,) = grads
+        y, gate, owner = ctx.saved_tensors
+        of_gate = _over_jets(grad * y, owner, len(gate))
+        return grad, grad * gate.index_select(0, owner), of_gate, None
+
+
+class _SwiGLU(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        gate, value = x.chunk(2, -1)
+        return torch.nn.functional.silu(gate).mul_(value)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (grad,) = grads
+        (x,) = ctx.saved_tensors
+        gate, value = x.chunk(2, -1)
+        of_x = torch.empty_like(x)
+        of_gate, of_value = of_x.chunk(2, -1)
+        sigmoid = gate.sigmoid()
+        silu = gate * sigmoid
+        torch.mul(grad, silu, out=of_value)
+        silu.sub_(silu * sigmoid).add_(sigmoid)  # d silu = sigmoid + silu (1 - sigmoid)
+        torch.mul(grad * value, silu, out=of_gate)
+        return of_x

@@ -1,0 +1,80 @@
+"""Functions with derivatives of their own: equal to their definitions, in values and gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from jetssl_cli.encoder import functions
+
+OWNER = torch.tensor([0, 0, 0, 2, 2, 3, 3, 3, 3, 0])
+WIDTH = 6
+
+
+def norm(x):
+    return x / (x.square().mean(-1, keepdim=True) + functions.EPS).sqrt()
+
+
+def silu(x):
+    return x / (1 + torch.exp(-x))
+
+
+CASES = {
+    "rms_norm": (functions.rms_norm, lambda x, w: norm(x) * w, [(10, 3, WIDTH), (WIDTH,)]),
+    "modulated_norm": (
+        lambda x, scale, shift: functions.modulated_norm(x, scale, shift, OWNER),
+        lambda x, scale, shift: norm(x) * scale[OWNER] + shift[OWNER],
+        [(10, WIDTH), (4, WIDTH), (4, WIDTH)],
+    ),
+    "gated": (
+        lambda x, y, gate: functions.gated(x, y, gate, OWNER),
+        lambda x, y, gate: x + gate[OWNER] * y,
+        [(10, WIDTH), (10, WIDTH), (4, WIDTH)],
+    ),
+    "swiglu": (
+        functions.swiglu,
+        lambda x: silu(x[:, :WIDTH]) * x[:, WIDTH:],
+        [(10, 2 * WIDTH)],
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", CASES)
+def test_values_and_gradients_are_those_of_the_definition(case, dtype):
+    fast, definition, shapes = CASES[case]
+    rng = torch.Generator().manual_seed(0)
+    start = [torch.randn(shape, generator=rng).to(dtype) for shape in shapes]
+    found = []
+    for function, precision in ((fast, dtype), (definition, torch.float64)):
+        inputs = [x.to(precision, copy=True).requires_grad_() for x in start]
+        out = function(*inputs)
+        weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+        (out * weights.to(precision)).sum().backward()
+        found.append([out.detach(), *(x.grad for x in inputs)])
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2}[dtype]
+    for one, other in zip(*found, strict=True):
+        assert one.dtype == dtype
+        torch.testing.assert_close(one.double(), other, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_no_input_is_overwritten(case):
+    fast, _, shapes = CASES[case]
+    inputs = [torch.randn(shape) for shape in shapes]
+    copies = [x.clone().requires_grad_() for x in inputs]
+    out = fast(*copies)
+    grad = torch.randn(out.shape)
+    kept = grad.clone()
+    out.backward(grad)
+    assert torch.equal(grad, kept)
+    for copy, x in zip(copies, inputs, strict=True):
+        assert torch.equal(copy, x)
+
+
+def test_a_token_of_zeros_has_a_finite_norm():
+    x = torch.zeros(2, WIDTH, requires_grad=True)
+    out = functions.rms_norm(x, torch.ones(WIDTH))
+    out.sum().backward()
+    assert (out == 0).all()
+    assert x.grad.isfinite().all()
