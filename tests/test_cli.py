@@ -20,7 +20,7 @@ import torch
 import typer
 import uproot
 
-from jetssl_cli.cli import app
+from jetssl_cli.cli.main import app
 
 COMMANDS = ("simulate", "convert", "merge", "pretrain", "finetune", "export", "evaluate")
 HEAVY = (
@@ -31,8 +31,8 @@ HEAVY = (
 
 def test_help_imports_nothing_heavy():
     code = (
-        "import sys; from jetssl_cli import cli\n"
-        "try: cli.app(['--help'])\n"
+        "import sys; from jetssl_cli.cli.main import app\n"
+        "try: app(['--help'])\n"
         "except SystemExit: pass\n"
         f"loaded = [name for name in {HEAVY} if name in sys.modules]\n"
         "sys.exit(' '.join(loaded) or 0)"
