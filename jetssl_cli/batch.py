@@ -15,27 +15,51 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class Packing:
-    """How J jets lie along T rows: jet ``j`` has the rows ``offsets[j]:offsets[j + 1]``."""
+    """How J jets lie along T rows: jet ``j`` has the rows ``offsets[j]:offsets[j + 1]``.
 
-    offsets: Int[Tensor, " bounds"]
-    total: int
-    """T; known on the host, so that no device has to be asked."""
-    longest: int
-    """No jet has more tokens than this (an upper bound, known on the host)."""
+    The host knows all sizes, so that no device has to be asked for them.
+    """
+
+    host: Int[Tensor, " bounds"]
+    """The offsets, in the memory of the host."""
+    device: torch.device = CPU
+    """Where the rows are."""
 
     @classmethod
-    def of(cls, sizes: Int[Tensor, " J"]) -> Packing:
-        """Pack jets of these sizes; asks the device once, so call it where the data are made."""
-        offsets = torch.nn.functional.pad(sizes.cumsum(0), (1, 0))
-        return cls(offsets, int(offsets[-1]), int(sizes.max()) if len(sizes) else 0)
+    def of(cls, sizes: Int[Tensor, " J"], device: torch.device | None = None) -> Packing:
+        """Pack jets of these sizes; sizes that lie on a device are fetched from it."""
+        host = torch.nn.functional.pad(sizes.cpu().cumsum(0), (1, 0))
+        return cls(host, device or sizes.device)
 
     @property
     def num_jets(self) -> int:
         """J."""
-        return len(self.offsets) - 1
+        return len(self.host) - 1
+
+    @cached_property
+    def total(self) -> int:
+        """T."""
+        return int(self.host[-1])
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest jet."""
+        return int(self.host_sizes.max()) if self.num_jets else 0
+
+    @cached_property
+    def host_sizes(self) -> Int[Tensor, " J"]:
+        """Tokens of each jet, in the memory of the host."""
+        return self.host.diff()
+
+    @cached_property
+    def offsets(self) -> Int[Tensor, " bounds"]:
+        """The offsets, where the rows are."""
+        return self.host.to(self.device, non_blocking=True)
 
     @cached_property
     def sizes(self) -> Int[Tensor, " J"]:
@@ -45,31 +69,36 @@ class Packing:
     @cached_property
     def owner(self) -> Int[Tensor, " T"]:
         """The jet that each token belongs to."""
-        jets = torch.arange(self.num_jets, device=self.offsets.device)
+        jets = torch.arange(self.num_jets, device=self.device)
         return jets.repeat_interleave(self.sizes, output_size=self.total)
 
     @cached_property
     def rank(self) -> Int[Tensor, " T"]:
         """The place of each token in its own jet, from 0."""
         first = self.offsets.index_select(0, self.owner)
-        return torch.arange(self.total, device=self.offsets.device) - first
+        return torch.arange(self.total, device=self.device) - first
 
     def keep(self, chosen: Bool[Tensor, " T"]) -> Packing:
-        """The packing of the chosen rows."""
+        """The packing of the chosen rows; asks the device how many they are."""
         running = torch.nn.functional.pad(chosen.cumsum(0), (1, 0))
-        offsets = running[self.offsets]
-        return Packing(offsets, int(offsets[-1]), self.longest)
+        return Packing(running[self.offsets].cpu(), self.device)
 
-    def widen(self, extra: int) -> Packing:
-        """The packing with ``extra`` more rows in front of each jet."""
-        shift = extra * torch.arange(self.num_jets + 1, device=self.offsets.device)
-        return Packing(
-            self.offsets + shift, self.total + extra * self.num_jets, self.longest + extra
-        )
+    def join(self, other: Packing) -> tuple[Packing, Int[Tensor, " T"], Int[Tensor, " other_rows"]]:
+        """Lay the rows of two packings of the same jets together, in each jet those of self first.
+
+        Returns:
+            The packing of both; the new places of the rows of self; those of other.
+        """
+        both = Packing.of(self.host_sizes + other.host_sizes, self.device)
+        first = torch.arange(self.total, device=self.device)
+        first = first + other.offsets.index_select(0, self.owner)
+        second = torch.arange(other.total, device=self.device)
+        second = second + self.offsets.index_select(0, other.owner + 1)
+        return both, first, second
 
     def to(self, device: torch.device) -> Packing:
         """The same packing on another device."""
-        return replace(self, offsets=self.offsets.to(device, non_blocking=True))
+        return Packing(self.host, device)
 
 
 @dataclass(frozen=True)
@@ -88,14 +117,21 @@ class JetBatch:
     subjets: Int[Tensor, " T"] | None = None
     """Subjet of each constituent, counted in its jet from 0; only where it was asked for."""
 
-    def keep(self, chosen: Bool[Tensor, " T"]) -> JetBatch:
-        """The same jets with only the chosen constituents."""
+    def keep(self, chosen: Bool[Tensor, " T"], packing: Packing | None = None) -> JetBatch:
+        """The same jets with only the chosen constituents.
+
+        Args:
+            chosen: True for those to keep.
+            packing: of the chosen ones, if it is known; otherwise the device is asked.
+        """
+        packing = packing or self.packing.keep(chosen)
+        rows = torch.nonzero_static(chosen, size=packing.total)[:, 0]
         return replace(
             self,
-            features=self.features[chosen],
-            ids=self.ids[chosen],
-            packing=self.packing.keep(chosen),
-            subjets=None if self.subjets is None else self.subjets[chosen],
+            features=self.features.index_select(0, rows),
+            ids=self.ids.index_select(0, rows),
+            packing=packing,
+            subjets=None if self.subjets is None else self.subjets.index_select(0, rows),
         )
 
     def to(self, device: torch.device) -> JetBatch:
@@ -115,7 +151,7 @@ class JetBatch:
             features=self.features.pin_memory(),
             ids=self.ids.pin_memory(),
             jets=self.jets.pin_memory(),
-            packing=replace(self.packing, offsets=self.packing.offsets.pin_memory()),
+            packing=Packing(self.packing.host.pin_memory(), self.packing.device),
             labels=self.labels.pin_memory(),
             subjets=None if self.subjets is None else self.subjets.pin_memory(),
         )

@@ -4,7 +4,7 @@
     class  --embedding--------+                              ^
     jet features --scale--> MLP --> context of the jet ------+
 
-A jet is a set: nothing in the encoder depends on the place of a constituent.
+A jet is a set: unless the encoder is causal, nothing in it depends on the place of a constituent.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ class EncoderConfig(Strict):
     """Modulate the blocks by the jet features."""
     context_width: PositiveInt = 64
     """Width of the vector that modulates them."""
+    causal: bool = False
+    """A token attends only to those before it: registers first, then constituents in pT order."""
     attention: Backend = "auto"
     """Attention back end; auto takes FlashAttention where it runs."""
 
@@ -124,7 +126,7 @@ class Encoder(nn.Module):
             tokens = tokens + self.embed_id(scaled.ids)
         packing, x, rows = self._with_registers(tokens, scaled.packing)
         context = Context(self.embed_jet(scaled.jets), packing) if self.embed_jet else None
-        attend = plan(packing, backend=self.cfg.attention)
+        attend = plan(packing, causal=self.cfg.causal, backend=self.cfg.attention)
         for block in self.blocks:
             x = block(x, context, attend)
         return Encoded(self.out(self.norm(x)), packing, rows, self.cfg.attention)
@@ -132,11 +134,10 @@ class Encoder(nn.Module):
     def _with_registers(
         self, tokens: Float[Tensor, "T D"], packing: Packing
     ) -> tuple[Packing, Tensor, Tensor]:
-        num = self.cfg.registers
-        wide = packing.widen(num)
-        rows = torch.arange(packing.total, device=tokens.device) + num * (packing.owner + 1)
-        places = wide.offsets[:-1, None] + torch.arange(num, device=tokens.device)
-        registers = self.registers.to(tokens.dtype).repeat(packing.num_jets, 1)
-        x = tokens.new_zeros(wide.total, self.width)
-        x = x.index_copy(0, rows, tokens).index_copy(0, places.flatten(), registers)
+        jets = packing.num_jets
+        front = Packing.of(torch.full((jets,), self.cfg.registers), packing.device)
+        wide, places, rows = front.join(packing)
+        registers = self.registers.to(tokens.dtype).repeat(jets, 1)
+        x = tokens.new_empty(wide.total, self.width)
+        x = x.index_copy(0, rows, tokens).index_copy(0, places, registers)
         return wide, x, rows

@@ -50,8 +50,8 @@ class AttentionPool(nn.Module):
 
     def forward(self, encoded: Encoded) -> Float[Tensor, "J outputs"]:
         """Outputs of each jet."""
-        offsets = torch.arange(encoded.packing.num_jets + 1, device=encoded.tokens.device)
-        queries = Packing(offsets, encoded.packing.num_jets, 1)
+        one_each = torch.arange(encoded.packing.num_jets + 1)
+        queries = Packing(one_each, encoded.packing.device)
         attend = plan(queries, encoded.packing, backend=encoded.backend)
         memory = self.norm_tokens(encoded.tokens)
         x = self.query.expand(encoded.packing.num_jets, -1)

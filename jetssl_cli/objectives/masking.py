@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import numpy as np
@@ -12,6 +13,25 @@ from torch import Tensor
 
 from jetssl_cli.batch import JetBatch, Packing
 from jetssl_cli.config import Strict
+
+
+@dataclass(frozen=True)
+class Split:
+    """A batch, cut in two."""
+
+    seen: JetBatch
+    """With the visible constituents only."""
+    unseen: JetBatch
+    """With the hidden ones only, in pT order within each jet."""
+    hidden_rows: Int[Tensor, " hidden"]
+    """Where the hidden constituents stand among all of the batch."""
+
+    @classmethod
+    def of(cls, batch: JetBatch, hidden: Bool[Tensor, " T"], unseen: Packing) -> Split:
+        """Cut a batch at a mask, given how many constituents of each jet it hides."""
+        seen = Packing.of(batch.packing.host_sizes - unseen.host_sizes, unseen.device)
+        rows = torch.nonzero_static(hidden, size=unseen.total)[:, 0]
+        return cls(batch.keep(~hidden, seen), batch.keep(hidden, unseen), rows)
 
 
 class RandomMaskConfig(Strict):
@@ -26,9 +46,11 @@ class RandomMaskConfig(Strict):
     def subjet_radius(self) -> None:
         """It needs no subjets."""
 
-    def hide(self, batch: JetBatch, rng: torch.Generator) -> Bool[Tensor, " T"]:
-        """True where a constituent is hidden."""
-        return random_mask(batch.packing, self.share, rng)
+    def split(self, batch: JetBatch, rng: torch.Generator) -> Split:
+        """Cut a batch into what is seen and what is hidden."""
+        hidden = random_mask(batch.packing, self.share, rng)
+        count = num_hidden(batch.packing, self.share)
+        return Split.of(batch, hidden, Packing.of(count, batch.packing.device))
 
 
 class SubjetMaskConfig(Strict):
@@ -46,10 +68,11 @@ class SubjetMaskConfig(Strict):
         """The reader has to find subjets of this radius."""
         return self.radius
 
-    def hide(self, batch: JetBatch, rng: torch.Generator) -> Bool[Tensor, " T"]:
-        """True where a constituent is hidden; the batch must come with its subjets."""
+    def split(self, batch: JetBatch, rng: torch.Generator) -> Split:
+        """Cut a batch, which must come with its subjets, into what is seen and what is hidden."""
         assert batch.subjets is not None, "the reader was not asked for subjets"
-        return group_mask(batch.packing, batch.subjets, self.share, rng)
+        hidden = group_mask(batch.packing, batch.subjets, self.share, rng)
+        return Split.of(batch, hidden, batch.packing.keep(hidden))
 
 
 MaskConfig = Annotated[RandomMaskConfig | SubjetMaskConfig, Field(discriminator="name")]
@@ -62,12 +85,18 @@ def random_mask(packing: Packing, share: float, rng: torch.Generator) -> Bool[Te
     Returns:
         True where a constituent is hidden.
     """
-    device = packing.offsets.device
+    device = packing.device
     keys = torch.rand(packing.total, generator=rng, device=device, dtype=torch.float64)
     by_key = _argsort(packing.owner + keys)  # a random order within each jet
-    count = (packing.sizes.double() * share + 1e-9).floor()  # 0.29 * 100 is a little less than 29
+    count = num_hidden(packing, share).to(device, non_blocking=True)
     first = packing.rank < count.index_select(0, packing.owner)
     return torch.empty_like(first).scatter_(0, by_key, first)
+
+
+def num_hidden(packing: Packing, share: float) -> Int[Tensor, " J"]:
+    """floor(share * n) of each jet, in the memory of the host."""
+    shares = packing.host_sizes.double() * share
+    return (shares + 1e-9).long()  # 0.29 * 100 is a little less than 29
 
 
 def group_mask(

@@ -34,6 +34,10 @@ class Objective(nn.Module):
     def after_step(self, progress: float) -> None:
         """Called after each optimizer step; ``progress`` runs from 0 to 1 over the run."""
 
+    def diagnostics(self) -> dict[str, float]:
+        """Signs of collapse of the method's own, measured over the calls of ``loss`` since last."""
+        return {}
+
     def exported(self) -> Encoder:
         """The encoder worth keeping."""
         return self.encoder

@@ -32,6 +32,7 @@ from jetssl_cli.encoder.attention import plan
 from jetssl_cli.encoder.encoder import Encoded, Encoder
 from jetssl_cli.encoder.transformer import Block, Context, fourier, mlp
 from jetssl_cli.errors import ConfigError
+from jetssl_cli.objectives import parallel
 from jetssl_cli.objectives.masking import MaskConfig, RandomMaskConfig
 from jetssl_cli.objectives.objective import Objective
 
@@ -50,12 +51,17 @@ class SSFMConfig(Strict):
     time_features: PositiveInt = 16
     """Frequencies at which the decoder is told the time."""
 
-    def build(self, encoder: Encoder) -> SSFM:
+    @property
+    def clusters(self) -> None:
+        """It needs no tokenizer."""
+
+    def build(self, encoder: Encoder, tokenizer: nn.Module | None = None) -> SSFM:
         """Put a decoder on top of the encoder.
 
         Raises:
             ConfigError: the width of the decoder is not a multiple of the encoder's heads.
         """
+        del tokenizer
         width, heads = self.decoder_width or encoder.width // 2, encoder.cfg.heads
         if width % heads:
             raise ConfigError(
@@ -83,8 +89,8 @@ class SSFM(Objective):
     def loss(self, batch: JetBatch, rng: torch.Generator) -> dict[str, Float[Tensor, ""]]:
         """Mean squared error of the velocity over the numbers of all hidden constituents."""
         scaled = self.encoder.scale(batch)
-        hidden = self.cfg.mask.hide(scaled, rng)
-        seen, unseen = scaled.keep(~hidden), scaled.keep(hidden)
+        split = self.cfg.mask.split(scaled, rng)
+        seen, unseen = split.seen, split.unseen
         x0 = self.targets(unseen)
         device = x0.device
         t = torch.randn(scaled.packing.num_jets, generator=rng, device=device).sigmoid()
@@ -92,8 +98,7 @@ class SSFM(Objective):
         t_token = t[unseen.packing.owner, None]
         xt = (1 - t_token) * x0 + t_token * x1
         velocity = self.decoder(xt, t, unseen.packing, self.encoder.encode(seen))
-        error = (velocity - (x1 - x0)).square()
-        return {"flow": error.sum() / max(error.numel(), 1)}
+        return {"flow": parallel.mean((velocity.float() - (x1 - x0)).square())}
 
     @torch.no_grad()
     def sample(

@@ -111,6 +111,7 @@ class JetModule(lightning.LightningModule):
     def on_validation_start(self) -> None:
         """The same masks and noise in every validation."""
         self._stop_if_diverged()
+        self.objective.diagnostics()  # begins anew
         self._sums.clear()
         self._vectors.clear()
         self._val_rng = torch.Generator(self.device).manual_seed(self.train_cfg.seed)
@@ -136,6 +137,7 @@ class JetModule(lightning.LightningModule):
         jets = self._sums.pop("jets")
         found = {f"val/{name}": value / jets for name, value in self._sums.items()}
         found["val/loss"] = sum(found.values())
+        found |= {f"val/{name}": value for name, value in self.objective.diagnostics().items()}
         watched = "accuracy" if self.probe is None else "probe_accuracy"
         found[f"val/{watched}"] = float(self.accuracy.compute())
         self.accuracy.reset()

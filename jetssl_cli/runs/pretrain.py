@@ -13,6 +13,7 @@ from jetssl_cli.config import Layer, load, shipped_file
 from jetssl_cli.data.recipe import Schema
 from jetssl_cli.data.sample import Sample
 from jetssl_cli.data.scaling import SCALING_JETS, Scaling, fitted_scaling
+from jetssl_cli.data.tokenizer import TokenizeConfig, fitted_tokenizer
 from jetssl_cli.encoder.encoder import Encoder, EncoderConfig
 from jetssl_cli.objectives import ObjectiveConfig
 from jetssl_cli.runs import checkpoint
@@ -68,7 +69,14 @@ def pretrain(cfg: PretrainConfig) -> Path:
         max_constituents=cfg.data.max_constituents,
     )
     scaling = fitted_scaling(sample)
-    objective = cfg.objective.build(build_encoder(cfg.encoder, scaling, schema))
+    clusters = cfg.objective.clusters
+    tokens = TokenizeConfig(
+        files=cfg.data.train,
+        clusters=clusters or 1,
+        max_constituents=cfg.data.max_constituents,
+    )
+    tokenizer = fitted_tokenizer(tokens, scaling) if clusters else None
+    objective = cfg.objective.build(build_encoder(cfg.encoder, scaling, schema), tokenizer)
     weights = {checkpoint.MODEL: objective, checkpoint.BACKBONE: objective.exported()}
     return run(cfg, objective, schema, weights)
 

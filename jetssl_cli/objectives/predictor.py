@@ -1,0 +1,48 @@
+"""From the encoded visible constituents to one vector for each hidden one.
+
+    visible, encoded --linear--+
+                               +--> [visible, mask tokens] --> blocks --> norm --> the hidden ones
+    k-th of the mask tokens ---+
+
+Jets have no positions: with one mask token for all, every hidden constituent of a jet would get the
+same answer. So the k-th hidden constituent, in pT order, gets the k-th of a learned table.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from jetssl_cli.batch import Packing
+from jetssl_cli.encoder.attention import plan
+from jetssl_cli.encoder.encoder import Encoded
+from jetssl_cli.encoder.transformer import Block
+
+MASK_TOKENS = 128
+"""Rows of the table; further hidden constituents of a jet share the last one."""
+
+
+class Predictor(nn.Module):
+    """A transformer on visible and mask tokens, without context."""
+
+    def __init__(self, *, encoder_width: int, width: int, depth: int, heads: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(encoder_width, width)
+        self.mask_tokens = nn.Parameter(torch.randn(MASK_TOKENS, width) * 0.02)
+        self.blocks = nn.ModuleList(Block(width, heads, None) for _ in range(depth))
+        self.norm = nn.RMSNorm(width)
+
+    def forward(self, visible: Encoded, hidden: Packing) -> Float[Tensor, "hidden E"]:
+        """Vectors of the hidden constituents, in their order."""
+        packing, rows, hidden_rows = visible.packing.join(hidden)
+        seen = self.project(visible.tokens)
+        masked = self.mask_tokens.to(seen.dtype).index_select(
+            0, hidden.rank.clamp_max(MASK_TOKENS - 1)
+        )
+        x = seen.new_empty(packing.total, seen.shape[1])
+        x = x.index_copy(0, rows, seen).index_copy(0, hidden_rows, masked)
+        attend = plan(packing, backend=visible.backend)
+        for block in self.blocks:
+            x = block(x, None, attend)
+        return self.norm(x.index_select(0, hidden_rows))
