@@ -9,7 +9,6 @@ import typer
 
 from jetssl_cli.cli.options import COMMAND_LINE
 from jetssl_cli.config import Layer
-from jetssl_cli.errors import ConfigError
 
 room = typer.Typer()
 
@@ -29,7 +28,20 @@ OwnConfig = Annotated[
     typer.Option(metavar="FILE", help="YAML file laid over the presets.", show_default=False),
 ]
 Steps = Annotated[
-    int | None, typer.Option(metavar="N", help="Optimizer steps.", show_default=False)
+    int | None,
+    typer.Option(metavar="N", help="End after so many optimizer steps.", show_default=False),
+]
+Jets = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", help="Or after so many jets, counted in each epoch.", show_default=False
+    ),
+]
+MaxTime = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TIME", help="Or after so much time, such as 24h, 90m or 1h30m.", show_default=False
+    ),
 ]
 
 
@@ -49,13 +61,16 @@ def pretrain(
     ] = "base",
     config: OwnConfig = None,
     steps: Steps = None,
+    jets: Jets = None,
+    max_time: MaxTime = None,
     overrides: Overrides = None,
 ) -> None:
     """Pretrain an encoder without labels."""
     from jetssl_cli.runs.pretrain import load_config
     from jetssl_cli.runs.pretrain import pretrain as run
 
-    options = _options(train, val, out, steps)
+    budget = {"steps": steps, "jets": jets, "max_time": max_time}
+    options = _options(train, val, out, budget)
     cfg = load_config(method, size, options, config=config, overrides=overrides or [])
     typer.echo(f"{run(cfg)}: pretrained")
 
@@ -82,6 +97,8 @@ def finetune(
     ] = False,
     config: OwnConfig = None,
     steps: Steps = None,
+    jets: Jets = None,
+    max_time: MaxTime = None,
     overrides: Overrides = None,
 ) -> None:
     """Train a classifier on top of a pretrained backbone."""
@@ -91,16 +108,19 @@ def finetune(
     words: dict[str, Any] = {"backbone": str(backbone)}
     words |= {"random": True} if random else {}
     words |= {"objective": {"frozen": True}} if frozen or random else {}
-    options = _options(train, val, out, steps, words)
+    budget = {"steps": steps, "jets": jets, "max_time": max_time}
+    options = _options(train, val, out, budget, words)
     cfg = load_config(backbone, options, config=config, overrides=overrides or [])
     typer.echo(f"{run(cfg)}: finetuned")
 
 
 def _options(
-    train: Path, val: Path, out: Path, steps: int | None, words: dict[str, Any] | None = None
+    train: Path,
+    val: Path,
+    out: Path,
+    loop: dict[str, int | str | None],
+    words: dict[str, Any] | None = None,
 ) -> Layer:
-    if steps is not None and steps < 1:
-        raise ConfigError(f"--steps = {steps}: must be at least 1")
     settings = {"out": str(out), "data": {"train": [str(train)], "val": [str(val)]}}
-    schedule = {"train": {"steps": steps}} if steps is not None else {}
-    return Layer(COMMAND_LINE, settings | schedule | (words or {}))
+    given = {name: value for name, value in loop.items() if value is not None}
+    return Layer(COMMAND_LINE, settings | ({"train": given} if given else {}) | (words or {}))

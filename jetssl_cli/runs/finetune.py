@@ -13,7 +13,7 @@ from jetssl_cli.data.recipe import Schema
 from jetssl_cli.data.scaling import Scaling
 from jetssl_cli.encoder.encoder import EncoderConfig
 from jetssl_cli.objectives.supervised import Supervised, SupervisedConfig
-from jetssl_cli.runs import checkpoint
+from jetssl_cli.runs import budget, checkpoint
 from jetssl_cli.runs.optim import OptimConfig
 from jetssl_cli.runs.pretrain import PretrainConfig, build_encoder, load_backbone
 from jetssl_cli.runs.training import RunConfig, TrainConfig, read_schema, run
@@ -60,7 +60,7 @@ def load_config(
         Layer(str(backbone / checkpoint.CONFIG), inherited),
     ]
     layers += [Layer.read(config)] if config else []
-    return load(FinetuneConfig, [*layers, options], overrides)
+    return load(FinetuneConfig, budget.latest([*layers, options], overrides))
 
 
 def finetune(cfg: FinetuneConfig) -> Path:

@@ -8,7 +8,6 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -16,6 +15,7 @@ from jetssl_cli.batch import JetBatch
 from jetssl_cli.errors import RunError
 from jetssl_cli.objectives.objective import Objective
 from jetssl_cli.progress import Advance
+from jetssl_cli.runs.budget import Budget
 from jetssl_cli.runs.optim import OptimConfig
 from jetssl_cli.runs.probe import Probe, effective_rank, feature_std, jet_vectors
 from jetssl_cli.runs.tracking import Tracker
@@ -23,6 +23,8 @@ from jetssl_cli.runs.training import TrainConfig
 
 JETS_FOR_RANK = 5_000
 """Signs of collapse are measured on so many validation jets."""
+NEVER = 2**62
+"""A step that no run comes to."""
 
 
 class JetModule(lightning.LightningModule):
@@ -35,6 +37,7 @@ class JetModule(lightning.LightningModule):
         num_classes: int,
         optim: OptimConfig,
         train: TrainConfig,
+        budget: Budget,
         tracker: Tracker,
     ) -> None:
         super().__init__()
@@ -43,9 +46,9 @@ class JetModule(lightning.LightningModule):
         self.probe = None if objective.classifies else Probe(width, num_classes)
         self.accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.optim, self.train_cfg, self.tracker = optim, train, tracker
+        self.budget = budget
         self.advance: Advance = lambda *_: None
         self.latest: dict[str, float] = {}
-        self.validated_at = -1
         self._sums: dict[str, float] = defaultdict(float)
         self._vectors: list[Tensor] = []
         self._clock = (0, time.monotonic())
@@ -55,7 +58,7 @@ class JetModule(lightning.LightningModule):
         """Seed the generators, on the device they draw for."""
         del stage
         self.rng = torch.Generator(self.device).manual_seed(self.train_cfg.seed)
-        self.first_bad = torch.full((), self.train_cfg.steps, device=self.device)
+        self.first_bad = torch.full((), NEVER, device=self.device)
 
     def transfer_batch_to_device(
         self, batch: JetBatch, device: torch.device, dataloader_idx: int
@@ -64,19 +67,18 @@ class JetModule(lightning.LightningModule):
         del dataloader_idx
         return batch.to(device)
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
+    def configure_optimizers(self) -> torch.optim.Optimizer:
         """One optimizer for the objective and the probe: neither sees the other's gradients."""
-        optimizer = self.optim.build(self)
-        schedule = self.optim.schedule(optimizer, self.train_cfg.steps)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
+        return self.optim.build(self)
+
+    def on_train_start(self) -> None:
+        """Start the clock."""
+        self.budget.start()
 
     def training_step(self, batch: JetBatch, batch_idx: int) -> Tensor:
         """Loss of a batch, with that of the probe when it is its turn."""
         del batch_idx
-        step = self.global_step
+        step = self.budget.steps
         terms = self.objective.loss(batch, self.rng)
         total = torch.stack(list(terms.values())).sum()
         self.first_bad = torch.where(
@@ -87,7 +89,6 @@ class JetModule(lightning.LightningModule):
             self._record(step, total, terms)
         if self.probe is not None and step % self.train_cfg.probe_every == 0:
             total = total + self.probe.loss(self.objective.exported(), batch)
-        self.advance(1, self._note())
         return total
 
     def configure_gradient_clipping(
@@ -103,10 +104,20 @@ class JetModule(lightning.LightningModule):
                 nn.utils.clip_grad_norm_(part.parameters(), self.optim.clip_norm)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step, then let the objective follow (EMA teachers)."""
-        done = self.global_step + 1  # Lightning counts this step only after the hook
+        """Step at the rate of the schedule, then let the objective follow (EMA teachers)."""
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = self.rate
         super().optimizer_step(*args, **kwargs)
-        self.objective.after_step(done / self.train_cfg.steps)
+        before = self.budget.done
+        self.budget.step()
+        self.objective.after_step(self.budget.progress)
+        self.advance(self.budget.done - before, self._note())
+        self.trainer.should_stop = self.budget.finished
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the step to come."""
+        return self.optim.lr * self.optim.factor(self.budget.steps, self.budget.expected_steps)
 
     def on_validation_start(self) -> None:
         """The same masks and noise in every validation."""
@@ -145,14 +156,13 @@ class JetModule(lightning.LightningModule):
             vectors = torch.cat(self._vectors).float()
             found["val/effective_rank"] = effective_rank(vectors)
             found["val/feature_std"] = feature_std(vectors)
-        self.validated_at = self.global_step
         self.latest |= found
-        self.tracker.metrics(found, self.global_step)
+        self.tracker.metrics(found, self.budget.steps)
         self.advance(0, self._note())
 
     def _stop_if_diverged(self) -> None:
         first_bad = int(self.first_bad)  # asks the device, so not in every step
-        if first_bad < self.train_cfg.steps:
+        if first_bad < NEVER:
             raise RunError(f"the loss became non-finite at step {first_bad}; nothing was saved")
 
     def _record(self, step: int, total: Tensor, terms: dict[str, Tensor]) -> None:
@@ -160,7 +170,7 @@ class JetModule(lightning.LightningModule):
         then, now = self._clock[1], time.monotonic()
         found = {f"train/{name}": value.item() for name, value in terms.items()}
         found["train/loss"] = total.item()
-        found["train/lr"] = float(self.optim.lr * self.optim.factor(self.train_cfg.steps)(step))
+        found["train/lr"] = self.rate
         found["train/jets_per_second"] = (self._jets - self._clock[0]) / max(now - then, 1e-9)
         self._clock = (self._jets, now)
         self.latest |= found
@@ -172,4 +182,5 @@ class JetModule(lightning.LightningModule):
         parts = [
             f"{word} {self.latest[key]:.4f}" for key, word in shown.items() if key in self.latest
         ]
-        return "  ".join(parts)
+        timed = self.budget.unit == "s"
+        return "  ".join([f"{self.budget.steps:,} steps"] * timed + parts)

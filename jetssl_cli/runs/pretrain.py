@@ -16,7 +16,7 @@ from jetssl_cli.data.scaling import SCALING_JETS, Scaling, fitted_scaling
 from jetssl_cli.data.tokenizer import TokenizeConfig, fitted_tokenizer
 from jetssl_cli.encoder.encoder import Encoder, EncoderConfig
 from jetssl_cli.objectives import ObjectiveConfig
-from jetssl_cli.runs import checkpoint
+from jetssl_cli.runs import budget, checkpoint
 from jetssl_cli.runs.training import RunConfig, read_schema, run
 
 
@@ -50,7 +50,7 @@ def load_config(
         Layer.read(shipped_file("configs/size", size, "size")),
     ]
     layers += [Layer.read(config)] if config else []
-    return load(PretrainConfig, [*layers, options], overrides)
+    return load(PretrainConfig, budget.latest([*layers, options], overrides))
 
 
 def pretrain(cfg: PretrainConfig) -> Path:

@@ -27,6 +27,7 @@ from jetssl_cli.errors import RunError
 from jetssl_cli.objectives.objective import Objective
 from jetssl_cli.progress import progress
 from jetssl_cli.runs import checkpoint
+from jetssl_cli.runs.budget import Budget, BudgetConfig
 from jetssl_cli.runs.loaders import DataConfig
 from jetssl_cli.runs.optim import OptimConfig
 from jetssl_cli.runs.tracking import track
@@ -37,11 +38,9 @@ if TYPE_CHECKING:
     from jetssl_cli.runs.module import JetModule
 
 
-class TrainConfig(Strict):
+class TrainConfig(BudgetConfig):
     """Settings of the training loop."""
 
-    steps: PositiveInt = 100_000
-    """Optimizer steps."""
     val_every: PositiveInt = 1000
     """Steps between validations."""
     log_every: PositiveInt = 10
@@ -102,6 +101,7 @@ def run(
             num_classes=len(schema.classes),
             optim=cfg.optim,
             train=cfg.train,
+            budget=Budget(cfg.train, min(cfg.data.batch_size, readers[0].num_jets)),
             tracker=tracker,
         )
         _fit(module, cfg.data, readers, f"{cfg.command} {cfg.out.name}")
@@ -125,11 +125,11 @@ def _fit(
         for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
             logging.getLogger(name).setLevel(logging.ERROR)
         trainer = lightning.Trainer(
-            max_steps=train.steps,
+            max_epochs=-1,  # the budget ends the run
             accelerator="cuda" if torch.cuda.is_available() else "cpu",
             devices=1,
             precision=precision,
-            val_check_interval=min(train.val_every, train.steps),
+            val_check_interval=train.val_every,
             check_val_every_n_epoch=None,
             num_sanity_val_steps=0,
             logger=False,
@@ -138,13 +138,11 @@ def _fit(
             enable_model_summary=False,
             use_distributed_sampler=False,
         )
-        val_loader = data.once(val_stream)
-        with progress(label, train.steps, "steps") as module.advance:
-            _train(trainer, module, data.endless(train_reader, train.seed), val_loader)
-            if module.validated_at != train.steps:
-                trainer.validate(module, val_loader, verbose=False)
+        batches, budget = data.endless(train_reader, train.seed), module.budget
+        with progress(label, budget.total, budget.unit) as module.advance:
+            _train(trainer, module, batches, data.once(val_stream))
     if not all(map(math.isfinite, module.latest.values())):
-        raise RunError(f"the loss is not finite after step {train.steps}; nothing was saved")
+        raise RunError(f"the loss is not finite after step {budget.steps}; nothing was saved")
 
 
 def _train(
