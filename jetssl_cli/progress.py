@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,16 +17,22 @@ Advance = Callable[..., None]
 SECONDS_BETWEEN_LINES = 10.0
 
 
+def number_of_process() -> int:
+    """Number of this process among those that torchrun or srun has started together."""
+    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
+
+
 @contextmanager
 def progress(label: str, total: int | float, unit: str) -> Iterator[Advance]:
     """Show how far ``total`` units of work have come, with the rate and the time left.
 
     Of work that is measured in seconds (the unit ``s``) there is no rate.
 
-    Writes to standard error. On a terminal a live bar; elsewhere (a log file, a batch system) one
-    line every ten seconds and one at the end.
+    Writes to standard error, of several processes that train together the first alone. On a
+    terminal a live bar; elsewhere (a log file, a batch system) one line every ten seconds and one
+    at the end.
     """
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=number_of_process() > 0)
     reporter = _bar if console.is_terminal else _lines
     with reporter(console, label, total, unit) as advance:
         yield advance

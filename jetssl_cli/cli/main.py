@@ -15,6 +15,7 @@ from rich.console import Console
 from jetssl_cli import __version__
 from jetssl_cli.cli import data, results, simulate, training
 from jetssl_cli.errors import JetSSLError
+from jetssl_cli.progress import number_of_process
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells and typer have it."""
@@ -47,8 +48,10 @@ def main() -> None:
     try:
         app()
     except JetSSLError as err:
+        number = number_of_process()
+        where = f" (process {number})" if number else ""
         Console(stderr=True).print(
-            f"error: {err}", style="red", highlight=False, markup=False, soft_wrap=True
+            f"error{where}: {err}", style="red", highlight=False, markup=False, soft_wrap=True
         )
         sys.exit(2)
     except SystemExit as end:

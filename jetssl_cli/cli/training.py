@@ -9,6 +9,7 @@ import typer
 
 from jetssl_cli.cli.options import COMMAND_LINE
 from jetssl_cli.config import Layer
+from jetssl_cli.progress import number_of_process
 
 room = typer.Typer()
 
@@ -43,6 +44,20 @@ MaxTime = Annotated[
         metavar="TIME", help="Or after so much time, such as 24h, 90m or 1h30m.", show_default=False
     ),
 ]
+Devices = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|auto",
+        help="GPUs of each machine (or processes without one), or all; 1 if not given.",
+        show_default=False,
+    ),
+]
+Nodes = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", help="Machines; torchrun or srun starts the command.", show_default=False
+    ),
+]
 
 
 @room.command(
@@ -63,16 +78,18 @@ def pretrain(
     steps: Steps = None,
     jets: Jets = None,
     max_time: MaxTime = None,
+    devices: Devices = None,
+    nodes: Nodes = None,
     overrides: Overrides = None,
 ) -> None:
     """Pretrain an encoder without labels."""
     from jetssl_cli.runs.pretrain import load_config
     from jetssl_cli.runs.pretrain import pretrain as run
 
-    budget = {"steps": steps, "jets": jets, "max_time": max_time}
-    options = _options(train, val, out, budget)
+    loop = {"steps": steps, "jets": jets, "max_time": max_time, "devices": devices, "nodes": nodes}
+    options = _options(train, val, out, loop)
     cfg = load_config(method, size, options, config=config, overrides=overrides or [])
-    typer.echo(f"{run(cfg)}: pretrained")
+    _tell(f"{run(cfg)}: pretrained")
 
 
 @room.command(
@@ -99,6 +116,8 @@ def finetune(
     steps: Steps = None,
     jets: Jets = None,
     max_time: MaxTime = None,
+    devices: Devices = None,
+    nodes: Nodes = None,
     overrides: Overrides = None,
 ) -> None:
     """Train a classifier on top of a pretrained backbone."""
@@ -108,10 +127,10 @@ def finetune(
     words: dict[str, Any] = {"backbone": str(backbone)}
     words |= {"random": True} if random else {}
     words |= {"objective": {"frozen": True}} if frozen or random else {}
-    budget = {"steps": steps, "jets": jets, "max_time": max_time}
-    options = _options(train, val, out, budget, words)
+    loop = {"steps": steps, "jets": jets, "max_time": max_time, "devices": devices, "nodes": nodes}
+    options = _options(train, val, out, loop, words)
     cfg = load_config(backbone, options, config=config, overrides=overrides or [])
-    typer.echo(f"{run(cfg)}: finetuned")
+    _tell(f"{run(cfg)}: finetuned")
 
 
 def _options(
@@ -124,3 +143,9 @@ def _options(
     settings = {"out": str(out), "data": {"train": [str(train)], "val": [str(val)]}}
     given = {name: value for name, value in loop.items() if value is not None}
     return Layer(COMMAND_LINE, settings | ({"train": given} if given else {}) | (words or {}))
+
+
+def _tell(text: str) -> None:
+    """Print the result, once."""
+    if number_of_process() == 0:
+        typer.echo(text)

@@ -8,11 +8,13 @@ from typing import Any
 
 import lightning
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 from torchmetrics.classification import MulticlassAccuracy
 
 from jetssl_cli.batch import JetBatch
 from jetssl_cli.errors import RunError
+from jetssl_cli.objectives import parallel
 from jetssl_cli.objectives.objective import Objective
 from jetssl_cli.progress import Advance
 from jetssl_cli.runs.budget import Budget
@@ -44,7 +46,11 @@ class JetModule(lightning.LightningModule):
         self.objective = objective
         width = objective.exported().width
         self.probe = None if objective.classifies else Probe(width, num_classes)
-        self.accuracy = MulticlassAccuracy(num_classes, average="micro")
+        if self.probe is not None:
+            names = [f"probe.{name}" for name, _ in self.probe.named_parameters()]
+            ignore = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model
+            ignore(self, names)  # type: ignore[no-untyped-call]
+        self.accuracy = MulticlassAccuracy(num_classes, average="micro", sync_on_compute=False)
         self.optim, self.train_cfg, self.tracker = optim, train, tracker
         self.budget = budget
         self.advance: Advance = lambda *_: None
@@ -53,11 +59,15 @@ class JetModule(lightning.LightningModule):
         self._vectors: list[Tensor] = []
         self._clock = (0, time.monotonic())
         self._jets = 0
+        self._terms: dict[str, Tensor] = {}
 
     def setup(self, stage: str) -> None:
-        """Seed the generators, on the device they draw for."""
+        """Seed the generators, on the device they draw for; each process draws other numbers."""
         del stage
-        self.rng = torch.Generator(self.device).manual_seed(self.train_cfg.seed)
+        seed = self.train_cfg.seed + self.global_rank
+        self.rng = torch.Generator(self.device).manual_seed(seed)
+        if self.global_rank:
+            torch.manual_seed(seed)
         self.first_bad = torch.full((), NEVER, device=self.device)
 
     def transfer_batch_to_device(
@@ -72,13 +82,15 @@ class JetModule(lightning.LightningModule):
         return self.optim.build(self)
 
     def on_train_start(self) -> None:
-        """Start the clock."""
+        """Start the clock, all with the same probe."""
+        if self.probe is not None and parallel.world_size() > 1:
+            for parameter in self.probe.parameters():
+                distributed.broadcast(parameter.detach(), 0)
         self.budget.start()
 
     def training_step(self, batch: JetBatch, batch_idx: int) -> Tensor:
         """Loss of a batch, with that of the probe when it is its turn."""
-        del batch_idx
-        step = self.budget.steps
+        step, part = self.budget.steps, batch_idx % self.train_cfg.accumulate + 1
         terms = self.objective.loss(batch, self.rng)
         total = torch.stack(list(terms.values())).sum()
         self.first_bad = torch.where(
@@ -86,7 +98,10 @@ class JetModule(lightning.LightningModule):
         )
         self._jets += batch.packing.num_jets
         if (step + 1) % self.train_cfg.log_every == 0 or step == 0:
-            self._record(step, total, terms)
+            for name, value in terms.items():
+                self._terms[name] = self._terms.get(name, 0) + value.detach()
+            if part == self.train_cfg.accumulate:
+                self._record(step)
         if self.probe is not None and step % self.train_cfg.probe_every == 0:
             total = total + self.probe.loss(self.objective.exported(), batch)
         return total
@@ -99,6 +114,7 @@ class JetModule(lightning.LightningModule):
     ) -> None:
         """Clip the objective and the probe each by itself, so that neither slows the other."""
         del optimizer, gradient_clip_val, gradient_clip_algorithm
+        self._average_probe()
         for part in (self.objective, self.probe):
             if part is not None:
                 nn.utils.clip_grad_norm_(part.parameters(), self.optim.clip_norm)
@@ -160,18 +176,40 @@ class JetModule(lightning.LightningModule):
         self.tracker.metrics(found, self.budget.steps)
         self.advance(0, self._note())
 
+    def _average_probe(self) -> None:
+        """Average the gradients of the probe, which has some in few steps, over the processes."""
+        parameters = () if self.probe is None else self.probe.parameters()
+        grads = [p.grad for p in parameters if p.grad is not None]
+        if grads and parallel.world_size() > 1:
+            total = parallel.summed(torch.cat([grad.flatten() for grad in grads]))
+            mean = total / parallel.world_size()
+            parts = torch.split(mean, [grad.numel() for grad in grads])
+            for grad, part in zip(grads, parts, strict=True):
+                grad.copy_(part.view_as(grad))
+
     def _stop_if_diverged(self) -> None:
-        first_bad = int(self.first_bad)  # asks the device, so not in every step
+        first = self.first_bad.clone()
+        if parallel.world_size() > 1:
+            distributed.all_reduce(first, distributed.ReduceOp.MIN)
+        first_bad = int(first)  # asks the device, so not in every step
         if first_bad < NEVER:
             raise RunError(f"the loss became non-finite at step {first_bad}; nothing was saved")
 
-    def _record(self, step: int, total: Tensor, terms: dict[str, Tensor]) -> None:
+    def _record(self, step: int) -> None:
+        """Record the means over all processes, and over the parts of the batch."""
         self._stop_if_diverged()
         then, now = self._clock[1], time.monotonic()
-        found = {f"train/{name}": value.item() for name, value in terms.items()}
-        found["train/loss"] = total.item()
+        world = parallel.world_size()
+        values = torch.stack(list(self._terms.values())) / self.train_cfg.accumulate
+        values = parallel.summed(values) / world
+        found = {
+            f"train/{name}": value for name, value in zip(self._terms, values.tolist(), strict=True)
+        }
+        self._terms.clear()
+        found["train/loss"] = values.sum().item()
         found["train/lr"] = self.rate
-        found["train/jets_per_second"] = (self._jets - self._clock[0]) / max(now - then, 1e-9)
+        jets = (self._jets - self._clock[0]) * world
+        found["train/jets_per_second"] = jets / max(now - then, 1e-9)
         self._clock = (self._jets, now)
         self.latest |= found
         self.tracker.metrics(found, step + 1)

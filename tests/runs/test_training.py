@@ -194,7 +194,9 @@ def test_a_run_that_time_ends(jagged, tmp_path, monkeypatch, capsys):
 
     right = Budget.__init__
     monkeypatch.setattr(
-        Budget, "__init__", lambda self, *args: right(self, *args, clock=lambda: now[0])
+        Budget,
+        "__init__",
+        lambda self, *args, **more: right(self, *args, clock=lambda: now[0], **more),
     )
     monkeypatch.setattr(JetModule, "on_train_batch_start", tick)
     monkeypatch.setattr(JetModule, "on_validation_end", tick)
