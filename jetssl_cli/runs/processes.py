@@ -129,7 +129,6 @@ def strategy(place: Place) -> Strategy | Literal["auto"]:
 
     return DDPStrategy(
         cluster_environment=cluster(place),
-        process_group_backend="cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
         broadcast_buffers=False,  # what changes, the objectives keep equal
         gradient_as_bucket_view=True,
     )
@@ -148,11 +147,21 @@ def cluster(place: Place) -> ClusterEnvironment:
     return TorchElasticEnvironment()
 
 
-def agree(value: float) -> float:
-    """What the first process says; a message of eight bytes between hosts."""
-    said = torch.tensor(value, dtype=torch.float64)
-    distributed.broadcast(said, 0)
-    return float(said)
+def agreement() -> Callable[[float], float]:
+    """A function that gives all processes the value of the first one.
+
+    It is a message of eight bytes between hosts, so that no process has to wait for its GPU.
+    """
+    hosts: distributed.ProcessGroup | None = None
+
+    def agree(value: float) -> float:
+        nonlocal hosts
+        hosts = hosts or distributed.new_group(backend="gloo")
+        said = torch.tensor(value, dtype=torch.float64)
+        distributed.broadcast(said, 0, group=hosts)
+        return float(said)
+
+    return agree
 
 
 @contextmanager

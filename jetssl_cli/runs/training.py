@@ -126,7 +126,7 @@ def run(
             optim=cfg.optim,
             train=cfg.train,
             budget=Budget(
-                cfg.train, jets_per_step, agree=processes.agree if place.ranks > 1 else float
+                cfg.train, jets_per_step, agree=processes.agreement() if place.ranks > 1 else float
             ),
             tracker=tracker,
         )

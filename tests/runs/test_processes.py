@@ -167,7 +167,12 @@ def torchrun(jagged, tmp_path, *overrides, **environment):
     )
 
 
-SAME = (f"data.batch_size={JETS}", f"data.num_jets={JETS}", "data.num_val_jets=24", "train.steps=6")
+SAME = (
+    f"data.batch_size={JETS}",
+    f"data.num_jets={JETS}",
+    "data.num_val_jets=200",
+    "train.steps=6",
+)
 
 
 @pytest.mark.slow
