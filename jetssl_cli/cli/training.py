@@ -64,7 +64,9 @@ Nodes = Annotated[
     epilog="Examples:\n\n"
     "jetssl pretrain --method ssfm --train train.h5 --val val.h5 --out runs/ssfm --size tiny\n\n"
     "jetssl pretrain --method ssfm --train train.h5 --val val.h5 --out runs/a --steps 500 "
-    "optim.lr=1e-3 encoder.depth=2"
+    "optim.lr=1e-3 encoder.depth=2\n\n"
+    "jetssl pretrain --method ssfm --train train.h5 --val val.h5 --out runs/b --devices auto "
+    "--max-time 24h"
 )
 def pretrain(
     method: Annotated[str, typer.Option(metavar="NAME", help="Method: ssfm.")],

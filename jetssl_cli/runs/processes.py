@@ -27,6 +27,7 @@ from jetssl_cli.config import Strict, to_yaml
 from jetssl_cli.errors import ConfigError, JetSSLError, RunError
 
 if TYPE_CHECKING:
+    import lightning
     from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
     from lightning.pytorch.strategies import Strategy
 
@@ -145,6 +146,15 @@ def cluster(place: Place) -> ClusterEnvironment:
     if place.starter == "srun":
         return SLURMEnvironment(auto_requeue=False)
     return TorchElasticEnvironment()
+
+
+def let_run_ahead(trainer: lightning.Trainer) -> None:
+    """Keep Lightning from asking in every batch whether a process was told to stop.
+
+    Every process would wait for its GPU to have done all that was queued. As it is, a process that
+    is told to stop stops by itself after the batch, and the others with it as after any failure.
+    """
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
 
 def agreement() -> Callable[[float], float]:

@@ -169,6 +169,7 @@ def _fit(
             enable_model_summary=False,
             use_distributed_sampler=False,
         )
+        processes.let_run_ahead(trainer)
         batches, val = data.endless(readers[0], train.seed), data.once(readers[1])
         label = f"{cfg.command} {cfg.out.name}"
         with progress(label, budget.total, budget.unit) as module.advance:

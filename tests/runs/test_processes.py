@@ -18,6 +18,7 @@ from jetssl_cli.encoder.pool import PoolConfig
 from jetssl_cli.errors import ConfigError, RunError
 from jetssl_cli.objectives.ssfm import SSFM, SSFMConfig
 from jetssl_cli.objectives.supervised import SupervisedConfig
+from jetssl_cli.progress import progress
 from jetssl_cli.runs.finetune import FinetuneConfig, finetune
 from jetssl_cli.runs.loaders import DataConfig
 from jetssl_cli.runs.optim import OptimConfig
@@ -66,6 +67,14 @@ def test_a_batch_is_shared_evenly_or_not_at_all():
         place.jets_at_a_time(250, 1)
     with pytest.raises(ConfigError, match=r"batch_size = 250: .* multiple of 12 .*accumulate = 4"):
         place.jets_at_a_time(250, 4)
+
+
+def test_only_the_first_process_reports(monkeypatch, capsys):
+    for number, lines in (("0", 1), ("1", 0)):
+        monkeypatch.setenv("RANK", number)
+        with progress("work", 1, "steps") as advance:
+            advance(1)
+        assert len(capsys.readouterr().err.splitlines()) == lines
 
 
 def data_config(jagged, **settings):
@@ -267,6 +276,24 @@ def test_a_process_that_fails_before_it_joins_does_not_hang_the_other(tmp_path, 
     assert done.returncode == 2
     last = done.stderr.splitlines()[-1]
     assert last == "error: process 1 of the run failed: no such device"
+
+
+def test_an_error_says_which_process_has_it(tmp_path):
+    """The folder that the first process has made is not in its way."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").touch()
+    words = ["pretrain", "--method", "ssfm", "--train", "no.h5", "--val", "no.h5", "--out", "run"]
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("jetssl")), *words, "--devices", "2"],
+        cwd=tmp_path,
+        env={**os.environ, "TORCHELASTIC_RUN_ID": "x", "RANK": "1", "WORLD_SIZE": "2"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr == "error (process 1): no.h5: no such file\n"
 
 
 def test_the_command_refuses_a_batch_that_cannot_be_shared(jetssl, tmp_path, words):
