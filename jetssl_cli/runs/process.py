@@ -12,8 +12,8 @@ import threading
 from jetssl_cli.config import Layer, load, parse_yaml
 from jetssl_cli.errors import JetSSLError
 from jetssl_cli.runs.finetune import FinetuneConfig, finetune
+from jetssl_cli.runs.launch import END_OF_CONFIG, FAILED
 from jetssl_cli.runs.pretrain import PretrainConfig, pretrain
-from jetssl_cli.runs.processes import END_OF_CONFIG, FAILED
 
 SOURCE = "the first process"
 

@@ -28,6 +28,7 @@ from jetssl_cli.objectives.objective import Objective
 from jetssl_cli.progress import progress
 from jetssl_cli.runs import checkpoint, processes
 from jetssl_cli.runs.budget import Budget, BudgetConfig
+from jetssl_cli.runs.launch import together
 from jetssl_cli.runs.loaders import DataConfig
 from jetssl_cli.runs.optim import OptimConfig
 from jetssl_cli.runs.processes import DeviceConfig, Place
@@ -130,7 +131,7 @@ def run(
             ),
             tracker=tracker,
         )
-        with processes.together(cfg, place, lambda: tracker.finish("FAILED")):
+        with together(cfg, place, lambda: tracker.finish("FAILED")):
             _fit(module, place, cfg, (reader, val_stream))
         if place.first:
             for name, trained in weights.items():
