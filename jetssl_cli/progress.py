@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,53 +17,63 @@ Advance = Callable[..., None]
 SECONDS_BETWEEN_LINES = 10.0
 
 
+def number_of_process() -> int:
+    """Number of this process among those that torchrun or srun has started together."""
+    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
+
+
 @contextmanager
-def progress(label: str, total: int, unit: str) -> Iterator[Advance]:
+def progress(label: str, total: int | float, unit: str) -> Iterator[Advance]:
     """Show how far ``total`` units of work have come, with the rate and the time left.
 
-    Writes to standard error. On a terminal a live bar; elsewhere (a log file, a batch system) one
-    line every ten seconds and one at the end.
+    Of work that is measured in seconds (the unit ``s``) there is no rate.
+
+    Writes to standard error, of several processes that train together the first alone. On a
+    terminal a live bar; elsewhere (a log file, a batch system) one line every ten seconds and one
+    at the end.
     """
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=number_of_process() > 0)
     reporter = _bar if console.is_terminal else _lines
     with reporter(console, label, total, unit) as advance:
         yield advance
 
 
 @contextmanager
-def _bar(console: Console, label: str, total: int, unit: str) -> Iterator[Advance]:
+def _bar(console: Console, label: str, total: int | float, unit: str) -> Iterator[Advance]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn(f"{unit} · {{task.fields[rate]}} ·"),
+        TextColumn(f"{unit} ·{{task.fields[rate]}}"),
         TimeRemainingColumn(),
         TextColumn("left {task.fields[note]}"),
     )
     start = time.monotonic()
-    done = 0
+    done: int | float = 0
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(label, total=total, rate="", note="")
 
-        def advance(more: int, note: str = "") -> None:
+        def advance(more: int | float, note: str = "") -> None:
             nonlocal done
             done += more
-            bar.update(task, advance=more, note=note, rate=_rate(done, start, unit))
+            rate = f" {_rate(done, start, unit)} ·" if unit != "s" else ""
+            bar.update(task, advance=more, note=note, rate=rate)
 
         yield advance
 
 
 @contextmanager
-def _lines(console: Console, label: str, total: int, unit: str) -> Iterator[Advance]:
+def _lines(console: Console, label: str, total: int | float, unit: str) -> Iterator[Advance]:
     start = last = time.monotonic()
-    done = 0
+    done: int | float = 0
     latest = ""
 
     def line(ending: str) -> None:
-        text = f"{label}: {done:,}/{total:,} {unit}, {_rate(done, start, unit)}, {ending} {latest}"
+        rate = f"{_rate(done, start, unit)}, " if unit != "s" else ""
+        text = f"{label}: {done:,.0f}/{total:,.0f} {unit}, {rate}{ending} {latest}"
         console.print(text.rstrip(), highlight=False, soft_wrap=True, markup=False)
 
-    def advance(more: int, note: str = "") -> None:
+    def advance(more: int | float, note: str = "") -> None:
         nonlocal done, last, latest
         done += more
         latest = note
@@ -75,7 +86,7 @@ def _lines(console: Console, label: str, total: int, unit: str) -> Iterator[Adva
     line(f"done in {_clock(time.monotonic() - start)}")
 
 
-def _rate(done: int, start: float, unit: str) -> str:
+def _rate(done: int | float, start: float, unit: str) -> str:
     rate = done / max(time.monotonic() - start, 1e-9)
     return f"{rate:,.0f} {unit}/s" if rate >= 100 else f"{rate:.2g} {unit}/s"
 

@@ -19,8 +19,9 @@ import pytest
 import torch
 import typer
 import uproot
+import yaml
 
-from jetssl_cli.cli import app
+from jetssl_cli.cli.main import app
 
 COMMANDS = ("simulate", "convert", "merge", "pretrain", "finetune", "export", "evaluate")
 HEAVY = (
@@ -31,8 +32,8 @@ HEAVY = (
 
 def test_help_imports_nothing_heavy():
     code = (
-        "import sys; from jetssl_cli import cli\n"
-        "try: cli.app(['--help'])\n"
+        "import sys; from jetssl_cli.cli.main import app\n"
+        "try: app(['--help'])\n"
         "except SystemExit: pass\n"
         f"loaded = [name for name in {HEAVY} if name in sys.modules]\n"
         "sys.exit(' '.join(loaded) or 0)"
@@ -271,6 +272,31 @@ class TestPretrain:
         (tmp_path / "my.yaml").write_text("encoder: {widht: 64}")
         done = jetssl(*words, "--method", "ssfm", "--config", "my.yaml")
         refused(done, tmp_path, "my.yaml", "encoder.widht", "'width'", kept=["my.yaml"])
+
+    def test_two_budgets(self, jetssl, tmp_path, words):
+        done = jetssl(*words, "--method", "ssfm", "--steps", 5, "--jets", 100)
+        refused(done, tmp_path, "steps and jets are both given; one of them ends a run")
+
+    def test_a_time_that_is_none(self, jetssl, tmp_path, words):
+        done = jetssl(*words, "--method", "ssfm", "--max-time", "5 min")
+        refused(done, tmp_path, "train.max_time = '5 min'", "such as 2d, 24h")
+
+    def test_no_steps(self, jetssl, tmp_path, words):
+        done = jetssl(*words, "--method", "ssfm", "--steps", 0)
+        refused(done, tmp_path, "train.steps = 0", "greater than 0")
+
+    def test_jets_replace_the_steps_of_the_own_config(self, jetssl, tmp_path, words):
+        (tmp_path / "my.yaml").write_text("train: {steps: 100000}\ndata: {batch_size: 40}")
+        own = ("--config", "my.yaml", "--jets", 100, "tracking=false", *TINY)
+        done = jetssl(*words, "--method", "ssfm", "--size", "tiny", *own)
+        assert done.returncode == 0, done.stderr
+        assert "120/100 jets" in done.stderr
+        rows = [
+            json.loads(row) for row in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+        ]
+        assert rows[-1]["step"] == 3
+        train = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["train"]
+        assert (train["steps"], train["jets"], train["max_time"]) == (None, 100, None)
 
 
 def test_evaluate_refuses_scores_without_class_names(jetssl, tmp_path):

@@ -13,10 +13,10 @@ from jetssl_cli.data.recipe import Schema
 from jetssl_cli.data.scaling import Scaling
 from jetssl_cli.encoder.encoder import EncoderConfig
 from jetssl_cli.objectives.supervised import Supervised, SupervisedConfig
-from jetssl_cli.runs import checkpoint
+from jetssl_cli.runs import budget, checkpoint
 from jetssl_cli.runs.optim import OptimConfig
 from jetssl_cli.runs.pretrain import PretrainConfig, build_encoder, load_backbone
-from jetssl_cli.runs.training import RunConfig, TrainConfig, read_schema, run
+from jetssl_cli.runs.training import RunConfig, TrainConfig, check, read_schema, run
 
 
 class FinetuneConfig(RunConfig):
@@ -60,18 +60,19 @@ def load_config(
         Layer(str(backbone / checkpoint.CONFIG), inherited),
     ]
     layers += [Layer.read(config)] if config else []
-    return load(FinetuneConfig, [*layers, options], overrides)
+    return load(FinetuneConfig, budget.latest([*layers, options], overrides))
 
 
 def finetune(cfg: FinetuneConfig) -> Path:
     """Finetune, and return the folder of the run.
 
     Raises:
+        ConfigError: the devices are not there, or cannot share a batch evenly.
         DataError: the data cannot be read.
         RunError: the data do not fit the backbone, the folder holds a run already, or the
             training had to stop.
     """
-    checkpoint.require_free(cfg.out)
+    check(cfg)
     schema = read_schema(cfg.data)
     expected = checkpoint.read_schema(cfg.backbone)
     checkpoint.match(schema, expected, str(cfg.data.train[0]), cfg.backbone)

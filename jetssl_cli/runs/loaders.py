@@ -16,6 +16,9 @@ from jetssl_cli.data.state import ReaderState
 from jetssl_cli.data.stream import Endless, JetReader, JetStream
 from jetssl_cli.errors import DataError
 
+VAL_JETS_AT_A_TIME = 1000
+"""At most; the same on any number of devices, and so are the numbers that a validation finds."""
+
 
 def _as_list(value: object) -> object:
     return [value] if isinstance(value, str | Path) else value
@@ -32,7 +35,7 @@ class DataConfig(Strict):
     val: Files
     """Jagged files to validate on."""
     batch_size: PositiveInt = 1000
-    """Jets in a batch."""
+    """Jets of an optimizer step, in all processes together."""
     max_constituents: PositiveInt = 64
     """The first so many constituents of a jet are used."""
     num_jets: PositiveInt | None = None
@@ -47,18 +50,33 @@ class DataConfig(Strict):
     in_memory: bool = False
     """Hold all training jets in memory, in each process that reads, and shuffle all at once."""
 
-    def train_reader(self, subjet_radius: float | None = None) -> JetReader:
-        """The training jets; with subjets, if their radius is given.
+    def train_reader(
+        self,
+        subjet_radius: float | None = None,
+        *,
+        batch_size: int | None = None,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> JetReader:
+        """The training jets of one process; with subjets, if their radius is given.
+
+        Args:
+            subjet_radius: find subjets of this radius.
+            batch_size: jets that this process reads at a time, if not all of a batch.
+            rank: number of this process.
+            ranks: processes that share the jets.
 
         Raises:
             DataError: a file cannot be read, or there are fewer jets than reading processes.
         """
         stream = JetStream(
             self.train,
-            batch_size=self.batch_size,
+            batch_size=batch_size or self.batch_size,
             max_constituents=self.max_constituents,
             num_jets=self.num_jets,
             subjet_radius=subjet_radius,
+            rank=rank,
+            ranks=ranks,
         )
         if stream.num_jets < self.workers:
             raise DataError(
@@ -68,10 +86,10 @@ class DataConfig(Strict):
         return JetsInMemory(stream) if self.in_memory else stream
 
     def val_stream(self, subjet_radius: float | None = None) -> JetStream:
-        """The validation jets; with subjets, if their radius is given."""
+        """The validation jets, all of them; with subjets, if their radius is given."""
         return JetStream(
             self.val,
-            batch_size=self.batch_size,
+            batch_size=min(self.batch_size, VAL_JETS_AT_A_TIME),
             max_constituents=self.max_constituents,
             num_jets=self.num_val_jets,
             subjet_radius=subjet_radius,

@@ -8,14 +8,16 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 from torchmetrics.classification import MulticlassAccuracy
 
 from jetssl_cli.batch import JetBatch
 from jetssl_cli.errors import RunError
+from jetssl_cli.objectives import parallel
 from jetssl_cli.objectives.objective import Objective
 from jetssl_cli.progress import Advance
+from jetssl_cli.runs.budget import Budget
 from jetssl_cli.runs.optim import OptimConfig
 from jetssl_cli.runs.probe import Probe, effective_rank, feature_std, jet_vectors
 from jetssl_cli.runs.tracking import Tracker
@@ -23,6 +25,8 @@ from jetssl_cli.runs.training import TrainConfig
 
 JETS_FOR_RANK = 5_000
 """Signs of collapse are measured on so many validation jets."""
+NEVER = 2**62
+"""A step that no run comes to."""
 
 
 class JetModule(lightning.LightningModule):
@@ -35,27 +39,36 @@ class JetModule(lightning.LightningModule):
         num_classes: int,
         optim: OptimConfig,
         train: TrainConfig,
+        budget: Budget,
         tracker: Tracker,
     ) -> None:
         super().__init__()
         self.objective = objective
         width = objective.exported().width
         self.probe = None if objective.classifies else Probe(width, num_classes)
-        self.accuracy = MulticlassAccuracy(num_classes, average="micro")
+        if self.probe is not None:
+            names = [f"probe.{name}" for name, _ in self.probe.named_parameters()]
+            ignore = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model
+            ignore(self, names)  # type: ignore[no-untyped-call]
+        self.accuracy = MulticlassAccuracy(num_classes, average="micro", sync_on_compute=False)
         self.optim, self.train_cfg, self.tracker = optim, train, tracker
+        self.budget = budget
         self.advance: Advance = lambda *_: None
         self.latest: dict[str, float] = {}
-        self.validated_at = -1
         self._sums: dict[str, float] = defaultdict(float)
         self._vectors: list[Tensor] = []
         self._clock = (0, time.monotonic())
         self._jets = 0
+        self._terms: dict[str, Tensor] = {}
 
     def setup(self, stage: str) -> None:
-        """Seed the generators, on the device they draw for."""
+        """Seed the generators, on the device they draw for; each process draws other numbers."""
         del stage
-        self.rng = torch.Generator(self.device).manual_seed(self.train_cfg.seed)
-        self.first_bad = torch.full((), self.train_cfg.steps, device=self.device)
+        seed = self.train_cfg.seed + self.global_rank
+        self.rng = torch.Generator(self.device).manual_seed(seed)
+        if self.global_rank:
+            torch.manual_seed(seed)
+        self.first_bad = torch.full((), NEVER, device=self.device)
 
     def transfer_batch_to_device(
         self, batch: JetBatch, device: torch.device, dataloader_idx: int
@@ -64,19 +77,20 @@ class JetModule(lightning.LightningModule):
         del dataloader_idx
         return batch.to(device)
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
+    def configure_optimizers(self) -> torch.optim.Optimizer:
         """One optimizer for the objective and the probe: neither sees the other's gradients."""
-        optimizer = self.optim.build(self)
-        schedule = self.optim.schedule(optimizer, self.train_cfg.steps)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
+        return self.optim.build(self)
+
+    def on_train_start(self) -> None:
+        """Start the clock, all with the same probe."""
+        if self.probe is not None and parallel.world_size() > 1:
+            for parameter in self.probe.parameters():
+                distributed.broadcast(parameter.detach(), 0)
+        self.budget.start()
 
     def training_step(self, batch: JetBatch, batch_idx: int) -> Tensor:
         """Loss of a batch, with that of the probe when it is its turn."""
-        del batch_idx
-        step = self.global_step
+        step, part = self.budget.steps, batch_idx % self.train_cfg.accumulate + 1
         terms = self.objective.loss(batch, self.rng)
         total = torch.stack(list(terms.values())).sum()
         self.first_bad = torch.where(
@@ -84,10 +98,12 @@ class JetModule(lightning.LightningModule):
         )
         self._jets += batch.packing.num_jets
         if (step + 1) % self.train_cfg.log_every == 0 or step == 0:
-            self._record(step, total, terms)
+            for name, value in terms.items():
+                self._terms[name] = self._terms.get(name, 0) + value.detach()
+            if part == self.train_cfg.accumulate:
+                self._record(step)
         if self.probe is not None and step % self.train_cfg.probe_every == 0:
             total = total + self.probe.loss(self.objective.exported(), batch)
-        self.advance(1, self._note())
         return total
 
     def configure_gradient_clipping(
@@ -98,15 +114,26 @@ class JetModule(lightning.LightningModule):
     ) -> None:
         """Clip the objective and the probe each by itself, so that neither slows the other."""
         del optimizer, gradient_clip_val, gradient_clip_algorithm
+        self._average_probe()
         for part in (self.objective, self.probe):
             if part is not None:
                 nn.utils.clip_grad_norm_(part.parameters(), self.optim.clip_norm)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step, then let the objective follow (EMA teachers)."""
-        done = self.global_step + 1  # Lightning counts this step only after the hook
+        """Step at the rate of the schedule, then let the objective follow (EMA teachers)."""
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = self.rate
         super().optimizer_step(*args, **kwargs)
-        self.objective.after_step(done / self.train_cfg.steps)
+        before = self.budget.done
+        self.budget.step()
+        self.objective.after_step(self.budget.progress)
+        self.advance(self.budget.done - before, self._note())
+        self.trainer.should_stop = self.budget.finished
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the step to come."""
+        return self.optim.lr * self.optim.factor(self.budget.steps, self.budget.expected_steps)
 
     def on_validation_start(self) -> None:
         """The same masks and noise in every validation."""
@@ -145,23 +172,44 @@ class JetModule(lightning.LightningModule):
             vectors = torch.cat(self._vectors).float()
             found["val/effective_rank"] = effective_rank(vectors)
             found["val/feature_std"] = feature_std(vectors)
-        self.validated_at = self.global_step
         self.latest |= found
-        self.tracker.metrics(found, self.global_step)
+        self.tracker.metrics(found, self.budget.steps)
         self.advance(0, self._note())
 
+    def _average_probe(self) -> None:
+        """Average the gradients of the probe, which has some in few steps, over the processes."""
+        parameters = () if self.probe is None else self.probe.parameters()
+        grads = [p.grad for p in parameters if p.grad is not None]
+        if grads and parallel.world_size() > 1:
+            total = parallel.summed(torch.cat([grad.flatten() for grad in grads]))
+            mean = total / parallel.world_size()
+            parts = torch.split(mean, [grad.numel() for grad in grads])
+            for grad, part in zip(grads, parts, strict=True):
+                grad.copy_(part.view_as(grad))
+
     def _stop_if_diverged(self) -> None:
-        first_bad = int(self.first_bad)  # asks the device, so not in every step
-        if first_bad < self.train_cfg.steps:
+        first = self.first_bad.clone()
+        if parallel.world_size() > 1:
+            distributed.all_reduce(first, distributed.ReduceOp.MIN)
+        first_bad = int(first)  # asks the device, so not in every step
+        if first_bad < NEVER:
             raise RunError(f"the loss became non-finite at step {first_bad}; nothing was saved")
 
-    def _record(self, step: int, total: Tensor, terms: dict[str, Tensor]) -> None:
+    def _record(self, step: int) -> None:
+        """Record the means over all processes, and over the parts of the batch."""
         self._stop_if_diverged()
         then, now = self._clock[1], time.monotonic()
-        found = {f"train/{name}": value.item() for name, value in terms.items()}
-        found["train/loss"] = total.item()
-        found["train/lr"] = float(self.optim.lr * self.optim.factor(self.train_cfg.steps)(step))
-        found["train/jets_per_second"] = (self._jets - self._clock[0]) / max(now - then, 1e-9)
+        world = parallel.world_size()
+        values = torch.stack(list(self._terms.values())) / self.train_cfg.accumulate
+        values = parallel.summed(values) / world
+        found = {
+            f"train/{name}": value for name, value in zip(self._terms, values.tolist(), strict=True)
+        }
+        self._terms.clear()
+        found["train/loss"] = values.sum().item()
+        found["train/lr"] = self.rate
+        jets = (self._jets - self._clock[0]) * world
+        found["train/jets_per_second"] = jets / max(now - then, 1e-9)
         self._clock = (self._jets, now)
         self.latest |= found
         self.tracker.metrics(found, step + 1)
@@ -172,4 +220,5 @@ class JetModule(lightning.LightningModule):
         parts = [
             f"{word} {self.latest[key]:.4f}" for key, word in shown.items() if key in self.latest
         ]
-        return "  ".join(parts)
+        timed = self.budget.unit == "s"
+        return "  ".join([f"{self.budget.steps:,} steps"] * timed + parts)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Annotated
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import nn
 from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
 
 from jetssl_cli.config import Strict
 
@@ -49,18 +47,17 @@ class OptimConfig(Strict):
         ]
         return AdamW(groups, lr=self.lr, betas=self.betas)
 
-    def schedule(self, optimizer: AdamW, steps: int) -> LambdaLR:
-        """The schedule over ``steps`` optimizer steps."""
-        return LambdaLR(optimizer, self.factor(steps))
+    def factor(self, step: int, steps: int | float) -> float:
+        """Share of ``lr`` at a step of a run of ``steps`` steps.
 
-    def factor(self, steps: int) -> Callable[[int], float]:
-        """Share of ``lr`` at each step of a run of ``steps`` steps."""
-        warmup = min(self.warmup_steps, steps // 10)
-
-        def at(step: int) -> float:
-            if step < warmup:
-                return (step + 1) / (warmup + 1)
-            progress = min((step - warmup) / max(steps - warmup, 1), 1.0)
-            return self.final_lr + (1 - self.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
-
-        return at
+        Where time ends a run, its steps are those to be expected at the pace so far, infinitely
+        many at its start: the warm-up ends after ``warmup_steps`` or a tenth of the time, and the
+        cosine runs over the time that is left.
+        """
+        warmup = math.floor(min(self.warmup_steps, steps / 10))
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        if math.isinf(steps):
+            return 1.0
+        progress = min((step - warmup) / max(steps - warmup, 1), 1.0)
+        return self.final_lr + (1 - self.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))

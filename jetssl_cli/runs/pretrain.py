@@ -16,8 +16,8 @@ from jetssl_cli.data.scaling import SCALING_JETS, Scaling, fitted_scaling
 from jetssl_cli.data.tokenizer import TokenizeConfig, fitted_tokenizer
 from jetssl_cli.encoder.encoder import Encoder, EncoderConfig
 from jetssl_cli.objectives import ObjectiveConfig
-from jetssl_cli.runs import checkpoint
-from jetssl_cli.runs.training import RunConfig, read_schema, run
+from jetssl_cli.runs import budget, checkpoint
+from jetssl_cli.runs.training import RunConfig, check, read_schema, run
 
 
 class PretrainConfig(RunConfig):
@@ -50,17 +50,18 @@ def load_config(
         Layer.read(shipped_file("configs/size", size, "size")),
     ]
     layers += [Layer.read(config)] if config else []
-    return load(PretrainConfig, [*layers, options], overrides)
+    return load(PretrainConfig, budget.latest([*layers, options], overrides))
 
 
 def pretrain(cfg: PretrainConfig) -> Path:
     """Pretrain, and return the folder of the run.
 
     Raises:
+        ConfigError: the devices are not there, or cannot share a batch evenly.
         DataError: the data cannot be read.
         RunError: the folder holds a run already, or the training had to stop.
     """
-    checkpoint.require_free(cfg.out)
+    check(cfg)
     schema = read_schema(cfg.data)
     torch.manual_seed(cfg.train.seed)
     sample = Sample(

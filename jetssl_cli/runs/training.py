@@ -26,9 +26,12 @@ from jetssl_cli.encoder.attention import has_flash_attention
 from jetssl_cli.errors import RunError
 from jetssl_cli.objectives.objective import Objective
 from jetssl_cli.progress import progress
-from jetssl_cli.runs import checkpoint
+from jetssl_cli.runs import checkpoint, processes
+from jetssl_cli.runs.budget import Budget, BudgetConfig
+from jetssl_cli.runs.launch import together
 from jetssl_cli.runs.loaders import DataConfig
 from jetssl_cli.runs.optim import OptimConfig
+from jetssl_cli.runs.processes import DeviceConfig, Place
 from jetssl_cli.runs.tracking import track
 
 if TYPE_CHECKING:
@@ -37,11 +40,9 @@ if TYPE_CHECKING:
     from jetssl_cli.runs.module import JetModule
 
 
-class TrainConfig(Strict):
+class TrainConfig(BudgetConfig, DeviceConfig):
     """Settings of the training loop."""
 
-    steps: PositiveInt = 100_000
-    """Optimizer steps."""
     val_every: PositiveInt = 1000
     """Steps between validations."""
     log_every: PositiveInt = 10
@@ -51,7 +52,8 @@ class TrainConfig(Strict):
     precision: Literal["auto", "32", "bf16-mixed"] = "auto"
     """Arithmetic; auto is bf16-mixed on GPUs since Ampere, 32 elsewhere."""
     seed: int = Field(default=0, ge=0, lt=2**63)
-    """Seed of the weights, the order of the data and all randomness of the method."""
+    """Seed of the weights, the order of the data and all randomness of the method; process number
+    r of several draws masks, noise and dropout from seed + r."""
 
 
 class RunConfig(Strict):
@@ -78,23 +80,45 @@ def read_schema(data: DataConfig) -> Schema:
     return schema
 
 
+def check(cfg: RunConfig) -> None:
+    """Check what can be checked before anything is read.
+
+    Raises:
+        ConfigError: the devices are not there, or cannot share a batch evenly.
+        RunError: the folder holds a run already.
+    """
+    place = processes.find(cfg.train)
+    place.jets_at_a_time(cfg.data.batch_size, cfg.train.accumulate)
+    if place.first:
+        checkpoint.require_free(cfg.out)
+
+
 def run(
     cfg: RunConfig, objective: Objective, schema: Schema, weights: Mapping[str, nn.Module]
 ) -> Path:
     """Train an objective in a new run folder, and save ``weights`` (file name -> module) there.
 
+    Of several processes the first one writes.
+
     Raises:
         ConfigError: the objective needs a package that is not installed.
         DataError: the data cannot be read.
-        RunError: the folder holds a run already, or the loss became non-finite.
+        RunError: the folder holds a run already, the loss became non-finite, or another process
+            failed.
         KeyboardInterrupt: the user interrupted the training.
     """
     from jetssl_cli.runs.module import JetModule
 
-    radius = objective.subjet_radius
-    readers = cfg.data.train_reader(radius), cfg.data.val_stream(radius)
-    checkpoint.begin(cfg.out, cfg, schema)
-    with track(cfg.out.name, cfg.out, enabled=cfg.tracking) as tracker:
+    place = processes.find(cfg.train)
+    radius, accumulate = objective.subjet_radius, cfg.train.accumulate
+    size = place.jets_at_a_time(cfg.data.batch_size, accumulate)
+    reader = cfg.data.train_reader(radius, batch_size=size, rank=place.rank, ranks=place.ranks)
+    val_stream = cfg.data.val_stream(radius)
+    jets_per_step = min(size, reader.num_jets // place.ranks) * place.ranks * accumulate
+    if place.first:
+        checkpoint.begin(cfg.out, cfg, schema)
+    folder = cfg.out if place.first else None
+    with track(cfg.out.name, folder, enabled=cfg.tracking and place.first) as tracker:
         tracker.params(checkpoint.plain(cfg))
         tracker.text(checkpoint.CONFIG, to_yaml(cfg))
         module = JetModule(
@@ -102,21 +126,25 @@ def run(
             num_classes=len(schema.classes),
             optim=cfg.optim,
             train=cfg.train,
+            budget=Budget(
+                cfg.train, jets_per_step, agree=processes.agreement() if place.ranks > 1 else float
+            ),
             tracker=tracker,
         )
-        _fit(module, cfg.data, readers, f"{cfg.command} {cfg.out.name}")
-        for name, trained in weights.items():
-            checkpoint.save(cfg.out / name, trained)
+        with together(cfg, place, lambda: tracker.finish("FAILED")):
+            _fit(module, place, cfg, (reader, val_stream))
+        if place.first:
+            for name, trained in weights.items():
+                checkpoint.save(cfg.out / name, trained)
     return cfg.out
 
 
 def _fit(
-    module: JetModule, data: DataConfig, readers: tuple[JetReader, JetStream], label: str
+    module: JetModule, place: Place, cfg: RunConfig, readers: tuple[JetReader, JetStream]
 ) -> None:
     import lightning
 
-    train = module.train_cfg
-    train_reader, val_stream = readers
+    train, data, budget = cfg.train, cfg.data, module.budget
     precision = train.precision
     if precision == "auto":
         precision = "bf16-mixed" if has_flash_attention() else "32"
@@ -125,11 +153,15 @@ def _fit(
         for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
             logging.getLogger(name).setLevel(logging.ERROR)
         trainer = lightning.Trainer(
-            max_steps=train.steps,
+            max_epochs=-1,  # the budget ends the run
             accelerator="cuda" if torch.cuda.is_available() else "cpu",
-            devices=1,
+            devices=place.devices,
+            num_nodes=place.nodes,
+            strategy=processes.strategy(place),
+            plugins=processes.cluster(place) if place.ranks == 1 else None,
+            accumulate_grad_batches=train.accumulate,
             precision=precision,
-            val_check_interval=min(train.val_every, train.steps),
+            val_check_interval=train.val_every * train.accumulate,
             check_val_every_n_epoch=None,
             num_sanity_val_steps=0,
             logger=False,
@@ -138,13 +170,13 @@ def _fit(
             enable_model_summary=False,
             use_distributed_sampler=False,
         )
-        val_loader = data.once(val_stream)
-        with progress(label, train.steps, "steps") as module.advance:
-            _train(trainer, module, data.endless(train_reader, train.seed), val_loader)
-            if module.validated_at != train.steps:
-                trainer.validate(module, val_loader, verbose=False)
+        processes.let_run_ahead(trainer)
+        batches, val = data.endless(readers[0], train.seed), data.once(readers[1])
+        label = f"{cfg.command} {cfg.out.name}"
+        with progress(label, budget.total, budget.unit) as module.advance:
+            _train(trainer, module, batches, val)
     if not all(map(math.isfinite, module.latest.values())):
-        raise RunError(f"the loss is not finite after step {train.steps}; nothing was saved")
+        raise RunError(f"the loss is not finite after step {budget.steps}; nothing was saved")
 
 
 def _train(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -74,7 +75,11 @@ def test_settings_arrive():
 @settings(deadline=None, max_examples=200)
 def test_the_schedule(steps, warmup, final):
     """Rises in at most a tenth of the run, then falls from 1 to its end, and never below."""
-    factor = OptimConfig(warmup_steps=warmup, final_lr=final).factor(steps)
+    optim = OptimConfig(warmup_steps=warmup, final_lr=final)
+
+    def factor(step):
+        return optim.factor(step, steps)
+
     values = [factor(step) for step in range(steps)]
     top = min(warmup, steps // 10)
     assert all(0 < value <= 1 + 1e-9 for value in values[: top + 1])
@@ -87,23 +92,46 @@ def test_the_schedule(steps, warmup, final):
 
 
 def test_the_schedule_is_a_line_and_a_cosine():
-    factor = OptimConfig(warmup_steps=4, final_lr=0.2).factor(104)
-    assert [factor(step) for step in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1])
+    optim = OptimConfig(warmup_steps=4, final_lr=0.2)
+    assert [optim.factor(step, 104) for step in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1])
     for step in range(4, 105):
         wanted = 0.2 + 0.8 * math.cos(math.pi * (step - 4) / 200) ** 2
-        assert factor(step) == pytest.approx(wanted)
+        assert optim.factor(step, 104) == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize("steps", [1, 5])
-def test_short_runs(steps):
-    config = OptimConfig(lr=0.5, warmup_steps=1000)
-    optimizer = config.build(tiny_encoder())
-    schedule = config.schedule(optimizer, steps)
-    rates = []
-    for _ in range(steps):
-        rates.append(schedule.get_last_lr())
-        optimizer.step()
-        schedule.step()
-    assert rates[0] == [0.5, 0.5]
-    assert all(rate > 0 for pair in rates for rate in pair)
-    assert schedule.get_last_lr() == pytest.approx([0.025, 0.025])
+def test_short_runs_have_no_warm_up(steps):
+    optim = OptimConfig(warmup_steps=1000)
+    assert optim.factor(0, steps) == 1
+    assert all(optim.factor(step, steps) > 0.05 for step in range(steps))
+    assert optim.factor(steps, steps) == pytest.approx(0.05)
+
+
+@given(
+    paces=st.lists(st.floats(0.01, 5), min_size=1, max_size=300),
+    limit=st.floats(0.5, 500),
+    warmup=st.integers(0, 50),
+)
+@settings(deadline=None, max_examples=200)
+def test_the_schedule_of_a_run_that_time_ends(paces, limit, warmup):
+    """However the pace changes: it rises in at most a tenth of the time, then falls."""
+    optim = OptimConfig(warmup_steps=warmup, final_lr=0.1)
+    now, values, shares = 0.0, [], []
+    for step, pace in enumerate(paces):
+        if now >= limit:
+            break
+        values.append(optim.factor(step, step / (now / limit) if now else math.inf))
+        shares.append(now / limit)
+        now += pace
+    top = next((n for n in range(len(values)) if n >= warmup or shares[n] >= 0.1), len(values))
+    assert all(0 < value <= 1 for value in values[:top])
+    falling = values[top:]
+    slack = 2 / max(len(values), 1)  # the warm-up is a whole number of steps
+    assert all(later <= earlier + slack for earlier, later in itertools.pairwise(falling))
+    assert optim.factor(len(paces), len(paces)) == pytest.approx(0.1)
+
+
+def test_at_a_steady_pace_time_and_steps_have_one_schedule():
+    optim = OptimConfig(warmup_steps=7)
+    for step in range(1, 200):
+        assert optim.factor(step, step / (step / 200)) == pytest.approx(optim.factor(step, 200))

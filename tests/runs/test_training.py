@@ -21,6 +21,7 @@ from jetssl_cli.objectives.ssfm import SSFM, SSFMConfig
 from jetssl_cli.objectives.supervised import Supervised, SupervisedConfig
 from jetssl_cli.runs import checkpoint, training
 from jetssl_cli.runs import pretrain as pretrain_module
+from jetssl_cli.runs.budget import Budget
 from jetssl_cli.runs.finetune import FinetuneConfig, finetune, load_classifier
 from jetssl_cli.runs.loaders import DataConfig
 from jetssl_cli.runs.module import JetModule
@@ -117,8 +118,7 @@ def test_the_folder_of_a_run(backbone):
     collapse = {"val/effective_rank", "val/feature_std"}
     assert {"val/flow", "val/loss", "val/probe_accuracy"} | collapse <= validation[0].keys()
     assert all(row["train/loss"] == row["train/flow"] for row in training)
-    factor = OptimConfig(lr=3e-3).factor(STEPS)
-    rates = [3e-3 * factor(step) for step in range(STEPS)]
+    rates = [3e-3 * OptimConfig().factor(step, STEPS) for step in range(STEPS)]
     assert [row["train/lr"] for row in training] == pytest.approx(rates)
 
 
@@ -184,6 +184,41 @@ def test_validation_is_repeatable_and_leaves_training_alone(jagged, tmp_path):
     assert metrics(often, "val/")[-1] == metrics(seldom, "val/")[-1]
 
 
+def test_a_run_that_time_ends(jagged, tmp_path, monkeypatch, capsys):
+    """It takes a second a step, and a second to validate; the end is validated as well."""
+    now = [0.0]
+    told = []
+
+    def tick(*_):
+        now[0] += 1.0
+
+    right = Budget.__init__
+    monkeypatch.setattr(
+        Budget,
+        "__init__",
+        lambda self, *args, **more: right(self, *args, clock=lambda: now[0], **more),
+    )
+    monkeypatch.setattr(JetModule, "on_train_batch_start", tick)
+    monkeypatch.setattr(JetModule, "on_validation_end", tick)
+    monkeypatch.setattr(SSFM, "after_step", lambda _, progress: told.append(progress))
+    run = run_pretrain(jagged, tmp_path / "run", steps=None, max_time="10s", val_every=3)
+    assert told == pytest.approx([0.1, 0.2, 0.3, 0.5, 0.6, 0.7, 0.9, 1.0])
+    assert [row["step"] for row in metrics(run, "val/")] == [3, 6, 8]
+    optim = OptimConfig()
+    steps = [math.inf, 10, 10, 10, 8, 50 / 6, 60 / 7, 70 / 9]
+    rates = [3e-3 * optim.factor(step, of) for step, of in enumerate(steps)]
+    assert [row["train/lr"] for row in metrics(run, "train/")] == pytest.approx(rates)
+    assert "10/10 s, done in" in capsys.readouterr().err
+
+
+def test_a_run_that_ends_after_so_many_jets(jagged, tmp_path):
+    """It is the run of so many steps."""
+    jets = run_pretrain(jagged, tmp_path / "jets", steps=None, jets=5 * 16 + 1)
+    steps = run_pretrain(jagged, tmp_path / "steps")
+    assert metrics(jets) == metrics(steps)
+    assert same_weights(weights(jets), weights(steps))
+
+
 def test_fewer_jets_than_a_batch(jagged, tmp_path):
     data = {"num_jets": 5, "num_val_jets": 3, "batch_size": 1000}
     run = run_pretrain(jagged, tmp_path / "run", data=data, steps=2)
@@ -245,7 +280,7 @@ def test_weights_that_are_not_finite_are_not_saved(jagged, tmp_path, monkeypatch
 
     def step(self, *args, **kwargs):
         right(self, *args, **kwargs)
-        if self.global_step >= STEPS - 1:
+        if self.budget.steps == STEPS:
             with torch.no_grad():
                 self.objective.encoder.out.bias += torch.nan
 
@@ -276,6 +311,7 @@ def test_objective_and_probe_are_clipped_each_by_itself():
         num_classes=10,
         optim=OptimConfig(clip_norm=0.5),
         train=train_config(),
+        budget=Budget(train_config(), 16),
         tracker=Tracker("x", None, enabled=False),
     )
     small = 1e-3

@@ -1,0 +1,1 @@
+"""The ``jetssl`` command; nothing heavy is imported before a command runs."""

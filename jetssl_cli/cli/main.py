@@ -1,0 +1,60 @@
+"""The command itself: its rooms, and how it ends.
+
+Each module beside this one is a room with a group of commands. A command parses, loads the config,
+calls one function and prints its result.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from jetssl_cli import __version__
+from jetssl_cli.cli import data, results, simulate, training
+from jetssl_cli.errors import JetSSLError
+from jetssl_cli.progress import number_of_process
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells and typer have it."""
+
+app = typer.Typer(
+    name="jetssl",
+    help="Self-supervised learning on particle-physics jets: from ROOT files to score tables.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for _room in (data.room, training.room, results.room, simulate.room):
+    app.add_typer(_room)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    """Options of the command itself."""
+    if version:
+        typer.echo(f"jetssl {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command; print a user's mistake in plain words and exit with 2."""
+    try:
+        app()
+    except JetSSLError as err:
+        number = number_of_process()
+        where = f" (process {number})" if number else ""
+        Console(stderr=True).print(
+            f"error{where}: {err}", style="red", highlight=False, markup=False, soft_wrap=True
+        )
+        sys.exit(2)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            Console(stderr=True).print("interrupted", style="yellow")
+        raise

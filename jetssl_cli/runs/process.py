@@ -1,0 +1,42 @@
+"""One of the processes that the first one of a run has started: ``python -m``, config on input.
+
+It ends when its input does, which is when the first process ends, however that may be.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+
+from jetssl_cli.config import Layer, load, parse_yaml
+from jetssl_cli.errors import JetSSLError
+from jetssl_cli.runs.finetune import FinetuneConfig, finetune
+from jetssl_cli.runs.launch import END_OF_CONFIG, FAILED
+from jetssl_cli.runs.pretrain import PretrainConfig, pretrain
+
+SOURCE = "the first process"
+
+
+def main() -> None:
+    """Take part in the run whose config comes first on the input."""
+    settings = parse_yaml("".join(iter(sys.stdin.readline, END_OF_CONFIG)), SOURCE)
+    threading.Thread(target=_end_with_the_first, daemon=True, name="input").start()
+    layers = [Layer(SOURCE, settings)]
+    try:
+        if settings["command"] == "pretrain":
+            pretrain(load(PretrainConfig, layers))
+        else:
+            finetune(load(FinetuneConfig, layers))
+    except JetSSLError as err:
+        sys.stderr.write(f"error: {err}\n")
+        sys.exit(FAILED)
+
+
+def _end_with_the_first() -> None:
+    sys.stdin.read()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()
