@@ -321,7 +321,7 @@ def tokenize(
     "optim.lr=1e-3 encoder.depth=2"
 )
 def pretrain(
-    method: Annotated[str, typer.Option(metavar="NAME", help="Method: ssfm.")],
+    method: Annotated[str, typer.Option(metavar="NAME", help="Method: ssfm or mpm.")],
     train: Train,
     val: Val,
     out: Run,
