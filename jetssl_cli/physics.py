@@ -137,7 +137,7 @@ def massless_mass(
     momenta = pt * np.stack([np.cosh(deta), np.cos(dphi), np.sin(dphi), np.sinh(deta)])
     owner = np.repeat(np.arange(len(sizes)), sizes)
     energy, px, py, pz = (np.bincount(owner, row, minlength=len(sizes)) for row in momenta)
-    squared: NDArray[np.float64] = energy**2 - px**2 - py**2 - pz**2
+    squared = np.asarray(energy**2 - px**2 - py**2 - pz**2, np.float64)  # also of no constituents
     return np.sqrt(np.maximum(squared, 0))
 
 
