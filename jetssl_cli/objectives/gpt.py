@@ -13,7 +13,7 @@ of the features and, beside it, the particle class c. With s_i the vector of the
     loss = mean_i [ -log p(k_(i+1) | s_i) ] + mean_i [ -log p(c_(i+1) | s_i) ]
 
 (Radford et al., "Improving language understanding by generative pre-training", 2018, (1); for jets
-Finke et al., arXiv:2303.07364, (3), and Birk et al., OmniJet-alpha, arXiv:2403.05618, section 2).
+Finke et al., arXiv:2303.07364, and Birk et al., OmniJet-alpha, arXiv:2403.05618).
 The first mean is over all constituents and ends, the second over the constituents. Where a jet may
 have been cut by the reader, nothing is learned about its end.
 

@@ -8,8 +8,8 @@ For the hidden constituents h, with vectors z_h from the predictor, features x_h
 
     loss = mean_h [ d(z_h, x_h) - log softmax(W z_h)[c_h] ]
 
-(Golling et al., arXiv:2401.13537, section 3). The distance d is that of the head (compared in Leigh
-et al., arXiv:2409.12589, section 3, from where the flow is as well):
+(Golling et al., arXiv:2401.13537). The distance d is that of the head; such heads are compared in
+Leigh et al., arXiv:2409.12589, from where the flow is as well:
 
     l1      the mean over the features of |U z - x|
     tokens  -log softmax(U z)[k], with k the k-means cluster that x falls into

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
-from jetssl_cli.batch import JetBatch
+from jetssl_cli.batch import CPU, JetBatch
 from jetssl_cli.config import Strict
 from jetssl_cli.data.jagged import JaggedFile, write
 from jetssl_cli.data.jets import JetArrays, concatenate
@@ -149,11 +149,17 @@ class _Compared:
 
 
 def _physical(scaling: torch.nn.Module, scaled: JetBatch) -> JetBatch:
-    """The batch in physical units; what a particle does not have is 0."""
+    """The batch in physical units, on the host; what a particle does not have is 0."""
     assert isinstance(scaling, Scaling)
     features = scaling.constituents.inverse(scaled.features)
     features = features.masked_fill(scaling.missing(scaled), 0)
-    return replace(scaled, features=features).to(torch.device("cpu"))
+    return JetBatch(
+        features=features.cpu(),
+        ids=scaled.ids.cpu(),
+        jets=scaled.jets.cpu(),
+        packing=scaled.packing.to(CPU),
+        labels=scaled.labels.cpu(),
+    )
 
 
 def _joined(kept: JetBatch, made: JetBatch) -> JetBatch:

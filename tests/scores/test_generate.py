@@ -9,7 +9,7 @@ from reference.jets import tiny_config
 
 from jetssl_cli.config import Layer
 from jetssl_cli.data.jagged import JaggedFile
-from jetssl_cli.errors import ConfigError, RunError
+from jetssl_cli.errors import ConfigError, DataError, RunError
 from jetssl_cli.objectives.gpt import GPTConfig
 from jetssl_cli.objectives.masking import SubjetMaskConfig
 from jetssl_cli.objectives.mpm import MPMConfig
@@ -190,11 +190,7 @@ def test_what_the_command_refuses(jetssl, runs, jagged, tmp_path):
     data = ("--data", jagged / "test.h5", "--out", "out.h5")
     cases = {
         (runs / "mpm", *data): "pretrained with mpm, which does not generate; ssfm fills in",
-        (runs, *data): "is not a run folder",
-        (runs / "gone", *data): "no such run folder",
         (runs / "ssfm", *data, "--temperature", 0): "temperature = 0",
-        (runs / "ssfm", "--data", runs / "ssfm" / "config.yaml", "--out", "out.h5"): "config.yaml",
-        (runs / "ssfm", "--data", jagged / "test.h5", "--out", jagged / "test.h5"): "is the file",
     }
     for words, message in cases.items():
         done = jetssl("generate", *words)
@@ -202,6 +198,20 @@ def test_what_the_command_refuses(jetssl, runs, jagged, tmp_path):
         assert message in done.stderr
         assert done.stderr.startswith("error: ")
     assert not (tmp_path / "out.h5").exists()
+
+
+def test_what_is_refused(runs, jagged, tmp_path):
+    data, out = jagged / "test.h5", tmp_path / "out.h5"
+    no_jets = runs / "ssfm" / "config.yaml"
+    for words, error, message in (
+        ((runs, data, out), RunError, "is not a run folder"),
+        ((runs / "gone", data, out), RunError, "no such run folder"),
+        ((runs / "ssfm", no_jets, out), DataError, r"config\.yaml: "),
+        ((runs / "ssfm", data, data), RunError, "is the file of the jets"),
+    ):
+        with pytest.raises(error, match=message):
+            generate(GenerateConfig(**dict(zip(("run", "data", "out"), words, strict=True))))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_gpt_needs_a_causal_encoder_with_a_start(jagged, tmp_path):
