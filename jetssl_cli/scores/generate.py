@@ -66,7 +66,7 @@ class GenerateReport(Strict):
 def generate(cfg: GenerateConfig) -> GenerateReport:
     """Generate a jet for each of a file, and write them in its format, one batch at a time.
 
-    Jets are cut to the constituents that the network was trained on. Constituents are stored in
+    Jets have at most the constituents that the network was trained on. Constituents are stored in
     the order of the recipe; labels and jet features are those of the source, also where they do
     not agree with the generated constituents. Truth about constituents is left out.
 
@@ -85,16 +85,16 @@ def generate(cfg: GenerateConfig) -> GenerateReport:
             f"{cfg.run}: was pretrained with {run_cfg.objective.name}, which does not generate; "
             "ssfm fills in hidden constituents, gpt writes whole jets"
         )
+    with JaggedFile(cfg.data) as file:
+        recipe, precision = _without_truth(file.recipe), file.precision
     stream = JetStream(
         [cfg.data],
         batch_size=cfg.batch_size,
-        max_constituents=run_cfg.data.max_constituents,
+        max_constituents=min(run_cfg.data.max_constituents, recipe.max_constituents),
         num_jets=cfg.num_jets,
         subjet_radius=objective.subjet_radius,
     )
     match(stream.schema, schema, str(cfg.data), cfg.run)
-    with JaggedFile(cfg.data) as file:
-        recipe, precision = _without_truth(file.recipe), file.precision
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     objective = objective.to(device)
     rng = torch.Generator(device).manual_seed(cfg.seed)

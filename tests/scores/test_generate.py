@@ -8,7 +8,9 @@ import torch
 from reference.jets import tiny_config
 
 from jetssl_cli.config import Layer
+from jetssl_cli.data.convert import ConvertConfig, convert
 from jetssl_cli.data.jagged import JaggedFile
+from jetssl_cli.data.recipe import load_recipe, parse_recipe, schema_of
 from jetssl_cli.errors import ConfigError, DataError, RunError
 from jetssl_cli.objectives.gpt import GPTConfig
 from jetssl_cli.objectives.masking import SubjetMaskConfig
@@ -18,7 +20,7 @@ from jetssl_cli.runs.loaders import DataConfig
 from jetssl_cli.runs.optim import OptimConfig
 from jetssl_cli.runs.pretrain import PretrainConfig, load_config, load_pretrained, pretrain
 from jetssl_cli.runs.training import TrainConfig
-from jetssl_cli.scores.generate import GenerateConfig, generate
+from jetssl_cli.scores.generate import GenerateConfig, _without_truth, generate
 
 MOST = 12
 CLUSTERS = 20
@@ -118,6 +120,24 @@ def test_jets_are_those_of_the_source_in_its_format(runs, jagged, tmp_path, name
     assert (pt[1:] <= pt[:-1])[later[1:]].all()
     assert (made.features[:, 0] > 0).all()
     assert (np.abs(made.features[:, 1:3]) <= 0.8001).all()
+
+
+def test_jets_are_no_longer_than_the_format_allows(runs, samples, tmp_path):
+    """The file says that its jets were cut at 5 constituents."""
+    (file,) = (samples / "jetclass" / "test").glob("HToBB*.root")
+    settings = {"recipe": load_recipe("jetclass"), "out": tmp_path / "short"}
+    report = convert(ConvertConfig(sources=(file,), max_constituents=5, **settings))
+    generate(GenerateConfig(run=runs / "gpt", data=report.files[0].output, out=tmp_path / "out.h5"))
+    assert whole(tmp_path / "out.h5").sizes.max() <= 5
+
+
+def test_truth_about_constituents_is_left_out():
+    recipe = _without_truth(load_recipe("btag"))
+    assert schema_of(recipe).truth == ()
+    before = schema_of(load_recipe("btag"))
+    assert before.truth
+    assert schema_of(recipe) == before.model_copy(update={"truth": ()})
+    assert parse_recipe(recipe.text, "again") == recipe
 
 
 @pytest.mark.parametrize("name", ["ssfm", "gpt"])
