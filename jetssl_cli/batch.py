@@ -137,6 +137,8 @@ class JetBatch:
     """Class of each jet."""
     subjets: Int[Tensor, " T"] | None = None
     """Subjet of each constituent, counted in its jet from 0; only where it was asked for."""
+    most: int | None = None
+    """The reader took the first so many constituents of a jet: one that has them may go on."""
 
     def keep(self, chosen: Bool[Tensor, " T"], packing: Packing | None = None) -> JetBatch:
         """The same jets with only the chosen constituents.
@@ -164,6 +166,7 @@ class JetBatch:
             packing=self.packing.to(device),
             labels=self.labels.to(device, non_blocking=True),
             subjets=(None if self.subjets is None else self.subjets.to(device, non_blocking=True)),
+            most=self.most,
         )
 
     def pin_memory(self) -> JetBatch:
@@ -175,4 +178,5 @@ class JetBatch:
             packing=Packing(self.packing.host.pin_memory(), self.packing.device),
             labels=self.labels.pin_memory(),
             subjets=None if self.subjets is None else self.subjets.pin_memory(),
+            most=self.most,
         )

@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Shaped, UInt8
+from jaxtyping import Bool, Float64, Int, Shaped, UInt8
 from numpy.typing import NDArray
 
 Per = Shaped[NDArray[Any], " T"]
@@ -117,6 +117,28 @@ def signed_d0_of_track(d0: Per, dz: Per, eta: Per, phi: Per, jet_eta: Per, jet_p
 def signed_dz_of_track(dz: Per, eta: Per, jet_eta: Per) -> Per:
     """``signed_dz`` [mm] for a track given by its pseudorapidity."""
     return _with_sign(dz, dz * (jet_eta - eta))
+
+
+def massless_mass(
+    pt: Per, deta: Per, dphi: Per, sizes: Int[NDArray[Any], " J"]
+) -> Float64[NDArray[Any], " J"]:
+    """Mass [GeV] of the sum of the constituents of each jet, each of them massless.
+
+    From transverse momenta [GeV] and directions relative to any one axis per jet (dphi in rad): the
+    mass is the same seen from another azimuth, or boosted along the beam.
+
+    Args:
+        pt: transverse momenta.
+        deta: pseudorapidities less that of the axis.
+        dphi: azimuths less that of the axis.
+        sizes: constituents of each jet, which lie end to end.
+    """
+    pt, deta, dphi = (np.asarray(values, np.float64) for values in (pt, deta, dphi))
+    momenta = pt * np.stack([np.cosh(deta), np.cos(dphi), np.sin(dphi), np.sinh(deta)])
+    owner = np.repeat(np.arange(len(sizes)), sizes)
+    energy, px, py, pz = (np.bincount(owner, row, minlength=len(sizes)) for row in momenta)
+    squared = np.asarray(energy**2 - px**2 - py**2 - pz**2, np.float64)  # also of no constituents
+    return np.sqrt(np.maximum(squared, 0))
 
 
 def particle_class(

@@ -98,6 +98,15 @@ def test_a_scalar_and_a_section_replace_each_other() -> None:
     assert load(Top, over).part == Part(width=3)
 
 
+def test_a_method_may_differ_at_a_size() -> None:
+    base, tiny = (pretrain.load_config("gpt", size, WORDS) for size in ("base", "tiny"))
+    assert (base.data.batch_size, base.objective.clusters, base.encoder.width) == (250, 10_000, 512)
+    assert (tiny.data.batch_size, tiny.objective.clusters, tiny.encoder.width) == (250, 1000, 128)
+    assert base.encoder.causal
+    own = Layer("own", {**WORDS.settings, "data": {**WORDS.settings["data"], "batch_size": 7}})
+    assert pretrain.load_config("gpt", "base", own).data.batch_size == 7
+
+
 def test_precedence_of_a_pretraining_run(tmp_path: Path) -> None:
     own = tmp_path / "own.yaml"
     own.write_text("encoder: {depth: 3}\ndata: {batch_size: 77}\noptim: {lr: 5e-4}\n")
@@ -330,7 +339,7 @@ def test_there_are_presets_and_recipes_of_every_kind() -> None:
 
 @pytest.mark.parametrize("path", PRESETS, ids=str)
 def test_every_preset_builds(path: Path, tmp_path: Path) -> None:
-    kind, name = path.parts[1], path.stem
+    kind, *method, name = path.with_suffix("").parts[1:]
     raw = read_yaml(ROOT / path)
     if kind == "finetune":
         backbone = pretrain.load_config("ssfm", "tiny", WORDS)
@@ -342,6 +351,8 @@ def test_every_preset_builds(path: Path, tmp_path: Path) -> None:
         assert cfg.encoder == backbone.encoder
     elif kind == "size":
         cfg = pretrain.load_config("ssfm", name, WORDS)
+    elif method:
+        cfg = pretrain.load_config(*method, name, WORDS)
     else:
         assert kind == "pretrain", f"{path}: no test builds this kind of preset"
         assert raw["objective"]["name"] == name

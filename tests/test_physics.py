@@ -241,3 +241,21 @@ def test_formulas_can_be_named_with_inputs_and_take_no_particles() -> None:
         inputs = inspect.signature(formula).parameters
         lists = {key: empty[:, None] if takes_list(name, key) else empty for key in inputs}
         assert formula(**lists).shape == (0,)
+
+
+def test_mass_of_massless_constituents() -> None:
+    """Against four-vectors about another axis; of one constituent, and of none, it is 0."""
+    rng = np.random.default_rng(0)
+    sizes = np.array([5, 0, 1, 40])
+    pt = rng.exponential(10, sizes.sum())
+    deta, dphi = rng.normal(0, 0.3, (2, len(pt)))
+    found = physics.massless_mass(pt, deta, dphi, sizes)
+    eta, phi = deta + 1.3, dphi - 2.9
+    momenta = np.stack([np.cosh(eta), np.cos(phi), np.sin(phi), np.sinh(eta)]) * pt
+    for mass, start, size in zip(found, np.cumsum(sizes) - sizes, sizes, strict=True):
+        energy, *p = momenta[:, start : start + size].sum(axis=1)
+        squared = energy**2 - sum(x * x for x in p)
+        assert mass**2 == pytest.approx(squared, rel=1e-9, abs=1e-6)
+    assert found[1] == 0
+    two = physics.massless_mass(np.full(2, 3.0), np.zeros(2), np.array([0.0, np.pi]), np.array([2]))
+    assert two == pytest.approx([6.0])

@@ -1,4 +1,4 @@
-"""Commands on trained networks: ``export`` and ``evaluate``."""
+"""Commands on trained networks: ``export``, ``generate`` and ``evaluate``."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
-from jetssl_cli.cli.options import Overwrite
+from jetssl_cli.cli.options import COMMAND_LINE, Overwrite
+from jetssl_cli.config import Layer
 
 room = typer.Typer()
 
@@ -25,6 +28,56 @@ def export(
     from jetssl_cli.scores.export import export as execute
 
     typer.echo(f"{execute(ExportConfig(run=run, data=data, out=out, overwrite=overwrite))}: scores")
+
+
+@room.command(
+    epilog="Examples:\n\n"
+    "jetssl generate runs/ssfm --data test.h5 --out generated.h5\n\n"
+    "jetssl generate runs/gpt --data test.h5 --out generated.h5 --num-jets 1000 --temperature 0.9"
+)
+def generate(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Folder of a pretraining run of ssfm or gpt.")
+    ],
+    data: Annotated[Path, typer.Option(metavar="FILE", help="Jagged HDF5 file of true jets.")],
+    out: Annotated[
+        Path, typer.Option(metavar="FILE.h5", help="Jagged HDF5 file of the generated jets.")
+    ],
+    num_jets: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="The first N jets only.", show_default=False),
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of all that is drawn.")] = 0,
+    steps: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Steps of the integration (ssfm).")
+    ] = 50,
+    temperature: Annotated[
+        float, typer.Option(metavar="T", help="Below 1, likely constituents become likelier (gpt).")
+    ] = 1.0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Generate jets: ssfm fills in the hidden half of each, gpt writes whole ones.
+
+    GPT is given the jet features. Prints Wasserstein distances to the true jets.
+    """
+    from jetssl_cli.config import load
+    from jetssl_cli.scores.generate import GenerateConfig
+    from jetssl_cli.scores.generate import generate as execute
+
+    settings = {"num_jets": num_jets, "seed": seed, "steps": steps, "temperature": temperature}
+    files = {"run": run, "data": data, "out": out, "overwrite": overwrite}
+    report = execute(load(GenerateConfig, [Layer(COMMAND_LINE, settings | files)]))
+    table = Table("", "distance", "by chance", "standard deviation", box=None)
+    for row in report.distances:
+        name = row.name if row.unit == "1" else f"{row.name} [{row.unit}]"
+        numbers = (row.distance, row.floor, row.spread)
+        table.add_row(escape(name), *("–" if x is None else f"{x:.3g}" for x in numbers))
+    Console().print(table, highlight=False)
+    typer.echo(
+        f"{report.out}: {report.num_jets:,} jets, {report.num_constituents:,} constituents "
+        f"generated; Wasserstein distances to the truth, of {report.num_compared:,} jets; by "
+        "chance: between two halves of the truth"
+    )
 
 
 @room.command(

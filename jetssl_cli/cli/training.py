@@ -69,7 +69,9 @@ Nodes = Annotated[
     "--max-time 24h"
 )
 def pretrain(
-    method: Annotated[str, typer.Option(metavar="NAME", help="Method: ssfm.")],
+    method: Annotated[
+        str, typer.Option(metavar="NAME", help="Method: ssfm, mpm, gpt, dino or jepa.")
+    ],
     train: Train,
     val: Val,
     out: Run,

@@ -52,7 +52,7 @@ class JetsInMemory(IterableDataset[JetBatch]):
                 begins[part[-1].file] + part[-1].stop,
             )
             chosen = jets.take(np.arange(start, stop))
-            yield to_batch(chosen, self._stream.subjet_radius)
+            yield to_batch(chosen, self._stream.subjet_radius, self.origin.max_constituents)
 
     def forever(self, seed: int, start: ReaderState | None = None) -> Iterator[JetBatch]:
         """Full batches without end, from a state on; each epoch a permutation of all jets.

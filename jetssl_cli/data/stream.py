@@ -23,8 +23,13 @@ from jetssl_cli.data.subjets import check_columns, require_fastjet, subjets
 from jetssl_cli.errors import DataError
 
 
-def to_batch(jets: JetArrays, subjet_radius: float | None = None) -> JetBatch:
-    """The same jets as tensors, the features in float32; with subjets, if their radius is given."""
+def to_batch(
+    jets: JetArrays, subjet_radius: float | None = None, most: int | None = None
+) -> JetBatch:
+    """The same jets as tensors, the features in float32; with subjets, if their radius is given.
+
+    ``most`` says after how many constituents they were cut.
+    """
     found = None
     if subjet_radius is not None:
         pt, deta, dphi = jets.features.T[:3]
@@ -36,6 +41,7 @@ def to_batch(jets: JetArrays, subjet_radius: float | None = None) -> JetBatch:
         packing=Packing.of(torch.from_numpy(jets.sizes)),
         labels=torch.from_numpy(jets.labels).long(),
         subjets=found,
+        most=most,
     )
 
 
@@ -111,7 +117,8 @@ class JetStream(IterableDataset[JetBatch]):
             for part in pieces(self.order, self.origin.batch_size):
                 jets = concatenate([read(piece) for piece in part])
                 most = self.origin.max_constituents
-                yield to_batch(jets if most is None else jets.first(most), self.subjet_radius)
+                cut = jets if most is None else jets.first(most)
+                yield to_batch(cut, self.subjet_radius, most)
 
     def forever(self, seed: int, start: ReaderState | None = None) -> Iterator[JetBatch]:
         """Full batches without end, from a state on; each epoch in a new order given by the seed.
@@ -224,7 +231,8 @@ def endless(
     """
     number, workers = worker()
     for batch in itertools.count(first + number, workers):
-        yield to_batch(make(*divmod(batch, origin.batches_per_epoch)), subjet_radius)
+        jets = make(*divmod(batch, origin.batches_per_epoch))
+        yield to_batch(jets, subjet_radius, origin.max_constituents)
 
 
 def pieces(pools: order.Pools, batch_size: int) -> Iterator[list[order.Range]]:

@@ -47,12 +47,16 @@ class Tokenizer(nn.Module):
         return cls(torch.zeros(clusters, len(schema.constituents)))
 
     def encode(self, scaled: Float[Tensor, "T F"]) -> Int[Tensor, " T"]:
-        """The number of the nearest centre; of several, the first."""
+        """The number of the nearest centre; of several, the first.
+
+        Half precision would find others, so that none is used under autocast either.
+        """
         rows = max(1, DISTANCES_AT_ONCE // len(self.centres))
         half_squares = self.centres.square().sum(dim=1) / 2
         # |x - c|^2 = |x|^2 - 2 (x . c - |c|^2 / 2), and |x|^2 is the same for all c
         parts = (scaled[start : start + rows] for start in range(0, max(len(scaled), 1), rows))
-        return torch.cat([(x @ self.centres.t() - half_squares).argmax(dim=1) for x in parts])
+        with torch.autocast(scaled.device.type, enabled=False):
+            return torch.cat([(x @ self.centres.t() - half_squares).argmax(dim=1) for x in parts])
 
     def decode(self, tokens: Int[Tensor, " T"]) -> Float[Tensor, "T F"]:
         """The scaled features of the centres."""

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
+
+from jetssl_cli.objectives.gpt import GPTConfig
+from jetssl_cli.objectives.mpm import MPMConfig
 from jetssl_cli.objectives.ssfm import SSFMConfig
 
-ObjectiveConfig = SSFMConfig
+ObjectiveConfig = Annotated[
+    SSFMConfig | MPMConfig | GPTConfig,
+    Field(discriminator="name"),
+]
 """Settings of any self-supervised method."""

@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from jetssl_cli.batch import JetBatch
 from jetssl_cli.encoder.encoder import Encoder
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How jets are generated; each method uses what concerns it."""
+
+    steps: int = 50
+    """Steps of an integration."""
+    temperature: float = 1.0
+    """Of the softmax from which words are drawn."""
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Jets of which some constituents were generated."""
+
+    kept: Bool[Tensor, " T"]
+    """True for the constituents of the batch that stay."""
+    made: JetBatch
+    """Those in the place of the others, with scaled features; in no particular order."""
 
 
 class Objective(nn.Module):
@@ -20,6 +42,8 @@ class Objective(nn.Module):
     encoder: Encoder
     classifies: bool = False
     """It is trained on the labels, and answers with ``logits`` of the classes."""
+    generates: bool = False
+    """It has learned to make constituents, and answers to ``generate``."""
     subjet_radius: float | None = None
     """Its batches come with subjets of this radius."""
 
@@ -29,6 +53,10 @@ class Objective(nn.Module):
 
     def loss(self, batch: JetBatch, rng: torch.Generator) -> dict[str, Float[Tensor, ""]]:
         """The terms to minimise, which the loop adds up. All randomness comes from ``rng``."""
+        raise NotImplementedError(type(self).__name__)
+
+    def generate(self, batch: JetBatch, rng: torch.Generator, how: Sampling) -> Generated:
+        """New constituents for a batch in physical units, of an objective that generates."""
         raise NotImplementedError(type(self).__name__)
 
     def after_step(self, progress: float) -> None:

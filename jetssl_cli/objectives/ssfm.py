@@ -18,6 +18,7 @@ xt, so that the decoder is asked a different question for each.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -34,7 +35,7 @@ from jetssl_cli.encoder.transformer import Block, Context, RMSNorm, fourier, mlp
 from jetssl_cli.errors import ConfigError
 from jetssl_cli.objectives import parallel
 from jetssl_cli.objectives.masking import MaskConfig, RandomMaskConfig
-from jetssl_cli.objectives.objective import Objective
+from jetssl_cli.objectives.objective import Generated, Objective, Sampling
 
 
 class SSFMConfig(Strict):
@@ -73,6 +74,8 @@ class SSFMConfig(Strict):
 class SSFM(Objective):
     """See the top of the module."""
 
+    generates = True
+
     def __init__(self, cfg: SSFMConfig, encoder: Encoder) -> None:
         super().__init__()
         self.cfg = cfg
@@ -99,6 +102,17 @@ class SSFM(Objective):
         xt = (1 - t_token) * x0 + t_token * x1
         velocity = self.decoder(xt, t, unseen.packing, self.encoder.encode(seen))
         return {"flow": parallel.mean((velocity.float() - (x1 - x0)).square())}
+
+    def generate(self, batch: JetBatch, rng: torch.Generator, how: Sampling) -> Generated:
+        """As many constituents as the mask hides, given those it shows; the likeliest class."""
+        split = self.cfg.mask.split(self.encoder.scale(batch), rng)
+        unseen = split.unseen
+        made = self.sample(split.seen, unseen.packing, rng, how.steps)
+        features, scores = made.tensor_split([self.encoder.num_features], dim=1)
+        ids = scores.argmax(1) if self.encoder.num_ids else unseen.ids
+        kept = torch.ones_like(batch.ids, dtype=torch.bool)
+        kept = kept.index_fill(0, split.hidden_rows, False)
+        return Generated(kept, replace(unseen, features=features, ids=ids))
 
     @torch.no_grad()
     def sample(

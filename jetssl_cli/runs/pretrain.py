@@ -9,13 +9,14 @@ from typing import Literal
 import torch
 from pydantic import PositiveInt
 
-from jetssl_cli.config import Layer, load, shipped_file
+from jetssl_cli.config import Layer, load, shipped, shipped_file
 from jetssl_cli.data.recipe import Schema
 from jetssl_cli.data.sample import Sample
 from jetssl_cli.data.scaling import SCALING_JETS, Scaling, fitted_scaling
-from jetssl_cli.data.tokenizer import TokenizeConfig, fitted_tokenizer
+from jetssl_cli.data.tokenizer import TokenizeConfig, Tokenizer, fitted_tokenizer
 from jetssl_cli.encoder.encoder import Encoder, EncoderConfig
 from jetssl_cli.objectives import ObjectiveConfig
+from jetssl_cli.objectives.objective import Objective
 from jetssl_cli.runs import budget, checkpoint
 from jetssl_cli.runs.training import RunConfig, check, read_schema, run
 
@@ -42,6 +43,9 @@ def load_config(
 ) -> PretrainConfig:
     """Lay presets, the user's file, options and overrides over each other, in this order.
 
+    The presets are that of the method, that of the size, and what the method has different at this
+    size, if anything.
+
     Raises:
         ConfigError: no such method or size, or a setting that is not valid.
     """
@@ -49,6 +53,8 @@ def load_config(
         Layer.read(shipped_file("configs/pretrain", method, "method")),
         Layer.read(shipped_file("configs/size", size, "size")),
     ]
+    both = shipped("configs") / "pretrain" / method / f"{size}.yaml"
+    layers += [Layer.read(both)] if both.is_file() else []
     layers += [Layer.read(config)] if config else []
     return load(PretrainConfig, budget.latest([*layers, options], overrides))
 
@@ -85,6 +91,23 @@ def pretrain(cfg: PretrainConfig) -> Path:
 def build_encoder(cfg: EncoderConfig, scaling: Scaling, schema: Schema) -> Encoder:
     """An encoder for data of this schema."""
     return cfg.build(scaling, len(schema.constituents), len(schema.ids), len(schema.jets))
+
+
+def load_pretrained(run: Path) -> tuple[PretrainConfig, Schema, Objective]:
+    """All that a pretraining run trained, ready to be used.
+
+    Raises:
+        RunError: not a pretraining run, or one without weights.
+    """
+    cfg = checkpoint.read_config(run, PretrainConfig)
+    schema = checkpoint.read_schema(run)
+    anywhere = cfg.encoder.model_copy(update={"attention": "auto"})
+    encoder = build_encoder(anywhere, Scaling.unfitted(schema), schema)
+    clusters = cfg.objective.clusters
+    tokenizer = Tokenizer.unfitted(schema, clusters) if clusters else None
+    objective = cfg.objective.build(encoder, tokenizer)
+    checkpoint.restore(run / checkpoint.MODEL, objective)
+    return cfg, schema, objective.eval()
 
 
 def load_backbone(run: Path, cfg: EncoderConfig, schema: Schema, *, trained: bool) -> Encoder:

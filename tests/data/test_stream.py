@@ -116,6 +116,16 @@ def test_only_the_first_constituents_are_used(files: list[Path], most: int) -> N
 
 
 @pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("most", [None, 3])
+def test_a_batch_says_where_jets_were_cut(files: list[Path], most: int | None) -> None:
+    stream = JetStream(files, batch_size=7, max_constituents=most)
+    for reader in (stream, JetsInMemory(stream)):
+        for batch in (next(iter(reader)), next(reader.forever(0))):
+            assert batch.most == most
+            assert batch.to(torch.device("cpu")).most == most
+            assert batch.keep(torch.ones(batch.packing.total, dtype=torch.bool)).most == most
+
+
 @pytest.mark.parametrize("ranks", [2, 3, 7])
 def test_ranks_read_different_jets(files: list[Path], ranks: int) -> None:
     streams = [JetStream(files, batch_size=1, rank=r, ranks=ranks) for r in range(ranks)]

@@ -108,3 +108,12 @@ def test_the_command(data: Path, jetssl: Callable[..., subprocess.CompletedProce
     assert "dphi [rad]" in done.stdout
     assert "20 of 20 tokens are used" in done.stdout
     assert jetssl("tokenize", data.with_name("absent.h5")).returncode == 2
+
+
+def test_half_precision_of_the_network_does_not_reach_the_tokens() -> None:
+    rng = torch.Generator().manual_seed(0)
+    tokenizer = Tokenizer(torch.randn(300, 7, generator=rng))
+    scaled = torch.randn(500, 7, generator=rng)
+    wanted = tokenizer.encode(scaled)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(tokenizer.encode(scaled), wanted)

@@ -26,6 +26,7 @@ from jetssl_cli.objectives.masking import (
     group_mask,
     random_mask,
 )
+from jetssl_cli.objectives.objective import Sampling
 from jetssl_cli.objectives.ssfm import SSFMConfig
 from jetssl_cli.runs.optim import OptimConfig
 
@@ -253,3 +254,21 @@ def test_sampling_is_given_by_the_generator():
     assert torch.equal(one, two)
     assert not torch.equal(one, other)
     assert one.shape == (scaled.packing.total, 15)
+
+
+def test_generating_keeps_what_the_mask_shows(monkeypatch):
+    """With the exact velocity, the hidden constituents come back in their place."""
+    ssfm, batch = SSFMConfig().build(tiny_encoder()), random_batch(SIZES)
+    scaled = ssfm.encoder.scale(batch)
+    hidden = random_mask(batch.packing, 0.5, rng(3))
+    x0 = ssfm.targets(scaled.keep(hidden))
+
+    def exact(xt, t, packing, _memory):
+        return (xt - x0) / t[packing.owner, None]
+
+    monkeypatch.setattr(ssfm.decoder, "forward", exact)
+    found = ssfm.generate(batch, rng(3), Sampling(steps=2))
+    assert torch.equal(found.kept, ~hidden)
+    assert torch.equal(found.made.ids, scaled.ids[hidden])
+    torch.testing.assert_close(found.made.features, scaled.features[hidden], rtol=0, atol=1e-4)
+    assert torch.equal(found.made.packing.sizes, scaled.keep(hidden).packing.sizes)

@@ -54,7 +54,9 @@ def hide(offsets: list[int], share: float, rng: torch.Generator) -> list[list[in
     return hidden
 
 
-def encode(encoder: Encoder, features: Tensor, ids: Tensor, of_jet: Tensor) -> Tensor:
+def encode(
+    encoder: Encoder, features: Tensor, ids: Tensor, of_jet: Tensor, *, causal: bool = False
+) -> Tensor:
     """The registers and constituents of one jet, from scaled features."""
     constituents = mlp(encoder.embed, features) + encoder.embed_id.weight[ids]
     x = torch.cat([encoder.registers, constituents])
@@ -64,7 +66,7 @@ def encode(encoder: Encoder, features: Tensor, ids: Tensor, of_jet: Tensor) -> T
             block.attention,
             x,
             context,
-            lambda y, layer=block.attention.layer: self_attention(layer, y),
+            lambda y, layer=block.attention.layer: self_attention(layer, y, causal=causal),
         )
         x = branch(
             block.feed_forward,
@@ -114,11 +116,11 @@ def branch(module, x, context, layer):
     return x + gate * layer(normed * (1 + scale) + shift)
 
 
-def self_attention(module, x):
-    """Attention of one jet's tokens to each other."""
+def self_attention(module, x, *, causal=False):
+    """Attention of one jet's tokens to each other; if causal, to none that comes later."""
     width = x.shape[1]
     q, k, v = linear(module.qkv, x).split(width, 1)
-    return linear(module.out, rms_norm(module.norm, attention(module, q, k, v)))
+    return linear(module.out, rms_norm(module.norm, attention(module, q, k, v, causal=causal)))
 
 
 def cross_attention(module, x, memory):
@@ -128,7 +130,7 @@ def cross_attention(module, x, memory):
     return linear(module.out, rms_norm(module.norm, attention(module, q, k, v)))
 
 
-def attention(module, q, k, v):
+def attention(module, q, k, v, *, causal=False):
     """softmax(q k^T / sqrt(K)) v, one head at a time; q and k are normalised, v is not."""
     size = q.shape[1] // module.heads
     heads = []
@@ -136,6 +138,7 @@ def attention(module, q, k, v):
         own = slice(first, first + size)
         q_head, k_head = rms_norm(module.norm_q, q[:, own]), rms_norm(module.norm_k, k[:, own])
         weights = torch.exp(q_head @ k_head.T / math.sqrt(size))
+        weights = weights.tril() if causal else weights
         heads.append(weights @ v[:, own] / weights.sum(1, keepdim=True).clamp_min(1e-30))
     return torch.cat(heads, 1)
 

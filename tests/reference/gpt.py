@@ -1,0 +1,41 @@
+"""Next-particle prediction, jet by jet, from its equation; slow and plain. It draws nothing."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from reference import ssfm
+from reference.mpm import surprise
+from reference.ssfm import linear
+from torch import Tensor
+
+from jetssl_cli.batch import JetBatch
+from jetssl_cli.objectives.gpt import GPT
+
+
+def gpt_terms(objective: GPT, batch: JetBatch) -> dict[str, Tensor]:
+    """Means of -log p(next token) over constituents and ends, -log p(next class) over the former.
+
+    A jet of as many constituents as the reader takes at most has no end.
+    """
+    scaled, centres = objective.encoder.scale(batch), objective.tokenizer.centres
+    bounds = scaled.packing.offsets.tolist()
+    vectors: list[Tensor] = []
+    words: list[int] = []
+    inner: list[bool] = []
+    for jet, (start, stop) in enumerate(pairwise(bounds)):
+        x, ids = scaled.features[start:stop], scaled.ids[start:stop]
+        tokens = ssfm.encode(objective.encoder, x, ids, scaled.jets[jet], causal=True)
+        vectors.append(tokens[objective.encoder.cfg.registers - 1 :])
+        words += [int(((centres - one) ** 2).sum(1).argmin()) for one in x] + [len(centres)]
+        inner += [True] * len(x) + [False]
+        if len(x) == batch.most:
+            vectors[-1] = vectors[-1][:-1]
+            words.pop()
+            inner.pop()
+    s = torch.cat(vectors)
+    return {
+        "token": surprise(linear(objective.token, s), torch.tensor(words)),
+        "class": surprise(linear(objective.classify, s[torch.tensor(inner)]), scaled.ids),
+    }
