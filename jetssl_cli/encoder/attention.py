@@ -42,7 +42,8 @@ def plan(
     keys = queries if keys is None else keys
     if backend == "auto":
         backend = _best(queries.offsets.device)
-    return _PLANS[backend](queries, keys, causal)
+    attend = _PLANS[backend](queries, keys, causal)
+    return torch.compiler.disable(attend)  # type: ignore[no-untyped-call]
 
 
 def reference(queries: Packing, keys: Packing, causal: bool) -> Attend:

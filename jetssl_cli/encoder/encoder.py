@@ -129,7 +129,7 @@ class Encoder(nn.Module):
         """Encode a batch whose features are scaled already."""
         tokens = self.embed(scaled.packing.pad(scaled.features))[: scaled.packing.total]
         if self.embed_id is not None:
-            tokens = tokens + self.embed_id(scaled.ids)
+            tokens = tokens + self.embed_id(scaled.ids).to(tokens.dtype)
         packing, x, rows = self._with_registers(tokens, scaled.packing)
         owner = packing.row_owner
         context = Context(self.embed_jet(scaled.jets), owner) if self.embed_jet else None

@@ -1,7 +1,8 @@
 """Functions with their derivatives written out: autograd's own take several times as long.
 
 Each is equal to its plain definition, in values and in gradients. Every step is one pass over the
-tokens in their own precision; statistics of a token are summed in float32.
+tokens in their own precision; statistics of a token are summed in float32. torch.compile is given
+the definitions, which it fuses by itself.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd import Function
+from torch.nn.functional import silu
 
 EPS = 1e-6
 """Added to the mean square of a token."""
@@ -19,6 +21,8 @@ EPS = 1e-6
 
 def rms_norm(x: Float[Tensor, "*rows D"], weight: Float[Tensor, " D"]) -> Float[Tensor, "*rows D"]:
     """Compute x / rms(x) * weight; Zhang and Sennrich, arXiv:1910.07467, (4)."""
+    if torch.compiler.is_compiling():
+        return (_normed(x) * weight).to(x.dtype)
     out: Tensor = _RMSNorm.apply(x, weight)  # type: ignore[no-untyped-call]
     return out
 
@@ -30,12 +34,18 @@ def modulated_norm(
     owner: Int[Tensor, " T"],
 ) -> Float[Tensor, "T D"]:
     """Compute x / rms(x) * scale + shift, scale and shift being those of the jet."""
+    if torch.compiler.is_compiling():
+        spread = _normed(x) * scale.index_select(0, owner) + shift.index_select(0, owner)
+        return spread.to(x.dtype)
     out: Tensor = _ModulatedNorm.apply(x, scale, shift, owner)  # type: ignore[no-untyped-call]
     return out
 
 
 def swiglu(x: Float[Tensor, "T two_hidden"]) -> Float[Tensor, "T hidden"]:
     """silu(first half) * second half; Shazeer, arXiv:2002.05202, (5)."""
+    if torch.compiler.is_compiling():
+        gate, value = x.chunk(2, -1)
+        return silu(gate) * value
     out: Tensor = _SwiGLU.apply(x)  # type: ignore[no-untyped-call]
     return out
 
@@ -47,8 +57,15 @@ def gated(
     owner: Int[Tensor, " T"],
 ) -> Float[Tensor, "T D"]:
     """Compute x + gate * y, with the gate of the jet that owns the token."""
+    if torch.compiler.is_compiling():
+        return x + gate.index_select(0, owner) * y
     out: Tensor = _Gated.apply(x, y, gate, owner)  # type: ignore[no-untyped-call]
     return out
+
+
+def _normed(x: Tensor) -> Tensor:
+    x = x.to(_wide(x.dtype))
+    return x * (x.square().mean(-1, keepdim=True) + EPS).rsqrt()
 
 
 def _inverse_rms(x: Tensor) -> Tensor:
@@ -124,7 +141,7 @@ class _SwiGLU(Function):
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
         gate, value = x.chunk(2, -1)
-        return torch.nn.functional.silu(gate).mul_(value)
+        return silu(gate).mul_(value)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
@@ -134,8 +151,8 @@ class _SwiGLU(Function):
         of_x = torch.empty_like(x)
         of_gate, of_value = of_x.chunk(2, -1)
         sigmoid = gate.sigmoid()
-        silu = gate * sigmoid
-        torch.mul(grad, silu, out=of_value)
-        silu.sub_(silu * sigmoid).add_(sigmoid)  # d silu = sigmoid + silu (1 - sigmoid)
-        torch.mul(grad * value, silu, out=of_gate)
+        passed = gate * sigmoid
+        torch.mul(grad, passed, out=of_value)
+        passed.sub_(passed * sigmoid).add_(sigmoid)  # d silu = sigmoid + silu (1 - sigmoid)
+        torch.mul(grad * value, passed, out=of_gate)
         return of_x
