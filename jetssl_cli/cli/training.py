@@ -58,6 +58,14 @@ Nodes = Annotated[
         metavar="N", help="Machines; torchrun or srun starts the command.", show_default=False
     ),
 ]
+Attention = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Attention back end: auto, flash-attn, varlen, padded or reference.",
+        show_default=False,
+    ),
+]
 
 
 @room.command(
@@ -84,6 +92,7 @@ def pretrain(
     max_time: MaxTime = None,
     devices: Devices = None,
     nodes: Nodes = None,
+    attention: Attention = None,
     overrides: Overrides = None,
 ) -> None:
     """Pretrain an encoder without labels."""
@@ -91,7 +100,7 @@ def pretrain(
     from jetssl_cli.runs.pretrain import pretrain as run
 
     loop = {"steps": steps, "jets": jets, "max_time": max_time, "devices": devices, "nodes": nodes}
-    options = _options(train, val, out, loop)
+    options = _options(train, val, out, loop, _encoder(attention))
     cfg = load_config(method, size, options, config=config, overrides=overrides or [])
     _tell(f"{run(cfg)}: pretrained")
 
@@ -122,13 +131,14 @@ def finetune(
     max_time: MaxTime = None,
     devices: Devices = None,
     nodes: Nodes = None,
+    attention: Attention = None,
     overrides: Overrides = None,
 ) -> None:
     """Train a classifier on top of a pretrained backbone."""
     from jetssl_cli.runs.finetune import finetune as run
     from jetssl_cli.runs.finetune import load_config
 
-    words: dict[str, Any] = {"backbone": str(backbone)}
+    words: dict[str, Any] = {"backbone": str(backbone), **_encoder(attention)}
     words |= {"random": True} if random else {}
     words |= {"objective": {"frozen": True}} if frozen or random else {}
     loop = {"steps": steps, "jets": jets, "max_time": max_time, "devices": devices, "nodes": nodes}
@@ -147,6 +157,10 @@ def _options(
     settings = {"out": str(out), "data": {"train": [str(train)], "val": [str(val)]}}
     given = {name: value for name, value in loop.items() if value is not None}
     return Layer(COMMAND_LINE, settings | ({"train": given} if given else {}) | (words or {}))
+
+
+def _encoder(attention: str | None) -> dict[str, Any]:
+    return {"encoder": {"attention": attention}} if attention else {}
 
 
 def _tell(text: str) -> None:

@@ -80,6 +80,7 @@ def varlen(queries: Packing, keys: Packing, causal: bool) -> Attend:
     """FlashAttention on packed tokens as built into PyTorch; CUDA, half precision."""
     from torch.nn.attention.varlen import varlen_attn
 
+    _take_newest_flash()
     q_bounds, k_bounds = queries.offsets.int(), keys.offsets.int()
 
     def attend(q: Heads, k: Keys, v: Keys) -> Heads:
@@ -133,6 +134,28 @@ def require(backend: Backend) -> None:
 def has_flash_attention() -> bool:
     """Whether the GPU, if there is one, runs FlashAttention and bf16 (Ampere and later)."""
     return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
+
+
+def has_fast_bf16() -> bool:
+    """Whether bf16 is faster than float32 here: on such a GPU, or on a CPU with instructions."""
+    if torch.cuda.is_available():
+        return has_flash_attention()
+    can = torch.cpu.get_capabilities()
+    return bool(can.get("amx_bf16") or can.get("avx512_bf16"))
+
+
+@cache
+def _take_newest_flash() -> None:
+    """Let ``varlen_attn`` run FlashAttention 4 or 3 where it is installed and fits the GPU."""
+    from torch.nn.attention import activate_flash_attention_impl
+
+    generation = torch.cuda.get_device_capability()[0]
+    known = ("FA4", "flash_attn.cute", (9, 10)), ("FA3", "flash_attn_interface", (9,))
+    for name, package, fits in known:
+        parent = package.partition(".")[0]
+        if generation in fits and find_spec(parent) and find_spec(package):
+            activate_flash_attention_impl(name)
+            return
 
 
 def _best(device: torch.device) -> Backend:

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from pydantic import NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recomputed
 
 from jetssl_cli.batch import JetBatch, Packing
 from jetssl_cli.config import Strict
@@ -41,6 +42,9 @@ class EncoderConfig(Strict):
     """Width of the vector that modulates them."""
     causal: bool = False
     """A token attends only to those before it: registers first, then constituents in pT order."""
+    recompute: bool = False
+    """Keep only what goes into each block, and compute it again for its gradients: less memory, a
+    third more time."""
     attention: Backend = "auto"
     """Attention back end; auto takes FlashAttention where it runs."""
 
@@ -135,7 +139,10 @@ class Encoder(nn.Module):
         context = Context(self.embed_jet(scaled.jets), owner) if self.embed_jet else None
         attend = plan(packing, causal=self.cfg.causal, backend=self.cfg.attention)
         for block in self.blocks:
-            x = block(x, context, attend)
+            if self.cfg.recompute and torch.is_grad_enabled():
+                x = recomputed(block, x, context, attend, use_reentrant=False)
+            else:
+                x = block(x, context, attend)
         return Encoded(self.out(self.norm(x)), packing, rows, self.cfg.attention)
 
     def _with_registers(

@@ -99,7 +99,7 @@ class _RMSNorm(Function):
         (grad,) = grads
         x, inverse, weight = ctx.saved_tensors
         normed = x * inverse
-        of_weight = (grad * normed).flatten(0, -2).sum(0, dtype=weight.dtype)
+        of_weight = (grad * normed).flatten(0, -2).sum(0).to(weight.dtype)
         return _norm_backward(inverse, normed, grad * weight.to(x.dtype)), of_weight
 
 

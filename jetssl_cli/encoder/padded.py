@@ -19,7 +19,7 @@ from jetssl_cli.batch import Packing
 
 _softmax_backward = torch.ops.aten._softmax_backward_data
 
-JETS_PER_BOX = 32
+JETS_PER_BOX = 64
 STEP = 16
 """Lengths of boxes are multiples of this, apart from 1."""
 
@@ -210,8 +210,8 @@ class _Attention(Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         (grad,) = grads
         queries, keys, scale = ctx.boxes.queries, ctx.boxes.keys, grad.shape[-1] ** -0.5
-        (*filled,) = ctx.saved_tensors[:3]
-        weights = iter(ctx.saved_tensors[3:])
+        q, k, v, *saved = ctx.saved_tensors
+        filled, weights = [q, k, v], iter(saved)
         sides = queries, keys, keys
         found = [side.empty(x) for side, x in zip(sides, filled, strict=True)]
         views = [side.views(x) for side, x in zip(sides * 2, filled + found, strict=True)]

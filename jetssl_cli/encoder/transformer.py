@@ -155,6 +155,16 @@ class Block(nn.Module):
         return self.feed_forward(x, context)
 
 
+def compile_blocks(module: nn.Module) -> None:
+    """Let torch.compile fuse what surrounds the attention in each block, for any number of tokens.
+
+    Blocks of one shape are compiled once.
+    """
+    for block in module.modules():
+        if isinstance(block, Block):
+            block.compile(dynamic=True)
+
+
 def mlp(*widths: int) -> nn.Sequential:
     """Linear layers; SiLU and LayerNorm after each but the last."""
     layers: list[nn.Module] = []

@@ -45,7 +45,7 @@ class OptimConfig(Strict):
             },
             {"params": [p for p in trained if id(p) not in decayed], "weight_decay": 0.0},
         ]
-        return AdamW(groups, lr=self.lr, betas=self.betas)
+        return AdamW(groups, lr=self.lr, betas=self.betas, fused=True)
 
     def factor(self, step: int, steps: int | float) -> float:
         """Share of ``lr`` at a step of a run of ``steps`` steps.

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -219,6 +224,43 @@ def test_a_branch_is_its_equation():
         )
         normed = x[row] / (x[row].square().mean() + 1e-6).sqrt() * branch.norm.weight
         close(found[row], x[row] + gate * branch.layer((normed * (1 + scale) + shift)[None])[0])
+
+
+def test_recomputing_changes_neither_values_nor_gradients():
+    batch, found = random_batch(SIZES), []
+    for recompute in (False, True):
+        encoder = tiny_encoder(recompute=recompute)
+        found.append(gradients(encoder, lambda e=encoder: e(batch).tokens))
+    (value, grads), (same_value, same_grads) = found
+    assert torch.equal(value, same_value)
+    assert_equal_gradients(grads, same_grads)
+
+
+def test_half_precision_comes_close_to_single():
+    batch = random_batch([3, 0, 12, 1, 40])
+    encoder = randomise(tiny_config(width=32).build(random_scaling(), 7, 8, 5), scale=0.1)
+    wanted = encoder(batch).tokens
+    with torch.autocast("cpu", torch.bfloat16):
+        encoded = encoder(batch)
+    assert encoded.rows.dtype == torch.bfloat16
+    error = (encoded.tokens.float() - wanted).square().mean().sqrt()
+    assert error < 2e-2 * wanted.square().mean().sqrt()
+
+
+@pytest.mark.slow
+def test_compiled_blocks_are_the_blocks():
+    """In a process of its own: torch.compile cannot look through the checks of annotations."""
+    folder = Path(__file__).parent.parent
+    done = subprocess.run(
+        [sys.executable, str(folder / "reference" / "compiled.py")],
+        env={**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "equal\n"
 
 
 def test_fourier_features():
