@@ -26,7 +26,7 @@ from jetssl_cli.batch import JetBatch
 from jetssl_cli.data.convert import ConvertConfig, convert
 from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.data.jets import JetArrays, concatenate
-from jetssl_cli.data.recipe import load_recipe
+from jetssl_cli.data.recipe import Schema, load_recipe
 from jetssl_cli.data.scaling import fit_scaling
 from jetssl_cli.data.stream import to_batch
 from jetssl_cli.encoder.encoder import EncoderConfig
@@ -36,17 +36,16 @@ SAMPLE = Path(__file__).parent.parent / "tests" / "samples" / "jetclass" / "trai
 JETS, CONSTITUENTS, BAR = 250, 64, 1.15
 
 
-def jets() -> tuple[JetArrays, object]:
-    """Jets of all classes, and their schema."""
+def all_jets() -> tuple[JetArrays, Schema]:
+    """The jets of the sample, of all classes in random order, and their schema."""
     with tempfile.TemporaryDirectory() as folder:
         cfg = ConvertConfig(
             sources=(SAMPLE,), recipe=load_recipe("jetclass"), out=Path(folder), jobs=1
         )
         files = [JaggedFile(file.output) for file in convert(cfg).files]
-        all_jets = concatenate([file.read() for file in files])
+        jets = concatenate([file.read() for file in files])
         schema = files[0].schema
-    chosen = np.random.default_rng(0).permutation(len(all_jets))[:JETS]
-    return all_jets.take(chosen).first(CONSTITUENTS), schema
+    return jets.take(np.random.default_rng(0).permutation(len(jets))), schema
 
 
 def pad(source: JetArrays) -> JetArrays:
@@ -71,7 +70,8 @@ def main() -> int:
     repeats = 5 if parser.parse_args().quick else 15
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    packed, schema = jets()
+    jets, schema = all_jets()
+    packed = jets.between(0, JETS).first(CONSTITUENTS)
     encoder = build_encoder(
         EncoderConfig(width=128, depth=4, heads=4), fit_scaling(schema, [packed]), schema
     )

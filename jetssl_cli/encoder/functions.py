@@ -69,7 +69,7 @@ def _normed(x: Tensor) -> Tensor:
 
 
 def _inverse_rms(x: Tensor) -> Tensor:
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=_wide(x.dtype))
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True).to(_wide(x.dtype))
     return norm.square_().div_(x.shape[-1]).add_(EPS).rsqrt_().to(x.dtype)
 
 
@@ -79,7 +79,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 def _norm_backward(inverse: Tensor, normed: Tensor, grad: Tensor) -> Tensor:
     """Gradient of x, given that of normed = x * inverse, which is overwritten."""
-    along = (grad * normed).mean(-1, keepdim=True)
+    along = (grad * normed).sum(-1, keepdim=True).div_(grad.shape[-1])
     return grad.addcmul_(normed, along, value=-1).mul_(inverse)
 
 
@@ -150,9 +150,6 @@ class _SwiGLU(Function):
         gate, value = x.chunk(2, -1)
         of_x = torch.empty_like(x)
         of_gate, of_value = of_x.chunk(2, -1)
-        sigmoid = gate.sigmoid()
-        passed = gate * sigmoid
-        torch.mul(grad, passed, out=of_value)
-        passed.sub_(passed * sigmoid).add_(sigmoid)  # d silu = sigmoid + silu (1 - sigmoid)
-        torch.mul(grad * value, passed, out=of_gate)
+        torch.mul(grad, silu(gate), out=of_value)
+        torch.ops.aten.silu_backward(grad * value, gate, grad_input=of_gate)
         return of_x
