@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
+
+from jetssl_cli.objectives.dino import DINOConfig
+from jetssl_cli.objectives.jepa import JEPAConfig
 from jetssl_cli.objectives.ssfm import SSFMConfig
 
-ObjectiveConfig = SSFMConfig
+ObjectiveConfig = Annotated[
+    SSFMConfig | DINOConfig | JEPAConfig,
+    Field(discriminator="name"),
+]
 """Settings of any self-supervised method."""

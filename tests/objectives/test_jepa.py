@@ -1,0 +1,239 @@
+"""JEPA: its equation, its teacher, what it may see, and that it learns without collapse."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from reference.jepa import jepa_loss
+from reference.jets import (
+    SIZES,
+    assert_equal_gradients,
+    gradients,
+    random_batch,
+    randomise,
+    take,
+    tiny_encoder,
+)
+from reference.processes import halves_agree
+
+from jetssl_cli.errors import ConfigError
+from jetssl_cli.objectives.ema import cosine_momentum
+from jetssl_cli.objectives.jepa import JEPAConfig
+from jetssl_cli.objectives.masking import (
+    RandomMaskConfig,
+    SubjetMaskConfig,
+    group_mask,
+    random_mask,
+)
+from jetssl_cli.runs.optim import OptimConfig
+
+GOLDEN = Path(__file__).with_name("golden_jepa.json")
+"""Losses of 20 steps. To write it anew, after a change that is meant to change them:
+``JETSSL_REGENERATE=1 python -m pytest tests/objectives/test_jepa.py -k golden``."""
+
+
+def rng(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def tiny_jepa(hidden_share=0.5, momentum=0.9, **settings):
+    """JEPA with weights that are not those of the beginning, and a teacher of its own."""
+    mask = RandomMaskConfig(share=hidden_share)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        objective = JEPAConfig(mask=mask, momentum=momentum).build(tiny_encoder(**settings))
+    randomise(objective.predictor, 1)
+    randomise(objective.out, 2)
+    randomise(objective.teacher, 3)
+    return objective
+
+
+def total(objective, batch, generator):
+    return objective.loss(batch, generator)["smooth_l1"]
+
+
+@pytest.mark.parametrize("context", [True, False])
+@pytest.mark.parametrize("share", [0.5, 0.3])
+def test_loss_and_gradients_are_those_of_the_equation(share, context):
+    objective, batch = tiny_jepa(share, context=context), random_batch(SIZES)
+    found, grads = gradients(objective, lambda: total(objective, batch, rng(7)))
+    wanted, wanted_grads = gradients(objective, lambda: jepa_loss(objective, batch, rng(7)))
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+    assert_equal_gradients(grads, wanted_grads)
+    for name, gradient in grads.items():
+        assert (gradient != 0).any() == (not name.startswith("teacher.")), name
+
+
+def test_a_step_and_the_teacher_after_it():
+    """Descent along the gradients of the equation, then the moving average, weight by weight."""
+    objective, batch = tiny_jepa(), random_batch(SIZES)
+    by_hand = copy.deepcopy(objective)
+    optimizer = torch.optim.SGD(objective.parameters(), lr=0.1)
+    total(objective, batch, rng(7)).backward()
+    optimizer.step()
+    objective.after_step(0.25)
+
+    _, grads = gradients(by_hand, lambda: jepa_loss(by_hand, batch, rng(7)))
+    weights = torch.randn((), generator=rng(0))  # of the projection in gradients()
+    m = cosine_momentum(0.9, 0.25)
+    with torch.no_grad():
+        for name, p in by_hand.named_parameters():
+            p.sub_(0.1 * grads[name] / weights)
+        student = dict(by_hand.encoder.named_parameters())
+        for name, p in by_hand.teacher.encoder.named_parameters():
+            p.copy_(m * p + (1 - m) * student[name])
+    wanted = dict(by_hand.named_parameters())
+    for name, p in objective.named_parameters():
+        torch.testing.assert_close(p, wanted[name], rtol=1e-5, atol=1e-5)
+    found, again = total(objective, batch, rng(8)), jepa_loss(by_hand, batch, rng(8))
+    torch.testing.assert_close(found, again, rtol=1e-4, atol=1e-5)
+
+
+def test_every_weight_that_is_exported_moves_in_a_step():
+    objective, batch = tiny_jepa(), random_batch(SIZES)
+    before = {name: p.clone() for name, p in objective.exported().named_parameters()}
+    assert objective.exported() is objective.teacher.encoder
+    steps(objective, 2, [batch], OptimConfig(lr=1e-2))
+    for name, p in objective.exported().named_parameters():
+        assert not torch.equal(p, before[name]), name
+
+
+def test_only_the_teacher_sees_hidden_constituents(monkeypatch):
+    objective, batch = tiny_jepa(), random_batch(SIZES)
+    given = {}
+    for name, encoder in (("student", objective.encoder), ("teacher", objective.teacher.encoder)):
+        encode = encoder.encode
+
+        def spy(scaled, name=name, encode=encode):
+            given[name] = scaled
+            return encode(scaled)
+
+        monkeypatch.setattr(encoder, "encode", spy)
+    objective.loss(batch, rng(3))
+    hidden = random_mask(batch.packing, 0.5, rng(3))
+    scaled = objective.encoder.scale(batch)
+    assert torch.equal(given["student"].features, scaled.features[~hidden])
+    assert torch.equal(given["student"].ids, scaled.ids[~hidden])
+    assert torch.equal(given["teacher"].features, scaled.features)
+
+
+def test_targets_are_standardised_and_no_gradient_reaches_the_teacher():
+    objective, batch = tiny_jepa(), random_batch(SIZES)
+    targets = objective.targets(objective.encoder.scale(batch))
+    torch.testing.assert_close(targets.mean(1), torch.zeros(len(targets)), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        targets.var(1, correction=0), torch.ones(len(targets)), rtol=1e-3, atol=0
+    )
+    assert not targets.requires_grad
+    objective.train()
+    total(objective, batch, rng()).backward()
+    assert not any(module.training for module in objective.teacher.modules())
+    assert all(p.grad is None for p in objective.teacher.parameters())
+
+
+def test_subjets_are_hidden_whole():
+    sizes = [12, 0, 1, 9, 4]
+    groups = torch.cat([torch.arange(n) // 2 for n in sizes])
+    batch = replace(random_batch(sizes), subjets=groups)
+    with torch.random.fork_rng():
+        objective = JEPAConfig(mask=SubjetMaskConfig(share=0.4)).build(tiny_encoder())
+    asked = []
+    objective.predictor.register_forward_pre_hook(lambda _, args: asked.append(args[1]))
+    assert total(objective, batch, rng(3)) > 0
+    hidden = group_mask(batch.packing, groups, 0.4, rng(3))
+    assert torch.equal(asked[0].sizes, batch.packing.keep(hidden).sizes)
+    assert objective.subjet_radius == 0.1
+    assert tiny_jepa().subjet_radius is None
+
+
+@pytest.mark.parametrize("sizes", [[1, 0, 1], [0, 0], [1]])
+def test_nothing_to_hide_is_no_loss(sizes):
+    objective = tiny_jepa()
+    loss = total(objective, random_batch(sizes), rng())
+    assert loss == 0
+    loss.backward()
+    grads = [p.grad for p in objective.parameters() if p.grad is not None]
+    assert grads
+    assert all((grad == 0).all() for grad in grads)
+    assert objective.diagnostics() == {"target_std": 0}
+
+
+def test_only_the_generator_decides():
+    objective, batch = tiny_jepa(), random_batch(SIZES)
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = total(objective, batch, rng(5))
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(2)
+    assert torch.equal(total(objective, batch, rng(5)), first)
+    assert not torch.equal(total(objective, batch, rng(6)), first)
+
+
+def test_the_order_of_the_jets_does_not_matter():
+    """Jets of which every constituent but one is hidden, so that the mask does not matter."""
+    sizes = [2] * 6
+    objective, batch = tiny_jepa(), random_batch(sizes)
+    twins = replace(
+        batch,
+        features=batch.features.view(6, 2, -1)[:, :1].repeat(1, 2, 1).flatten(0, 1),
+        ids=batch.ids.view(6, 2)[:, :1].repeat(1, 2).flatten(),
+    )
+    turned = take(twins, [3, 0, 5, 1, 4, 2])
+    torch.testing.assert_close(total(objective, turned, rng(1)), total(objective, twins, rng(1)))
+
+
+def test_diagnostics_are_the_spread_of_the_targets_since_they_were_last_read():
+    objective, batch = tiny_jepa(), random_batch(SIZES)
+    objective.loss(random_batch(SIZES, 4), rng(1))
+    objective.diagnostics()
+    wanted = []
+    for seed in (2, 3):
+        objective.loss(batch, rng(seed))
+        hidden = random_mask(batch.packing, 0.5, rng(seed))
+        wanted.append(objective.targets(objective.encoder.scale(batch))[hidden])
+    spread = torch.cat(wanted).var(0, correction=0).mean().sqrt()
+    assert objective.diagnostics() == {"target_std": pytest.approx(float(spread), rel=1e-5)}
+    assert objective.diagnostics() == {"target_std": 0}
+    assert not any("totals" in key for key in objective.state_dict())
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_finds(tmp_path):
+    halves_agree(tmp_path, tiny_jepa(), random_batch([*SIZES, 20, 9, 4]), 5)
+
+
+def test_the_width_of_the_predictor():
+    objective = JEPAConfig().build(tiny_encoder(width=32))
+    assert objective.out.in_features == 16
+    with pytest.raises(ConfigError, match=r"objective\.predictor_width = 15: must be a multiple"):
+        JEPAConfig(predictor_width=15).build(tiny_encoder())
+
+
+def steps(objective, num, batches, optim):
+    """Losses of a short training."""
+    optimizer = optim.build(objective)
+    generator = rng()
+    losses = []
+    for step in range(num):
+        optimizer.zero_grad()
+        loss = total(objective, batches[step % len(batches)], generator)
+        loss.backward()
+        optimizer.step()
+        objective.after_step((step + 1) / num)
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def test_golden_losses():
+    batches = [random_batch(SIZES, seed) for seed in range(4)]
+    losses = steps(tiny_jepa(), 20, batches, OptimConfig(lr=1e-3))
+    if os.environ.get("JETSSL_REGENERATE"):
+        GOLDEN.write_text(json.dumps(losses, indent=2) + "\n", encoding="utf-8")
+    wanted = json.loads(GOLDEN.read_text(encoding="utf-8"))
+    assert losses == pytest.approx(wanted, rel=1e-4)
