@@ -28,7 +28,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
 
@@ -38,7 +38,7 @@ from jetssl_cli.encoder.encoder import Encoded, Encoder
 from jetssl_cli.encoder.transformer import mlp
 from jetssl_cli.errors import ConfigError
 from jetssl_cli.objectives import parallel
-from jetssl_cli.objectives.ema import Teacher, cosine_momentum
+from jetssl_cli.objectives.ema import Teacher
 from jetssl_cli.objectives.masking import MaskConfig, RandomMaskConfig
 from jetssl_cli.objectives.objective import Objective
 from jetssl_cli.objectives.predictor import Predictor
@@ -69,8 +69,8 @@ class DINOConfig(Strict):
     """Of the teacher's; the lower, the sharper its targets."""
     koleo: NonNegativeFloat = 0.1
     """Weight of the term that spreads jets."""
-    momentum: float = Field(default=0.99, ge=0, le=1)
-    """Share of itself that the teacher keeps in the first step; it rises to 1 by a cosine."""
+    teacher_power: PositiveFloat = 10.0
+    """The teacher remembers about one ``teacher_power``-th of the steps so far."""
 
     @property
     def clusters(self) -> None:
@@ -140,7 +140,8 @@ class DINO(Objective):
 
     def after_step(self, progress: float) -> None:
         """The teacher follows, heads included."""
-        self.teacher.follow(self, cosine_momentum(self.cfg.momentum, progress))
+        del progress
+        self.teacher.follow(self, self.cfg.teacher_power)
 
     def exported(self) -> Encoder:
         """The teacher."""

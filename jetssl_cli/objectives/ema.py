@@ -5,15 +5,19 @@
 The teacher holds everything between the batch and its target: embeddings, registers, encoder, and
 the heads of a method that has them. It is always in evaluation, no gradient reaches it, and it
 follows once per optimizer step, after it (Tarvainen and Valpola, arXiv:1703.01780, (2)).
+
+In step t it keeps m = (1 - 1/t)^power of itself (Karras et al., arXiv:2312.02696, section 3.1). So
+m rises to 1, and the teacher is an average over the same share of the run however long that is: a
+constant m that suits 100,000 steps leaves the teacher of a short run where it began.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from copy import deepcopy
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from jetssl_cli.encoder.encoder import Encoder
@@ -26,9 +30,13 @@ class Teacher(nn.Module):
     scaling is copied too, not shared: what is exported must stand by itself.
     """
 
+    steps: Int[Tensor, ""]
+    """How often it has followed; counted where the weights are, so that no device is asked."""
+
     def __init__(self, parts: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self.parts = nn.ModuleDict({name: deepcopy(part) for name, part in parts.items()})
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.requires_grad_(False)
         self.train(False)
 
@@ -45,25 +53,20 @@ class Teacher(nn.Module):
         return super().train(False)
 
     @torch.no_grad()
-    def follow(self, student: nn.Module, momentum: float) -> None:
+    def follow(self, student: nn.Module, power: float) -> None:
         """Move all weights towards those of the student; copy the buffers.
 
         Args:
             student: has the parts of the teacher as submodules.
-            momentum: the share of itself that the teacher keeps.
+            power: the teacher remembers about one ``power``-th of all steps so far.
         """
+        self.steps += 1
+        share = 1 - (1 - 1 / self.steps.float()) ** power
         originals = [student.get_submodule(name) for name in self.parts]
-        ours: list[Tensor] = list(self.parameters())
-        theirs: list[Tensor] = [p for part in originals for p in part.parameters()]
-        torch._foreach_lerp_(ours, theirs, 1 - momentum)
-        copies: list[Tensor] = list(self.buffers())
-        if copies:
-            torch._foreach_copy_(copies, [b for part in originals for b in part.buffers()])
-
-
-def cosine_momentum(start: float, progress: float) -> float:
-    """1 - (1 - start) (cos(pi progress) + 1) / 2: from ``start`` to 1 over a run.
-
-    Grill et al., arXiv:2006.07733, section 3.3.
-    """
-    return 1 - (1 - start) * (math.cos(math.pi * progress) + 1) / 2
+        ours: list[Tensor] = list(self.parts.parameters())
+        ways = torch._foreach_sub([p for part in originals for p in part.parameters()], ours)
+        torch._foreach_mul_(ways, share)
+        torch._foreach_add_(ours, ways)
+        copies = [b for part in originals for b in part.buffers()]
+        for mine, copied in zip(self.parts.buffers(), copies, strict=True):
+            mine.copy_(copied)

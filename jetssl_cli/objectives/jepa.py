@@ -23,7 +23,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, smooth_l1_loss
 
@@ -32,7 +32,7 @@ from jetssl_cli.config import Strict
 from jetssl_cli.encoder.encoder import Encoder
 from jetssl_cli.errors import ConfigError
 from jetssl_cli.objectives import parallel
-from jetssl_cli.objectives.ema import Teacher, cosine_momentum
+from jetssl_cli.objectives.ema import Teacher
 from jetssl_cli.objectives.masking import MaskConfig, RandomMaskConfig
 from jetssl_cli.objectives.objective import Objective
 from jetssl_cli.objectives.predictor import Predictor
@@ -50,8 +50,8 @@ class JEPAConfig(Strict):
     """Width of the predictor; half that of the encoder if not given."""
     predictor_depth: PositiveInt = 2
     """Blocks of the predictor."""
-    momentum: float = Field(default=0.99, ge=0, le=1)
-    """Share of itself that the teacher keeps in the first step; it rises to 1 by a cosine."""
+    teacher_power: PositiveFloat = 10.0
+    """The teacher remembers about one ``teacher_power``-th of the steps so far."""
 
     @property
     def clusters(self) -> None:
@@ -110,7 +110,8 @@ class JEPA(Objective):
 
     def after_step(self, progress: float) -> None:
         """The teacher follows."""
-        self.teacher.follow(self, cosine_momentum(self.cfg.momentum, progress))
+        del progress
+        self.teacher.follow(self, self.cfg.teacher_power)
 
     def exported(self) -> Encoder:
         """The teacher."""

@@ -26,7 +26,6 @@ from reference.processes import halves_agree, in_processes
 
 from jetssl_cli.errors import ConfigError
 from jetssl_cli.objectives.dino import DINOConfig, Head, jet_vectors, koleo, sinkhorn
-from jetssl_cli.objectives.ema import cosine_momentum
 from jetssl_cli.objectives.masking import RandomMaskConfig, random_mask
 from jetssl_cli.runs.optim import OptimConfig
 
@@ -42,7 +41,7 @@ def rng(seed=0):
 
 def tiny_dino(hidden_share=0.5, encoder=None, **settings):
     """DINO with weights that are not those of the beginning, and a teacher of its own."""
-    usual = {"prototypes": 12, "bottleneck": 6, "momentum": 0.9}
+    usual = {"prototypes": 12, "bottleneck": 6, "teacher_power": 3}
     config = DINOConfig(mask=RandomMaskConfig(share=hidden_share), **(usual | settings))
     with torch.random.fork_rng():
         torch.manual_seed(1)
@@ -84,10 +83,11 @@ def test_a_step_and_the_teacher_after_it():
     optimizer = torch.optim.SGD(objective.parameters(), lr=0.01)
     total(objective, batch, rng(7)).backward()
     optimizer.step()
+    objective.teacher.steps += 4
     objective.after_step(0.25)
 
     total_by_hand(by_hand, batch, rng(7)).backward()
-    m = cosine_momentum(0.9, 0.25)
+    m = (1 - 1 / 5) ** 3
     with torch.no_grad():
         for p in by_hand.parameters():
             if p.grad is not None:

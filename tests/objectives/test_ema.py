@@ -9,7 +9,7 @@ import torch
 from reference.jets import SIZES, random_batch, randomise, tiny_encoder
 from torch import nn
 
-from jetssl_cli.objectives.ema import Teacher, cosine_momentum
+from jetssl_cli.objectives.ema import Teacher
 
 
 class Student(nn.Module):
@@ -45,30 +45,42 @@ def test_it_begins_as_a_copy_that_shares_nothing():
     assert not any(name.startswith("parts.other") for name in teacher.state_dict())
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.3, 1.0])
-def test_following_is_the_moving_average_of_every_weight(momentum):
+@pytest.mark.parametrize("power", [1.0, 3.5])
+def test_following_is_the_moving_average_of_every_weight(power):
     student, teacher = pair()
-    student.head(torch.randn(5, 16))
-    before = dict(teacher.parts.named_parameters())
-    before = {name: value.clone() for name, value in before.items()}
-    theirs = dict(student.named_parameters())
-    teacher.follow(student, momentum)
-    assert "encoder.registers" in before
-    assert "encoder.embed_id.weight" in before
-    assert "head.weight" in before
-    for name, value in teacher.parts.named_parameters():
-        wanted = momentum * before[name] + (1 - momentum) * theirs[name]
-        torch.testing.assert_close(value, wanted, rtol=1e-6, atol=1e-6)
+    wanted = {name: value.clone() for name, value in teacher.parts.named_parameters()}
+    assert {"encoder.registers", "encoder.embed_id.weight", "head.weight"} <= wanted.keys()
+    for step in range(1, 6):
+        randomise(student, step)
+        student.head(torch.randn(5, 16))
+        teacher.follow(student, power)
+        kept = (1 - 1 / step) ** power
+        theirs = dict(student.named_parameters())
+        wanted = {n: kept * v + (1 - kept) * theirs[n].detach() for n, v in wanted.items()}
+        for name, value in teacher.parts.named_parameters():
+            torch.testing.assert_close(value.detach(), wanted[name], rtol=1e-5, atol=1e-5)
     buffers = dict(student.named_buffers())
     assert buffers["head.running_mean"].any()
     for name, value in teacher.parts.named_buffers():
         assert torch.equal(value, buffers[name]), name
 
 
+@pytest.mark.parametrize("steps", [100, 1000])
+def test_it_remembers_the_same_share_of_a_run_of_any_length(steps):
+    """Of a weight that grows by 1 in each step it holds power / (power + 1) of the last."""
+    student = nn.Module()
+    student.weight = nn.Linear(1, 1, bias=False)
+    teacher = Teacher({"weight": student.weight})
+    for step in range(steps):
+        nn.init.constant_(student.weight.weight, step + 1)
+        teacher.follow(student, 9.0)
+    assert teacher.parts["weight"].weight.item() == pytest.approx(0.9 * steps, rel=0.02)
+
+
 def test_the_student_is_left_alone():
     student, teacher = pair()
     before = state(student)
-    teacher.follow(student, 0.5)
+    teacher.follow(student, 2.0)
     assert all(torch.equal(value, before[key]) for key, value in student.state_dict().items())
     with torch.no_grad():
         student.encoder.out.bias += 1
@@ -82,33 +94,25 @@ def test_it_stays_in_evaluation_and_wants_no_gradients():
     assert student.head.training
     assert not any(module.training for module in teacher.modules())
     assert not any(p.requires_grad for p in teacher.parameters())
-    teacher.follow(student, 0.5)
+    teacher.follow(student, 2.0)
     assert not any(p.requires_grad for p in teacher.parameters())
     assert all(p.is_leaf and p.grad is None for p in teacher.parameters())
 
 
 def test_its_state_is_restored():
     student, teacher = pair()
-    teacher.follow(student, 0.5)
+    teacher.follow(student, 2.0)
     _, other = pair()
     other.load_state_dict(copy.deepcopy(teacher.state_dict()))
+    randomise(student, 3)
     for one in (teacher, other):
-        one.follow(student, 0.25)
+        one.follow(student, 2.0)
     assert all(torch.equal(v, other.state_dict()[k]) for k, v in teacher.state_dict().items())
 
 
 def test_its_encoder_encodes():
     student, teacher = pair()
     batch = random_batch(SIZES)
-    for _ in range(30):
-        teacher.follow(student, 0.2)
+    teacher.follow(student, 2.0)
     found, wanted = teacher.encoder(batch), student.encoder(batch)
     torch.testing.assert_close(found.tokens, wanted.tokens)
-
-
-def test_the_momentum_rises_to_one():
-    values = [cosine_momentum(0.9, step / 100) for step in range(101)]
-    assert values[0] == pytest.approx(0.9)
-    assert values[50] == pytest.approx(0.95)
-    assert values[-1] == 1
-    assert values == sorted(values)

@@ -23,7 +23,6 @@ from reference.jets import (
 from reference.processes import halves_agree
 
 from jetssl_cli.errors import ConfigError
-from jetssl_cli.objectives.ema import cosine_momentum
 from jetssl_cli.objectives.jepa import JEPAConfig
 from jetssl_cli.objectives.masking import (
     RandomMaskConfig,
@@ -42,12 +41,12 @@ def rng(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def tiny_jepa(hidden_share=0.5, momentum=0.9, **settings):
+def tiny_jepa(hidden_share=0.5, power=3, **settings):
     """JEPA with weights that are not those of the beginning, and a teacher of its own."""
     mask = RandomMaskConfig(share=hidden_share)
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        objective = JEPAConfig(mask=mask, momentum=momentum).build(tiny_encoder(**settings))
+        objective = JEPAConfig(mask=mask, teacher_power=power).build(tiny_encoder(**settings))
     randomise(objective.predictor, 1)
     randomise(objective.out, 2)
     randomise(objective.teacher, 3)
@@ -77,11 +76,12 @@ def test_a_step_and_the_teacher_after_it():
     optimizer = torch.optim.SGD(objective.parameters(), lr=0.1)
     total(objective, batch, rng(7)).backward()
     optimizer.step()
+    objective.teacher.steps += 4
     objective.after_step(0.25)
 
     _, grads = gradients(by_hand, lambda: jepa_loss(by_hand, batch, rng(7)))
     weights = torch.randn((), generator=rng(0))  # of the projection in gradients()
-    m = cosine_momentum(0.9, 0.25)
+    m = (1 - 1 / 5) ** 3
     with torch.no_grad():
         for name, p in by_hand.named_parameters():
             p.sub_(0.1 * grads[name] / weights)
