@@ -76,6 +76,8 @@ class Encoded:
     """Rows of ``tokens`` that belong to constituents, in their order."""
     backend: Backend = "auto"
     """Attention back end for what reads the tokens."""
+    layers: tuple[Float[Tensor, "T D"], ...] = ()
+    """What went into the first block and what came out of each, where it was asked for."""
 
     @property
     def constituents(self) -> Float[Tensor, "constituents D"]:
@@ -119,17 +121,20 @@ class Encoder(nn.Module):
         """Encode a batch in physical units."""
         return self.encode(self.scale(batch))
 
-    def encode(self, scaled: JetBatch) -> Encoded:
-        """Encode a batch whose features are scaled already."""
+    def encode(self, scaled: JetBatch, *, layers: bool = False) -> Encoded:
+        """Encode a batch whose features are scaled already, and keep all layers if asked to."""
         tokens = self.embed(scaled.features)
         if self.embed_id is not None:
             tokens = tokens + self.embed_id(scaled.ids)
         packing, x, rows = self._with_registers(tokens, scaled.packing)
         context = Context(self.embed_jet(scaled.jets), packing) if self.embed_jet else None
         attend = plan(packing, causal=self.cfg.causal, backend=self.cfg.attention)
+        kept = [x] if layers else []
         for block in self.blocks:
             x = block(x, context, attend)
-        return Encoded(self.out(self.norm(x)), packing, rows, self.cfg.attention)
+            if layers:
+                kept.append(x)
+        return Encoded(self.out(self.norm(x)), packing, rows, self.cfg.attention, tuple(kept))
 
     def _with_registers(
         self, tokens: Float[Tensor, "T D"], packing: Packing

@@ -1,8 +1,8 @@
 """JEPA: predict what a teacher makes of the hidden constituents, not the constituents.
 
-    visible --> encoder --> predictor --> s ----+
-                                                +-- smooth L1
-    whole jet --> teacher --> layer norm --> y -+
+    visible --> encoder --> predictor --> s ---------------+
+                                                           +-- smooth L1
+    whole jet --> teacher --> layers' norms, mean, norm: y -+
                      ^
                      +-- moving average of the encoder
 
@@ -10,8 +10,14 @@ The loss is the mean over the numbers of all hidden constituents of
 
     l(s - y),    l(d) = d^2 / 2  where |d| < 1,  |d| - 1/2  elsewhere
 
-(Assran et al., arXiv:2301.08243, section 3; with the smooth L1 and the normalised targets of
-data2vec, Baevski et al., arXiv:2202.03555, (2) and section 3.3). The layer norm has no weights.
+(Assran et al., arXiv:2301.08243, section 3). As in data2vec (Baevski et al., arXiv:2202.03555, (2)
+and section 3.3), y is the mean over layers of their normalised outputs, normalised once more; here
+over all of them, the embedding of the constituent included. The layer norms have no weights.
+
+What keeps it from collapse: the embeddings are made constituent by constituent, from its features
+and class alone. A target that holds them cannot be guessed from the jet features, with which the
+blocks of both encoders are modulated, and differs between constituents whatever the blocks do.
+``docs/methods.md`` has what was tried.
 
 What breaks the tie between hidden constituents, which have no positions: the k-th of a jet, in pT
 order, is asked for with the k-th mask token of the predictor's table.
@@ -105,8 +111,10 @@ class JEPA(Objective):
     @torch.no_grad()
     def targets(self, scaled: JetBatch) -> Float[Tensor, "T D"]:
         """What the teacher makes of each constituent: mean 0 and variance 1 over D."""
-        vectors = self.teacher.encoder.encode(scaled).constituents.float()
-        return layer_norm(vectors, vectors.shape[1:])
+        encoded = self.teacher.encoder.encode(scaled, layers=True)
+        rows = encoded.constituent_rows
+        layers = [_normalised(layer.index_select(0, rows).float()) for layer in encoded.layers]
+        return _normalised(torch.stack(layers).mean(0))
 
     def after_step(self, progress: float) -> None:
         """The teacher follows."""
@@ -127,3 +135,7 @@ class JEPA(Objective):
     def _watch(self, wanted: Float[Tensor, "hidden D"]) -> None:
         count = torch.full((1,), float(len(wanted)), device=wanted.device)
         self.totals.add(count=count, sums=wanted.sum(0), squares=wanted.square().sum(0))
+
+
+def _normalised(x: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
+    return layer_norm(x, x.shape[1:])

@@ -22,11 +22,13 @@ from reference.jets import (
     take,
     tiny_encoder,
 )
+from reference.learning import trained
 from reference.processes import halves_agree, in_processes
 
 from jetssl_cli.errors import ConfigError
 from jetssl_cli.objectives.dino import DINOConfig, Head, jet_vectors, koleo, sinkhorn
 from jetssl_cli.objectives.masking import RandomMaskConfig, random_mask
+from jetssl_cli.runs import probe
 from jetssl_cli.runs.optim import OptimConfig
 
 GOLDEN = Path(__file__).with_name("golden_dino.json")
@@ -310,3 +312,19 @@ def test_golden_losses():
         GOLDEN.write_text(json.dumps(losses, indent=2) + "\n", encoding="utf-8")
     wanted = json.loads(GOLDEN.read_text(encoding="utf-8"))
     assert losses == pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_it_learns_without_collapse(jagged):
+    """The trivial level: log K, that of uniform answers, and of all that do not look at the jet.
+
+    Sinkhorn-Knopp makes the mean target uniform, so that no other fixed answer is better.
+    """
+    objective, batch = trained("dino", jagged, steps=200)
+    trivial = math.log(objective.cfg.prototypes)
+    with torch.no_grad():
+        terms = objective.loss(batch, rng(1))
+        vectors = probe.jet_vectors(objective.exported()(batch))
+    assert terms["jets"] < 0.7 * trivial
+    assert terms["tokens"] < 0.97 * trivial
+    assert probe.effective_rank(vectors) > 20

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from reference.jepa import jepa_loss
+from reference.jepa import jepa_loss, smooth_l1
 from reference.jets import (
     SIZES,
     assert_equal_gradients,
@@ -20,6 +20,7 @@ from reference.jets import (
     take,
     tiny_encoder,
 )
+from reference.learning import trained
 from reference.processes import halves_agree
 
 from jetssl_cli.errors import ConfigError
@@ -31,6 +32,7 @@ from jetssl_cli.objectives.masking import (
     random_mask,
 )
 from jetssl_cli.runs.optim import OptimConfig
+from jetssl_cli.runs.probe import effective_rank, jet_vectors
 
 GOLDEN = Path(__file__).with_name("golden_jepa.json")
 """Losses of 20 steps. To write it anew, after a change that is meant to change them:
@@ -110,9 +112,9 @@ def test_only_the_teacher_sees_hidden_constituents(monkeypatch):
     for name, encoder in (("student", objective.encoder), ("teacher", objective.teacher.encoder)):
         encode = encoder.encode
 
-        def spy(scaled, name=name, encode=encode):
+        def spy(scaled, *, name=name, encode=encode, **settings):
             given[name] = scaled
-            return encode(scaled)
+            return encode(scaled, **settings)
 
         monkeypatch.setattr(encoder, "encode", spy)
     objective.loss(batch, rng(3))
@@ -237,3 +239,25 @@ def test_golden_losses():
         GOLDEN.write_text(json.dumps(losses, indent=2) + "\n", encoding="utf-8")
     wanted = json.loads(GOLDEN.read_text(encoding="utf-8"))
     assert losses == pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_it_learns_without_collapse(jagged):
+    """The trivial level: to answer, for each k, the mean target of all k-th hidden constituents.
+
+    That is the best of all answers that do not look at the jet.
+    """
+    objective, batch = trained("jepa", jagged, steps=400)
+    with torch.no_grad():
+        loss = float(total(objective, batch, rng(1)))
+        scaled = objective.encoder.scale(batch)
+        split = objective.cfg.mask.split(scaled, rng(1))
+        wanted = objective.targets(scaled)[split.hidden_rows]
+        ranks = split.unseen.packing.rank
+        sums = torch.zeros(int(ranks.max()) + 1, wanted.shape[1]).index_add(0, ranks, wanted)
+        means = sums / torch.bincount(ranks)[:, None]
+        trivial = float(smooth_l1(wanted - means[ranks]).mean())
+        vectors = jet_vectors(objective.exported()(batch))
+    assert loss < trivial, (loss, trivial)
+    assert effective_rank(vectors) > 10
+    assert 0, (loss, trivial, effective_rank(vectors), objective.diagnostics())

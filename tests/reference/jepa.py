@@ -7,7 +7,7 @@ constituents with the smallest numbers are hidden.
 from __future__ import annotations
 
 import torch
-from reference.ssfm import branch, encode, hide, linear, rms_norm, self_attention, swiglu
+from reference.ssfm import branch, encode, hide, layers, linear, rms_norm, self_attention, swiglu
 from torch import Tensor
 
 from jetssl_cli.batch import JetBatch
@@ -25,8 +25,8 @@ def jepa_loss(objective: JEPA, batch: JetBatch, rng: torch.Generator) -> Tensor:
         visible = [row for row in range(start, stop) if row not in chosen]
         features, ids, of_jet = scaled.features, scaled.ids, scaled.jets[jet]
         with torch.no_grad():
-            whole = encode(objective.teacher.encoder, features[start:stop], ids[start:stop], of_jet)
-        wanted = [standardised(whole[registers + row - start]) for row in chosen]
+            whole = layers(objective.teacher.encoder, features[start:stop], ids[start:stop], of_jet)
+        wanted = [target([layer[registers + row - start] for layer in whole]) for row in chosen]
         memory = encode(objective.encoder, features[visible], ids[visible], of_jet)
         answers = linear(objective.out, predict(objective.predictor, memory, len(chosen)))
         errors += [smooth_l1(s - y) for s, y in zip(answers, wanted, strict=True)]
@@ -37,6 +37,11 @@ def share(objective) -> float:
     """Share of the constituents of a jet that are hidden."""
     found: float = objective.cfg.mask.share
     return found
+
+
+def target(of_layers: list[Tensor]) -> Tensor:
+    """The mean of the standardised layers of one constituent, standardised."""
+    return standardised(sum(map(standardised, of_layers)) / len(of_layers))
 
 
 def predict(predictor: Predictor, memory: Tensor, number: int) -> Tensor:

@@ -55,13 +55,18 @@ def hide(offsets: list[int], share: float, rng: torch.Generator) -> list[list[in
 
 def encode(encoder: Encoder, features: Tensor, ids: Tensor, of_jet: Tensor) -> Tensor:
     """The registers and constituents of one jet, from scaled features."""
+    return linear(encoder.out, rms_norm(encoder.norm, layers(encoder, features, ids, of_jet)[-1]))
+
+
+def layers(encoder: Encoder, features: Tensor, ids: Tensor, of_jet: Tensor) -> list[Tensor]:
+    """What goes into the first block for one jet, and what comes out of each."""
     constituents = mlp(encoder.embed, features) + encoder.embed_id.weight[ids]
-    x = torch.cat([encoder.registers, constituents])
+    found = [torch.cat([encoder.registers, constituents])]
     context = mlp(encoder.embed_jet, of_jet) if encoder.embed_jet is not None else None
     for block in encoder.blocks:
         x = branch(
             block.attention,
-            x,
+            found[-1],
             context,
             lambda y, layer=block.attention.layer: self_attention(layer, y),
         )
@@ -71,7 +76,8 @@ def encode(encoder: Encoder, features: Tensor, ids: Tensor, of_jet: Tensor) -> T
             context,
             lambda y, layer=block.feed_forward.layer: swiglu(layer, y),
         )
-    return linear(encoder.out, rms_norm(encoder.norm, x))
+        found.append(x)
+    return found
 
 
 def decode(decoder: FlowDecoder, xt: Tensor, t: Tensor, memory: Tensor) -> Tensor:
