@@ -258,6 +258,5 @@ def test_it_learns_without_collapse(jagged):
         means = sums / torch.bincount(ranks)[:, None]
         trivial = float(smooth_l1(wanted - means[ranks]).mean())
         vectors = jet_vectors(objective.exported()(batch))
-    assert loss < trivial, (loss, trivial)
-    assert effective_rank(vectors) > 10
-    assert 0, (loss, trivial, effective_rank(vectors), objective.diagnostics())
+    assert loss < 0.96 * trivial
+    assert effective_rank(vectors) > 15
