@@ -115,6 +115,15 @@ def test_every_weight_of_the_teacher_moves_in_a_step_heads_included():
     assert prefixes == {"encoder", "jet_head", "token_head"}
 
 
+def test_the_teacher_begins_as_the_student():
+    objective = DINOConfig(prototypes=12).build(tiny_encoder())
+    for name in ("encoder", "jet_head", "token_head"):
+        theirs = objective.get_submodule(name).state_dict()
+        ours = objective.teacher.parts[name].state_dict()
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
 def test_only_the_teacher_sees_hidden_constituents(monkeypatch):
     objective, batch = tiny_dino(), random_batch(SIZES)
     given = {}

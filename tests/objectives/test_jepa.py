@@ -106,6 +106,15 @@ def test_every_weight_that_is_exported_moves_in_a_step():
         assert not torch.equal(p, before[name]), name
 
 
+def test_the_teacher_begins_as_the_student():
+    objective = JEPAConfig().build(tiny_encoder())
+    for name in ("encoder",):
+        theirs = objective.get_submodule(name).state_dict()
+        ours = objective.teacher.parts[name].state_dict()
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
 def test_only_the_teacher_sees_hidden_constituents(monkeypatch):
     objective, batch = tiny_jepa(), random_batch(SIZES)
     given = {}
