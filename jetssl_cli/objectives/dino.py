@@ -224,8 +224,8 @@ def koleo(vectors: Float[Tensor, "J D"]) -> Float[Tensor, " J"]:
     if len(vectors) < 2:
         return vectors.sum(-1) * 0
     directions = normalize(vectors, dim=-1)
-    with torch.no_grad():
-        cosines = directions @ directions.T
+    with torch.no_grad(), torch.autocast(vectors.device.type, enabled=False):
+        cosines = directions @ directions.T  # in half precision, neighbours would be mistaken
         nearest = cosines.fill_diagonal_(-2).argmax(-1)
     distances = (directions - directions.index_select(0, nearest)).norm(dim=-1)
     return -(distances + 1e-8).log()

@@ -226,6 +226,13 @@ def test_jets_that_are_alike_do_not_break_the_spread():
     assert (one.grad == 0).all()
 
 
+def test_half_precision_does_not_mistake_the_nearest():
+    vectors = torch.ones(40, 8) + 0.02 * torch.randn(40, 8, generator=rng())
+    with torch.autocast("cpu", torch.bfloat16):
+        found = koleo(vectors)
+    assert torch.equal(found, koleo(vectors))
+
+
 def test_descent_along_the_spread_drives_the_nearest_apart():
     vectors = torch.randn(20, 3, generator=rng()).requires_grad_()
     before = torch.pdist(torch.nn.functional.normalize(vectors.detach(), dim=-1)).min()
@@ -249,6 +256,17 @@ def test_nothing_to_hide_is_no_loss_of_tokens(sizes):
     torch.stack(list(terms.values())).sum().backward()
     assert all(p.grad.isfinite().all() for p in objective.parameters() if p.grad is not None)
     assert all(math.isfinite(value) for value in objective.diagnostics().values())
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype")
+def test_the_loss_is_in_full_precision_where_the_network_is_not():
+    objective, batch = tiny_dino(), random_batch([9, 4, 30])
+    wanted = objective.loss(batch, rng(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = objective.loss(batch, rng(1))
+    for name, value in found.items():
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value, wanted[name], rtol=0.05, atol=0.05)
 
 
 def test_only_the_generator_decides():

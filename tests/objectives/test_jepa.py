@@ -175,6 +175,17 @@ def test_nothing_to_hide_is_no_loss(sizes):
     assert objective.diagnostics() == {"target_std": 0}
 
 
+@pytest.mark.filterwarnings("ignore:Mismatch dtype")
+def test_the_loss_is_in_full_precision_where_the_network_is_not():
+    objective, batch = tiny_jepa(), random_batch([9, 4, 30])
+    wanted = objective.loss(batch, rng(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = objective.loss(batch, rng(1))
+    for name, value in found.items():
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value, wanted[name], rtol=0.05, atol=0.05)
+
+
 def test_only_the_generator_decides():
     objective, batch = tiny_jepa(), random_batch(SIZES)
     torch.manual_seed(1)
