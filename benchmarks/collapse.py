@@ -3,10 +3,11 @@
     python benchmarks/collapse.py METHOD FOLDER [--size tiny] [--steps 200] [section.key=value ...]
 
 FOLDER has train.h5 and test.h5, as ``make demo`` leaves them. The method is trained as by ``jetssl
-pretrain``, on 100 jets of at most 32 constituents in a step; with ``--steps 0`` the encoder stays as
-it begins. Before, half-way and at the end one JSON object is printed: the loss (mean of 30 steps),
-the diagnostics of the method, effective rank and standard deviation of the exported encoder's jets,
-and accuracies on 3,000 test jets of logistic regressions fitted on 6,000 training jets, of
+pretrain``, on 100 jets of at most 32 constituents in a step; with ``--steps 0`` the encoder stays
+as it begins. Before, half-way and at the end one JSON object is printed: the loss (mean of 30
+steps), the diagnostics of the method, effective rank and standard deviation of the exported
+encoder's jets, and accuracies on 3,000 test jets of logistic regressions fitted on 6,000 training
+jets, of
 
     vectors        means of registers and of constituents, standard deviation of constituents
     jet_features   of the data file alone: the scaled values, their products, and steps in each
