@@ -34,7 +34,7 @@ from torch.nn.functional import linear, normalize
 
 from jetssl_cli.batch import JetBatch
 from jetssl_cli.config import Strict
-from jetssl_cli.encoder.encoder import Encoded, Encoder
+from jetssl_cli.encoder.encoder import Encoder
 from jetssl_cli.encoder.transformer import mlp
 from jetssl_cli.errors import ConfigError
 from jetssl_cli.objectives import parallel
@@ -42,6 +42,7 @@ from jetssl_cli.objectives.ema import Teacher
 from jetssl_cli.objectives.masking import MaskConfig, RandomMaskConfig
 from jetssl_cli.objectives.objective import Objective
 from jetssl_cli.objectives.predictor import Predictor
+from jetssl_cli.objectives.spread import koleo, register_means
 from jetssl_cli.objectives.totals import Totals
 
 SINKHORN_STEPS = 3
@@ -126,10 +127,10 @@ class DINO(Objective):
         with torch.no_grad():
             whole = self.teacher.encoder.encode(scaled)
             hidden = whole.constituents.index_select(0, split.hidden_rows)
-            jet_logits = self.teacher.parts["jet_head"](jet_vectors(whole))
+            jet_logits = self.teacher.parts["jet_head"](register_means(whole))
             token_logits = self.teacher.parts["token_head"](hidden)
         seen = self.encoder.encode(split.seen)
-        jets = jet_vectors(seen)
+        jets = register_means(seen)
         answers = self.out(self.predictor(seen, split.unseen.packing))
         spread = self.cfg.koleo * parallel.mean(koleo(jets.float()))
         return {
@@ -194,16 +195,6 @@ class Head(nn.Module):
         return linear(normalize(self.mlp(vectors), dim=-1), normalize(self.prototypes, dim=-1))
 
 
-def jet_vectors(encoded: Encoded) -> Float[Tensor, "J D"]:
-    """The mean of the registers of each jet."""
-    is_register = torch.ones(len(encoded.tokens), dtype=torch.bool, device=encoded.tokens.device)
-    is_register[encoded.constituent_rows] = False
-    jets = encoded.packing.num_jets
-    count = len(encoded.tokens) - len(encoded.constituent_rows)
-    rows = torch.nonzero_static(is_register, size=count)[:, 0]
-    return encoded.tokens.index_select(0, rows).view(jets, -1, encoded.tokens.shape[1]).mean(1)
-
-
 @torch.no_grad()
 def sinkhorn(logits: Float[Tensor, "N K"], steps: int = SINKHORN_STEPS) -> Float[Tensor, "N K"]:
     """Rows that sum to 1, with all columns of the global batch near to the same sum.
@@ -217,18 +208,6 @@ def sinkhorn(logits: Float[Tensor, "N K"], steps: int = SINKHORN_STEPS) -> Float
         q = q / parallel.summed(q.sum(0)).clamp_min(tiny)
         q = q / q.sum(-1, keepdim=True).clamp_min(tiny)
     return q
-
-
-def koleo(vectors: Float[Tensor, "J D"]) -> Float[Tensor, " J"]:
-    """-log of the distance to the nearest other vector, all divided by their lengths."""
-    if len(vectors) < 2:
-        return vectors.sum(-1) * 0
-    directions = normalize(vectors, dim=-1)
-    with torch.no_grad(), torch.autocast(vectors.device.type, enabled=False):
-        cosines = directions @ directions.T  # in half precision, neighbours would be mistaken
-        nearest = cosines.fill_diagonal_(-2).argmax(-1)
-    distances = (directions - directions.index_select(0, nearest)).norm(dim=-1)
-    return -(distances + 1e-8).log()
 
 
 def _counts(values: Tensor, num: int) -> Tensor:

@@ -6,18 +6,21 @@
                      ^
                      +-- moving average of the encoder
 
-The loss is the mean over the numbers of all hidden constituents of
+The loss is
 
-    l(s - y),    l(d) = d^2 / 2  where |d| < 1,  |d| - 1/2  elsewhere
+    mean over the numbers of all hidden constituents of l(s - y)
+    + 0.1 mean over jets of -log min_j |v_i - v_j|     (Sablayrolles et al., arXiv:1806.03198, (2))
 
-(Assran et al., arXiv:2301.08243, section 3). As in data2vec (Baevski et al., arXiv:2202.03555, (2)
+with l(d) = d^2 / 2 where |d| < 1, |d| - 1/2 elsewhere (Assran et al., arXiv:2301.08243, section 3);
+v are the means of the encoder's registers, divided by their lengths, and j runs over the other jets
+of the process. As in data2vec (Baevski et al., arXiv:2202.03555, (2)
 and section 3.3), y is the mean over layers of their normalised outputs, normalised once more; here
 over all of them, the embedding of the constituent included. The layer norms have no weights.
 
 What keeps it from collapse: the embeddings are made constituent by constituent, from its features
 and class alone. A target that holds them cannot be guessed from the jet features, with which the
-blocks of both encoders are modulated, and differs between constituents whatever the blocks do.
-``docs/methods.md`` has what was tried.
+blocks of both encoders are modulated, and differs between constituents whatever the blocks do. The
+second term keeps jets apart. ``docs/methods.md`` has what was tried.
 
 What breaks the tie between hidden constituents, which have no positions: the k-th of a jet, in pT
 order, is asked for with the k-th mask token of the predictor's table.
@@ -29,7 +32,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, smooth_l1_loss
 
@@ -42,6 +45,7 @@ from jetssl_cli.objectives.ema import Teacher
 from jetssl_cli.objectives.masking import MaskConfig, RandomMaskConfig
 from jetssl_cli.objectives.objective import Objective
 from jetssl_cli.objectives.predictor import Predictor
+from jetssl_cli.objectives.spread import koleo, register_means
 from jetssl_cli.objectives.totals import Totals
 
 
@@ -56,6 +60,8 @@ class JEPAConfig(Strict):
     """Width of the predictor; half that of the encoder if not given."""
     predictor_depth: PositiveInt = 2
     """Blocks of the predictor."""
+    koleo: NonNegativeFloat = 0.1
+    """Weight of the term that spreads jets."""
     teacher_power: PositiveFloat = 10.0
     """The teacher remembers about one ``teacher_power``-th of the steps so far."""
 
@@ -67,7 +73,8 @@ class JEPAConfig(Strict):
         """Put a predictor on top of the encoder, and a teacher beside it.
 
         Raises:
-            ConfigError: the width of the predictor is not a multiple of the encoder's heads.
+            ConfigError: the encoder has no registers, or the width of the predictor is not a
+                multiple of the encoder's heads.
         """
         del tokenizer
         width, heads = self.predictor_width or encoder.width // 2, encoder.cfg.heads
@@ -75,6 +82,10 @@ class JEPAConfig(Strict):
             raise ConfigError(
                 f"objective.predictor_width = {width}: must be a multiple of "
                 f"encoder.heads = {heads}"
+            )
+        if not encoder.cfg.registers:
+            raise ConfigError(
+                "encoder.registers = 0: must be at least 1 for jepa, which reads them"
             )
         return JEPA(self, encoder)
 
@@ -99,14 +110,16 @@ class JEPA(Objective):
         self.totals = Totals(count=1, sums=encoder.width, squares=encoder.width)
 
     def loss(self, batch: JetBatch, rng: torch.Generator) -> dict[str, Float[Tensor, ""]]:
-        """Smooth L1 over the numbers of all hidden constituents."""
+        """Smooth L1 over the numbers of all hidden constituents, and the term that spreads jets."""
         scaled = self.encoder.scale(batch)
         split = self.cfg.mask.split(scaled, rng)
         wanted = self.targets(scaled).index_select(0, split.hidden_rows)
         self._watch(wanted)
-        vectors = self.predictor(self.encoder.encode(split.seen), split.unseen.packing)
-        errors = smooth_l1_loss(self.out(vectors).float(), wanted, reduction="none")
-        return {"smooth_l1": parallel.mean(errors)}
+        seen = self.encoder.encode(split.seen)
+        answers = self.out(self.predictor(seen, split.unseen.packing)).float()
+        errors = smooth_l1_loss(answers, wanted, reduction="none")
+        spread = parallel.mean(koleo(register_means(seen).float()))
+        return {"smooth_l1": parallel.mean(errors), "koleo": self.cfg.koleo * spread}
 
     @torch.no_grad()
     def targets(self, scaled: JetBatch) -> Float[Tensor, "T D"]:

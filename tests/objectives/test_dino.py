@@ -26,8 +26,9 @@ from reference.learning import trained
 from reference.processes import halves_agree, in_processes
 
 from jetssl_cli.errors import ConfigError
-from jetssl_cli.objectives.dino import DINOConfig, Head, jet_vectors, koleo, sinkhorn
+from jetssl_cli.objectives.dino import DINOConfig, Head, sinkhorn
 from jetssl_cli.objectives.masking import RandomMaskConfig, random_mask
+from jetssl_cli.objectives.spread import register_means
 from jetssl_cli.runs import probe
 from jetssl_cli.runs.optim import OptimConfig
 
@@ -207,44 +208,6 @@ def test_logits_are_cosines_and_are_not_normalised():
     torch.testing.assert_close(head(vectors), logits)
 
 
-def test_the_vector_of_a_jet_is_the_mean_of_its_registers():
-    encoded = tiny_encoder()(random_batch(SIZES))
-    bounds = encoded.packing.offsets.tolist()
-    wanted = torch.stack([encoded.tokens[first : first + 3].mean(0) for first in bounds[:-1]])
-    torch.testing.assert_close(jet_vectors(encoded), wanted)
-
-
-def test_jets_that_are_alike_do_not_break_the_spread():
-    vectors = torch.ones(3, 4, requires_grad=True)
-    losses = koleo(vectors)
-    assert losses.tolist() == pytest.approx([-math.log(1e-8)] * 3)
-    losses.sum().backward()
-    assert vectors.grad.isfinite().all()
-    one = torch.ones(1, 4, requires_grad=True)
-    koleo(one).sum().backward()
-    assert koleo(one).tolist() == [0]
-    assert (one.grad == 0).all()
-
-
-def test_half_precision_does_not_mistake_the_nearest():
-    vectors = torch.ones(40, 8) + 0.02 * torch.randn(40, 8, generator=rng())
-    with torch.autocast("cpu", torch.bfloat16):
-        found = koleo(vectors)
-    assert torch.equal(found, koleo(vectors))
-
-
-def test_descent_along_the_spread_drives_the_nearest_apart():
-    vectors = torch.randn(20, 3, generator=rng()).requires_grad_()
-    before = torch.pdist(torch.nn.functional.normalize(vectors.detach(), dim=-1)).min()
-    optimizer = torch.optim.SGD([vectors], lr=0.05)
-    for _ in range(50):
-        optimizer.zero_grad()
-        koleo(vectors).mean().backward()
-        optimizer.step()
-    after = torch.pdist(torch.nn.functional.normalize(vectors.detach(), dim=-1)).min()
-    assert after > 2 * before
-
-
 @pytest.mark.parametrize("sizes", [[1, 0, 1], [0, 0], [1]])
 def test_nothing_to_hide_is_no_loss_of_tokens(sizes):
     objective = tiny_dino()
@@ -297,7 +260,7 @@ def test_diagnostics_tell_how_prototypes_are_used_since_they_were_last_read():
     objective.loss(batch, rng(2))
     found = objective.diagnostics()
     whole = objective.teacher.encoder(batch)
-    logits = objective.teacher.parts["jet_head"](jet_vectors(whole))
+    logits = objective.teacher.parts["jet_head"](register_means(whole))
     shares = torch.bincount(logits.argmax(1), minlength=4) / len(SIZES)
     assert found["jet_occupancy"] == pytest.approx(torch.special.entr(shares).sum().exp() / 4)
     targets = sinkhorn(logits / 0.05)

@@ -43,12 +43,14 @@ def rng(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def tiny_jepa(hidden_share=0.5, power=3, **settings):
+def tiny_jepa(hidden_share=0.5, power=3, koleo=0.1, **settings):
     """JEPA with weights that are not those of the beginning, and a teacher of its own."""
     mask = RandomMaskConfig(share=hidden_share)
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        objective = JEPAConfig(mask=mask, teacher_power=power).build(tiny_encoder(**settings))
+        objective = JEPAConfig(mask=mask, teacher_power=power, koleo=koleo).build(
+            tiny_encoder(**settings)
+        )
     randomise(objective.predictor, 1)
     randomise(objective.out, 2)
     randomise(objective.teacher, 3)
@@ -56,16 +58,22 @@ def tiny_jepa(hidden_share=0.5, power=3, **settings):
 
 
 def total(objective, batch, generator):
-    return objective.loss(batch, generator)["smooth_l1"]
+    return torch.stack(list(objective.loss(batch, generator).values())).sum()
+
+
+def total_by_hand(objective, batch, generator):
+    return torch.stack(list(jepa_loss(objective, batch, generator).values())).sum()
 
 
 @pytest.mark.parametrize("context", [True, False])
 @pytest.mark.parametrize("share", [0.5, 0.3])
 def test_loss_and_gradients_are_those_of_the_equation(share, context):
-    objective, batch = tiny_jepa(share, context=context), random_batch(SIZES)
-    found, grads = gradients(objective, lambda: total(objective, batch, rng(7)))
-    wanted, wanted_grads = gradients(objective, lambda: jepa_loss(objective, batch, rng(7)))
-    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+    objective = tiny_jepa(share, context=context)
+    batch = random_batch([size for size in SIZES if size])  # empty jets are all alike
+    found, wanted = objective.loss(batch, rng(7)), jepa_loss(objective, batch, rng(7))
+    torch.testing.assert_close(dict(found), wanted, rtol=1e-5, atol=1e-5)
+    _, grads = gradients(objective, lambda: total(objective, batch, rng(7)))
+    _, wanted_grads = gradients(objective, lambda: total_by_hand(objective, batch, rng(7)))
     assert_equal_gradients(grads, wanted_grads)
     for name, gradient in grads.items():
         assert (gradient != 0).any() == (not name.startswith("teacher.")), name
@@ -73,28 +81,29 @@ def test_loss_and_gradients_are_those_of_the_equation(share, context):
 
 def test_a_step_and_the_teacher_after_it():
     """Descent along the gradients of the equation, then the moving average, weight by weight."""
-    objective, batch = tiny_jepa(), random_batch(SIZES)
+    batch = random_batch([size for size in SIZES if size])
+    objective = tiny_jepa()
     by_hand = copy.deepcopy(objective)
-    optimizer = torch.optim.SGD(objective.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(objective.parameters(), lr=0.05)
     total(objective, batch, rng(7)).backward()
     optimizer.step()
     objective.teacher.steps += 4
     objective.after_step(0.25)
 
-    _, grads = gradients(by_hand, lambda: jepa_loss(by_hand, batch, rng(7)))
-    weights = torch.randn((), generator=rng(0))  # of the projection in gradients()
+    total_by_hand(by_hand, batch, rng(7)).backward()
     m = (1 - 1 / 5) ** 3
     with torch.no_grad():
-        for name, p in by_hand.named_parameters():
-            p.sub_(0.1 * grads[name] / weights)
+        for p in by_hand.parameters():
+            if p.grad is not None:
+                p.sub_(0.05 * p.grad)
         student = dict(by_hand.encoder.named_parameters())
         for name, p in by_hand.teacher.encoder.named_parameters():
             p.copy_(m * p + (1 - m) * student[name])
     wanted = dict(by_hand.named_parameters())
     for name, p in objective.named_parameters():
-        torch.testing.assert_close(p, wanted[name], rtol=1e-5, atol=1e-5)
-    found, again = total(objective, batch, rng(8)), jepa_loss(by_hand, batch, rng(8))
-    torch.testing.assert_close(found, again, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(p, wanted[name], rtol=1e-4, atol=1e-5)
+    found, again = (f(o, batch, rng(8)) for f, o in ((total, objective), (total_by_hand, by_hand)))
+    torch.testing.assert_close(found, again, rtol=1e-3, atol=1e-4)
 
 
 def test_every_weight_that_is_exported_moves_in_a_step():
@@ -156,7 +165,7 @@ def test_subjets_are_hidden_whole():
         objective = JEPAConfig(mask=SubjetMaskConfig(share=0.4)).build(tiny_encoder())
     asked = []
     objective.predictor.register_forward_pre_hook(lambda _, args: asked.append(args[1]))
-    assert total(objective, batch, rng(3)) > 0
+    assert objective.loss(batch, rng(3))["smooth_l1"] > 0
     hidden = group_mask(batch.packing, groups, 0.4, rng(3))
     assert torch.equal(asked[0].sizes, batch.packing.keep(hidden).sizes)
     assert objective.subjet_radius == 0.1
@@ -166,7 +175,7 @@ def test_subjets_are_hidden_whole():
 @pytest.mark.parametrize("sizes", [[1, 0, 1], [0, 0], [1]])
 def test_nothing_to_hide_is_no_loss(sizes):
     objective = tiny_jepa()
-    loss = total(objective, random_batch(sizes), rng())
+    loss = objective.loss(random_batch(sizes), rng())["smooth_l1"]
     assert loss == 0
     loss.backward()
     grads = [p.grad for p in objective.parameters() if p.grad is not None]
@@ -227,14 +236,17 @@ def test_diagnostics_are_the_spread_of_the_targets_since_they_were_last_read():
 
 @pytest.mark.slow
 def test_two_processes_find_what_one_finds(tmp_path):
-    halves_agree(tmp_path, tiny_jepa(), random_batch([*SIZES, 20, 9, 4]), 5)
+    """But for the term that spreads jets, which looks at the jets of one process."""
+    halves_agree(tmp_path, tiny_jepa(koleo=0), random_batch([*SIZES, 20, 9, 4]), 5)
 
 
-def test_the_width_of_the_predictor():
+def test_the_width_of_the_predictor_and_what_cannot_be_built():
     objective = JEPAConfig().build(tiny_encoder(width=32))
     assert objective.out.in_features == 16
     with pytest.raises(ConfigError, match=r"objective\.predictor_width = 15: must be a multiple"):
         JEPAConfig(predictor_width=15).build(tiny_encoder())
+    with pytest.raises(ConfigError, match=r"encoder\.registers = 0: must be at least 1 for jepa"):
+        JEPAConfig().build(tiny_encoder(registers=0))
 
 
 def steps(objective, num, batches, optim):
@@ -269,7 +281,7 @@ def test_it_learns_without_collapse(jagged):
     """
     objective, batch = trained("jepa", jagged, steps=400)
     with torch.no_grad():
-        loss = float(total(objective, batch, rng(1)))
+        loss = float(objective.loss(batch, rng(1))["smooth_l1"])
         scaled = objective.encoder.scale(batch)
         split = objective.cfg.mask.split(scaled, rng(1))
         wanted = objective.targets(scaled)[split.hidden_rows]

@@ -7,6 +7,7 @@ constituents with the smallest numbers are hidden.
 from __future__ import annotations
 
 import torch
+from reference.spread import koleo_loss
 from reference.ssfm import branch, encode, hide, layers, linear, rms_norm, self_attention, swiglu
 from torch import Tensor
 
@@ -15,11 +16,11 @@ from jetssl_cli.objectives.jepa import JEPA
 from jetssl_cli.objectives.predictor import Predictor
 
 
-def jepa_loss(objective: JEPA, batch: JetBatch, rng: torch.Generator) -> Tensor:
-    """The mean over all numbers of all hidden constituents of l(s - y)."""
+def jepa_loss(objective: JEPA, batch: JetBatch, rng: torch.Generator) -> dict[str, Tensor]:
+    """The two terms."""
     scaled = objective.encoder.scale(batch)
     registers = objective.encoder.cfg.registers
-    errors = []
+    errors, jets = [], []
     for jet, chosen in enumerate(hide(scaled.packing.offsets.tolist(), share(objective), rng)):
         start, stop = scaled.packing.offsets[jet : jet + 2].tolist()
         visible = [row for row in range(start, stop) if row not in chosen]
@@ -28,9 +29,13 @@ def jepa_loss(objective: JEPA, batch: JetBatch, rng: torch.Generator) -> Tensor:
             whole = layers(objective.teacher.encoder, features[start:stop], ids[start:stop], of_jet)
         wanted = [target([layer[registers + row - start] for layer in whole]) for row in chosen]
         memory = encode(objective.encoder, features[visible], ids[visible], of_jet)
+        jets.append(memory[:registers].mean(0))
         answers = linear(objective.out, predict(objective.predictor, memory, len(chosen)))
         errors += [smooth_l1(s - y) for s, y in zip(answers, wanted, strict=True)]
-    return torch.cat(errors).mean()
+    return {
+        "smooth_l1": torch.cat(errors).mean(),
+        "koleo": objective.cfg.koleo * koleo_loss(jets),
+    }
 
 
 def share(objective) -> float:
