@@ -60,9 +60,9 @@ class DINOConfig(Strict):
     """Width of the predictor; half that of the encoder if not given."""
     predictor_depth: PositiveInt = 2
     """Blocks of the predictor."""
-    prototypes: PositiveInt = 1024
+    prototypes: PositiveInt = 256
     """K, of jets and as many of constituents."""
-    bottleneck: PositiveInt = 256
+    bottleneck: PositiveInt = 64
     """Width in which vectors and prototypes are compared."""
     student_temperature: PositiveFloat = 0.1
     """Of the student's softmax."""
