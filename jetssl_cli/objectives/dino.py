@@ -134,8 +134,8 @@ class DINO(Objective):
         answers = self.out(self.predictor(seen, split.unseen.packing))
         spread = self.cfg.koleo * parallel.mean(koleo(jets.float()))
         return {
-            "jets": self._distil("jet", jet_logits, self.jet_head(jets)),
-            "tokens": self._distil("token", token_logits, self.token_head(answers)),
+            "dino": self._distil("jet", jet_logits, self.jet_head(jets)),
+            "ibot": self._distil("token", token_logits, self.token_head(answers)),
             "koleo": spread,
         }
 

@@ -20,22 +20,29 @@ from reference.jets import (
     random_batch,
     randomise,
     take,
+    tiny_config,
     tiny_encoder,
 )
 from reference.learning import trained
 from reference.processes import halves_agree, in_processes
+from safetensors.torch import load_file
 
 from jetssl_cli.errors import ConfigError
 from jetssl_cli.objectives.dino import DINOConfig, Head, sinkhorn
 from jetssl_cli.objectives.masking import RandomMaskConfig, random_mask
 from jetssl_cli.objectives.spread import register_means
 from jetssl_cli.runs import probe
+from jetssl_cli.runs.checkpoint import BACKBONE, MODEL
+from jetssl_cli.runs.loaders import DataConfig
 from jetssl_cli.runs.optim import OptimConfig
+from jetssl_cli.runs.pretrain import PretrainConfig, pretrain
+from jetssl_cli.runs.tracking import METRICS
+from jetssl_cli.runs.training import TrainConfig
 
 GOLDEN = Path(__file__).with_name("golden_dino.json")
 """Losses of 20 steps. To write it anew, after a change that is meant to change them:
 ``JETSSL_REGENERATE=1 python -m pytest tests/objectives/test_dino.py -k golden``."""
-TERMS = ("jets", "tokens", "koleo")
+TERMS = ("dino", "ibot", "koleo")
 
 
 def rng(seed=0):
@@ -212,9 +219,9 @@ def test_logits_are_cosines_and_are_not_normalised():
 def test_nothing_to_hide_is_no_loss_of_tokens(sizes):
     objective = tiny_dino()
     terms = objective.loss(random_batch(sizes), rng())
-    assert terms["tokens"] == 0
+    assert terms["ibot"] == 0
     assert all(value.isfinite() for value in terms.values())
-    terms["tokens"].backward(retain_graph=True)
+    terms["ibot"].backward(retain_graph=True)
     assert all((p.grad == 0).all() for p in objective.parameters() if p.grad is not None)
     torch.stack(list(terms.values())).sum().backward()
     assert all(p.grad.isfinite().all() for p in objective.parameters() if p.grad is not None)
@@ -304,6 +311,34 @@ def test_golden_losses():
     assert losses == pytest.approx(wanted, rel=1e-4)
 
 
+def test_a_run_records_every_term_and_exports_the_teacher(jagged, tmp_path):
+    cfg = PretrainConfig(
+        out=tmp_path / "run",
+        objective=DINOConfig(prototypes=12, bottleneck=6),
+        encoder=tiny_config(),
+        data=DataConfig(
+            train=jagged / "train.h5",
+            val=jagged / "val.h5",
+            batch_size=16,
+            max_constituents=12,
+            num_val_jets=24,
+        ),
+        train=TrainConfig(steps=2),
+        tracking=False,
+    )
+    run = pretrain(cfg)
+    found = json.loads((run / METRICS).read_text().splitlines()[-1])
+    terms = {"val/dino", "val/ibot", "val/koleo"}
+    assert terms | {"val/jet_occupancy"} <= found.keys()
+    assert found["val/loss"] == pytest.approx(sum(found[name] for name in terms))
+    model, backbone = (load_file(run / name) for name in (MODEL, BACKBONE))
+    prefix = "teacher.parts.encoder."
+    teacher = {k.removeprefix(prefix): v for k, v in model.items() if k.startswith(prefix)}
+    assert teacher.keys() == backbone.keys()
+    assert all(torch.equal(teacher[key], value) for key, value in backbone.items())
+    assert not torch.equal(backbone["out.weight"], model["encoder.out.weight"])
+
+
 @pytest.mark.slow
 def test_it_learns_without_collapse(jagged):
     """The trivial level: log K, that of uniform answers, and of all that do not look at the jet.
@@ -315,6 +350,6 @@ def test_it_learns_without_collapse(jagged):
     with torch.no_grad():
         terms = objective.loss(batch, rng(1))
         vectors = probe.jet_vectors(objective.exported()(batch))
-    assert terms["jets"] < 0.7 * trivial
-    assert terms["tokens"] < 0.97 * trivial
+    assert terms["dino"] < 0.7 * trivial
+    assert terms["ibot"] < 0.97 * trivial
     assert probe.effective_rank(vectors) > 20

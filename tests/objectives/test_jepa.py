@@ -18,10 +18,12 @@ from reference.jets import (
     random_batch,
     randomise,
     take,
+    tiny_config,
     tiny_encoder,
 )
 from reference.learning import trained
 from reference.processes import halves_agree
+from safetensors.torch import load_file
 
 from jetssl_cli.errors import ConfigError
 from jetssl_cli.objectives.jepa import JEPAConfig
@@ -31,8 +33,13 @@ from jetssl_cli.objectives.masking import (
     group_mask,
     random_mask,
 )
+from jetssl_cli.runs.checkpoint import BACKBONE, MODEL
+from jetssl_cli.runs.loaders import DataConfig
 from jetssl_cli.runs.optim import OptimConfig
+from jetssl_cli.runs.pretrain import PretrainConfig, pretrain
 from jetssl_cli.runs.probe import effective_rank, jet_vectors
+from jetssl_cli.runs.tracking import METRICS
+from jetssl_cli.runs.training import TrainConfig
 
 GOLDEN = Path(__file__).with_name("golden_jepa.json")
 """Losses of 20 steps. To write it anew, after a change that is meant to change them:
@@ -271,6 +278,34 @@ def test_golden_losses():
         GOLDEN.write_text(json.dumps(losses, indent=2) + "\n", encoding="utf-8")
     wanted = json.loads(GOLDEN.read_text(encoding="utf-8"))
     assert losses == pytest.approx(wanted, rel=1e-4)
+
+
+def test_a_run_records_every_term_and_exports_the_teacher(jagged, tmp_path):
+    cfg = PretrainConfig(
+        out=tmp_path / "run",
+        objective=JEPAConfig(),
+        encoder=tiny_config(),
+        data=DataConfig(
+            train=jagged / "train.h5",
+            val=jagged / "val.h5",
+            batch_size=16,
+            max_constituents=12,
+            num_val_jets=24,
+        ),
+        train=TrainConfig(steps=2),
+        tracking=False,
+    )
+    run = pretrain(cfg)
+    found = json.loads((run / METRICS).read_text().splitlines()[-1])
+    terms = {"val/smooth_l1", "val/koleo"}
+    assert terms | {"val/target_std"} <= found.keys()
+    assert found["val/loss"] == pytest.approx(sum(found[name] for name in terms))
+    model, backbone = (load_file(run / name) for name in (MODEL, BACKBONE))
+    prefix = "teacher.parts.encoder."
+    teacher = {k.removeprefix(prefix): v for k, v in model.items() if k.startswith(prefix)}
+    assert teacher.keys() == backbone.keys()
+    assert all(torch.equal(teacher[key], value) for key, value in backbone.items())
+    assert not torch.equal(backbone["out.weight"], model["encoder.out.weight"])
 
 
 @pytest.mark.slow

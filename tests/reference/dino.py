@@ -36,8 +36,8 @@ def dino_loss(objective: DINO, batch: JetBatch, rng: torch.Generator) -> dict[st
         jets.append(memory[:registers].mean(0))
         answers += list(linear(objective.out, predict(objective.predictor, memory, len(chosen))))
     return {
-        "jets": cross_entropy(cfg, jet_targets, [logits(objective.jet_head, v) for v in jets]),
-        "tokens": cross_entropy(
+        "dino": cross_entropy(cfg, jet_targets, [logits(objective.jet_head, v) for v in jets]),
+        "ibot": cross_entropy(
             cfg, token_targets, [logits(objective.token_head, v) for v in answers]
         ),
         "koleo": cfg.koleo * koleo_loss(jets),
