@@ -9,7 +9,7 @@
 The loss is
 
     mean over the numbers of all hidden constituents of l(s - y)
-    + 0.02 mean over jets of -log min_j |v_i - v_j|    (Sablayrolles et al., arXiv:1806.03198, (2))
+    + 0.005 mean over jets of -log min_j |v_i - v_j|   (Sablayrolles et al., arXiv:1806.03198, (2))
 
 with l(d) = d^2 / 2 where |d| < 1, |d| - 1/2 elsewhere (Assran et al., arXiv:2301.08243, section 3);
 v are the means of the encoder's registers, divided by their lengths, and j runs over the other jets
@@ -60,7 +60,7 @@ class JEPAConfig(Strict):
     """Width of the predictor; half that of the encoder if not given."""
     predictor_depth: PositiveInt = 2
     """Blocks of the predictor."""
-    koleo: NonNegativeFloat = 0.02
+    koleo: NonNegativeFloat = 0.005
     """Weight of the term that spreads jets."""
     teacher_power: PositiveFloat = 10.0
     """The teacher remembers about one ``teacher_power``-th of the steps so far."""
