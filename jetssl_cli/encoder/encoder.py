@@ -81,6 +81,8 @@ class Encoded:
     """Those that belong to constituents, in their order."""
     backend: Backend = "auto"
     """Attention back end for what reads the tokens."""
+    layers: tuple[Float[Tensor, "T D"], ...] = ()
+    """What went into the first block and what came out of each, where it was asked for."""
 
     @property
     def tokens(self) -> Float[Tensor, "T D"]:
@@ -129,8 +131,8 @@ class Encoder(nn.Module):
         """Encode a batch in physical units."""
         return self.encode(self.scale(batch))
 
-    def encode(self, scaled: JetBatch) -> Encoded:
-        """Encode a batch whose features are scaled already."""
+    def encode(self, scaled: JetBatch, *, layers: bool = False) -> Encoded:
+        """Encode a batch whose features are scaled already, and keep all layers if asked to."""
         tokens = self.embed(scaled.packing.pad(scaled.features))[: scaled.packing.total]
         if self.embed_id is not None:
             tokens = tokens + self.embed_id(scaled.ids).to(tokens.dtype)
@@ -138,12 +140,16 @@ class Encoder(nn.Module):
         owner = packing.row_owner
         context = Context(self.embed_jet(scaled.jets), owner) if self.embed_jet else None
         attend = plan(packing, causal=self.cfg.causal, backend=self.cfg.attention)
+        kept = [x] if layers else []
         for block in self.blocks:
             if self.cfg.recompute and torch.is_grad_enabled():
                 x = recomputed(block, x, context, attend, use_reentrant=False)
             else:
                 x = block(x, context, attend)
-        return Encoded(self.out(self.norm(x)), packing, rows, self.cfg.attention)
+            if layers:
+                kept.append(x)
+        of_tokens = tuple(layer[: packing.total] for layer in kept)
+        return Encoded(self.out(self.norm(x)), packing, rows, self.cfg.attention, of_tokens)
 
     def _with_registers(
         self, tokens: Float[Tensor, "T D"], packing: Packing

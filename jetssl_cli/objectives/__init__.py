@@ -6,12 +6,14 @@ from typing import Annotated
 
 from pydantic import Field
 
+from jetssl_cli.objectives.dino import DINOConfig
 from jetssl_cli.objectives.gpt import GPTConfig
+from jetssl_cli.objectives.jepa import JEPAConfig
 from jetssl_cli.objectives.mpm import MPMConfig
 from jetssl_cli.objectives.ssfm import SSFMConfig
 
 ObjectiveConfig = Annotated[
-    SSFMConfig | MPMConfig | GPTConfig,
+    SSFMConfig | MPMConfig | GPTConfig | DINOConfig | JEPAConfig,
     Field(discriminator="name"),
 ]
 """Settings of any self-supervised method."""

@@ -25,6 +25,8 @@ from jetssl_cli.runs.training import TrainConfig
 
 JETS_FOR_RANK = 5_000
 """Signs of collapse are measured on so many validation jets."""
+JETS = "number of jets"
+"""Beside the sums of the terms of a loss, which have one word."""
 NEVER = 2**62
 """A step that no run comes to."""
 
@@ -149,7 +151,7 @@ class JetModule(lightning.LightningModule):
         num = batch.packing.num_jets
         for name, value in self.objective.loss(batch, self._val_rng).items():
             self._sums[name] += float(value) * num
-        self._sums["jets"] += num
+        self._sums[JETS] += num
         if self.probe is None:
             logits = self.objective.logits(batch)
         else:
@@ -161,7 +163,7 @@ class JetModule(lightning.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Record what the validation found."""
-        jets = self._sums.pop("jets")
+        jets = self._sums.pop(JETS)
         found = {f"val/{name}": value / jets for name, value in self._sums.items()}
         found["val/loss"] = sum(found.values())
         found |= {f"val/{name}": value for name, value in self.objective.diagnostics().items()}

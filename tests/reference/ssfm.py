@@ -58,13 +58,21 @@ def encode(
     encoder: Encoder, features: Tensor, ids: Tensor, of_jet: Tensor, *, causal: bool = False
 ) -> Tensor:
     """The registers and constituents of one jet, from scaled features."""
+    last = layers(encoder, features, ids, of_jet, causal=causal)[-1]
+    return linear(encoder.out, rms_norm(encoder.norm, last))
+
+
+def layers(
+    encoder: Encoder, features: Tensor, ids: Tensor, of_jet: Tensor, *, causal: bool = False
+) -> list[Tensor]:
+    """What goes into the first block for one jet, and what comes out of each."""
     constituents = mlp(encoder.embed, features) + encoder.embed_id.weight[ids]
-    x = torch.cat([encoder.registers, constituents])
+    found = [torch.cat([encoder.registers, constituents])]
     context = mlp(encoder.embed_jet, of_jet) if encoder.embed_jet is not None else None
     for block in encoder.blocks:
         x = branch(
             block.attention,
-            x,
+            found[-1],
             context,
             lambda y, layer=block.attention.layer: self_attention(layer, y, causal=causal),
         )
@@ -74,7 +82,8 @@ def encode(
             context,
             lambda y, layer=block.feed_forward.layer: swiglu(layer, y),
         )
-    return linear(encoder.out, rms_norm(encoder.norm, x))
+        found.append(x)
+    return found
 
 
 def decode(decoder: FlowDecoder, xt: Tensor, t: Tensor, memory: Tensor) -> Tensor:
