@@ -32,7 +32,7 @@ from jetssl_cli.data.recipe import Schema
 from jetssl_cli.data.scaling import fit_scaling
 from jetssl_cli.data.stream import to_batch
 from jetssl_cli.data.tokenizer import Tokenizer
-from jetssl_cli.encoder.attention import has_fast_bf16
+from jetssl_cli.encoder.attention import Backend, has_fast_bf16
 from jetssl_cli.encoder.transformer import compile_blocks
 from jetssl_cli.objectives.objective import Objective
 from jetssl_cli.runs.pretrain import build_encoder, load_config
@@ -41,10 +41,16 @@ BARS = {"ssfm": 4.0, "mpm": 4.0, "gpt": 3.0, "dino": 3.0, "jepa": 3.0}
 BATCHES = 4
 
 
-def objective(method: str, size: str, schema: Schema, jets: JetArrays) -> Objective:
+def objective(
+    method: str, size: str, schema: Schema, jets: JetArrays, attention: Backend = "auto"
+) -> Objective:
     """The objective of the presets, with new weights."""
     torch.manual_seed(0)
-    given = {"out": "run", "data": {"train": "train.h5", "val": "val.h5"}}
+    given = {
+        "out": "run",
+        "data": {"train": "train.h5", "val": "val.h5"},
+        "encoder": {"attention": attention},
+    }
     cfg = load_config(method, size, Layer("benchmark", given))
     clusters = cfg.objective.clusters
     centres = torch.randn(clusters or 1, len(schema.constituents))
@@ -58,11 +64,12 @@ def steps(
     """A function that makes a training step, on the next batch each time."""
     parameters = [p for p in trained.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
-    rng, count = torch.Generator().manual_seed(0), iter(range(10**9))
+    device = parameters[0].device
+    rng, count = torch.Generator(device).manual_seed(0), iter(range(10**9))
 
     def step() -> dict[str, torch.Tensor]:
         optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
             terms = trained.loss(batches[next(count) % len(batches)], rng)
         torch.stack(list(terms.values())).sum().backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)

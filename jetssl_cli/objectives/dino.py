@@ -124,18 +124,19 @@ class DINO(Objective):
         """Cross-entropies of jets and of hidden constituents, and the term that spreads jets."""
         scaled = self.encoder.scale(batch)
         split = self.cfg.mask.split(scaled, rng)
+        unseen = split.unseen.packing
         with torch.no_grad():
             whole = self.teacher.encoder.encode(scaled)
-            hidden = whole.constituents.index_select(0, split.hidden_rows)
+            hidden = unseen.pad(whole.constituents.index_select(0, split.hidden_rows))
             jet_logits = self.teacher.parts["jet_head"](register_means(whole))
-            token_logits = self.teacher.parts["token_head"](hidden)
+            token_logits = self.teacher.parts["token_head"](hidden)[: unseen.total]
         seen = self.encoder.encode(split.seen)
         jets = register_means(seen)
-        answers = self.out(self.predictor(seen, split.unseen.packing))
+        answers = self.token_head(self.out(self.predictor(seen, unseen)))[: unseen.total]
         spread = self.cfg.koleo * parallel.mean(koleo(jets.float()))
         return {
             "dino": self._distil("jet", jet_logits, self.jet_head(jets)),
-            "ibot": self._distil("token", token_logits, self.token_head(answers)),
+            "ibot": self._distil("token", token_logits, answers),
             "koleo": spread,
         }
 

@@ -96,10 +96,12 @@ class GPT(Objective):
         places = asked.offsets.index_select(0, present.owner) + present.rank
         ends = torch.full((asked.total,), self.end, device=present.device)
         tokens = ends.index_copy(0, places, self.tokenizer.encode(scaled.features))
-        errors = cross_entropy(self.token(vectors).float(), tokens, reduction="none")
+        logits = self.token(asked.pad(vectors))[: asked.total].float()
+        errors = cross_entropy(logits, tokens, reduction="none")
         terms = {"token": parallel.mean(errors)}
         if self.classify is not None:
-            logits = self.classify(vectors.index_select(0, places)).float()
+            vectors = present.pad(vectors.index_select(0, places))
+            logits = self.classify(vectors)[: present.total].float()
             terms["class"] = parallel.mean(cross_entropy(logits, scaled.ids, reduction="none"))
         return terms
 

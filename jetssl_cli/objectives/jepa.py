@@ -116,7 +116,7 @@ class JEPA(Objective):
         wanted = self.targets(scaled).index_select(0, split.hidden_rows)
         self._watch(wanted)
         seen = self.encoder.encode(split.seen)
-        answers = self.out(self.predictor(seen, split.unseen.packing)).float()
+        answers = self.out(self.predictor(seen, split.unseen.packing))[: len(wanted)].float()
         errors = smooth_l1_loss(answers, wanted, reduction="none")
         spread = parallel.mean(koleo(register_means(seen).float()))
         return {"smooth_l1": parallel.mean(errors), "koleo": self.cfg.koleo * spread}

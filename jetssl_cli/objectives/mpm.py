@@ -31,7 +31,7 @@ import torch
 from jaxtyping import Float
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 
 from jetssl_cli.batch import JetBatch
 from jetssl_cli.config import Strict
@@ -44,7 +44,7 @@ from jetssl_cli.objectives.objective import Objective
 from jetssl_cli.objectives.predictor import Predictor
 from jetssl_cli.objectives.tokens import Tokenizer
 
-Vectors = Float[Tensor, "T E"]
+Vectors = Float[Tensor, "rows E"]
 Terms = dict[str, Float[Tensor, ""]]
 
 
@@ -168,7 +168,7 @@ class MPM(Objective):
         vectors = self.predictor(self.encoder.encode(split.seen), unseen.packing)
         terms: Terms = self.head(vectors, unseen.features, rng)
         if self.classify is not None:
-            logits = self.classify(vectors).float()
+            logits = self.classify(vectors)[: unseen.packing.total].float()
             terms["class"] = parallel.mean(cross_entropy(logits, unseen.ids, reduction="none"))
         return terms
 
@@ -183,7 +183,7 @@ class L1Head(nn.Module):
     def forward(self, vectors: Vectors, x: Float[Tensor, "T F"], rng: torch.Generator) -> Terms:
         """The term "features"."""
         del rng
-        return {"features": parallel.mean((self.out(vectors).float() - x).abs())}
+        return {"features": parallel.mean((self.out(vectors)[: len(x)].float() - x).abs())}
 
 
 class TokensHead(nn.Module):
@@ -200,7 +200,7 @@ class TokensHead(nn.Module):
         """The term "token"."""
         del rng
         tokens = self.tokenizer.encode(x)
-        errors = cross_entropy(self.out(vectors).float(), tokens, reduction="none")
+        errors = cross_entropy(self.out(vectors)[: len(x)].float(), tokens, reduction="none")
         return {"token": parallel.mean(errors)}
 
 
@@ -218,5 +218,7 @@ class FlowHead(nn.Module):
         t = torch.randn(len(x), generator=rng, device=x.device).sigmoid()
         x1 = torch.randn(x.shape, generator=rng, device=x.device)
         xt = (1 - t[:, None]) * x + t[:, None] * x1
-        known = torch.cat([xt, vectors, fourier(t, self.time_features)], dim=1)
-        return {"flow": parallel.mean((self.velocity(known).float() - (x1 - x)).square())}
+        behind = (0, 0, 0, len(vectors) - len(x))
+        xt, time = pad(xt, behind), pad(fourier(t, self.time_features), behind)
+        velocity = self.velocity(torch.cat([xt, vectors, time], dim=1))[: len(x)].float()
+        return {"flow": parallel.mean((velocity - (x1 - x)).square())}

@@ -33,8 +33,11 @@ class Predictor(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads, None) for _ in range(depth))
         self.norm = RMSNorm(width)
 
-    def forward(self, visible: Encoded, hidden: Packing) -> Float[Tensor, "hidden E"]:
-        """Vectors of the hidden constituents, in their order."""
+    def forward(self, visible: Encoded, hidden: Packing) -> Float[Tensor, "rows E"]:
+        """Vectors of the hidden constituents, in their order, and what lies behind them.
+
+        The rows are those of ``hidden.rows``: a head runs on all, and cuts its output.
+        """
         packing, rows, hidden_rows = visible.packing.join(hidden)
         seen = self.project(visible.rows)[: visible.packing.total]
         masked = self.mask_tokens.to(seen.dtype).index_select(
@@ -45,4 +48,4 @@ class Predictor(nn.Module):
         attend = plan(packing, backend=visible.backend)
         for block in self.blocks:
             x = block(x, None, attend)
-        return self.norm(x.index_select(0, hidden_rows))
+        return self.norm(hidden.pad(x.index_select(0, hidden_rows)))

@@ -21,7 +21,7 @@ def setup(sizes, hidden):
 def test_a_jet_alone_gives_the_same_vectors():
     hidden = [2, 1, 0, 5, 3, 0, 1, 2, 4]
     predictor, encoded, packing = setup(SIZES, hidden)
-    together = predictor(encoded, packing).split(hidden)
+    together = predictor(encoded, packing)[: packing.total].split(hidden)
     parts = encoded.tokens.split(encoded.packing.sizes.tolist())
     for tokens, number, wanted in zip(parts, hidden, together, strict=True):
         alone = Packing.of(torch.tensor([len(tokens)]))
@@ -29,7 +29,7 @@ def test_a_jet_alone_gives_the_same_vectors():
             replace(encoded, rows=alone.pad(tokens), packing=alone),
             Packing.of(torch.tensor([number])),
         )
-        torch.testing.assert_close(found, wanted)
+        torch.testing.assert_close(found[:number], wanted)
 
 
 def test_hidden_constituents_of_a_jet_get_different_vectors():
@@ -39,5 +39,5 @@ def test_hidden_constituents_of_a_jet_get_different_vectors():
 
 def test_more_hidden_constituents_than_mask_tokens_share_the_last():
     predictor, encoded, packing = setup([2], [MASK_TOKENS + 2])
-    vectors = predictor(encoded, packing)
+    vectors = predictor(encoded, packing)[: packing.total]
     torch.testing.assert_close(vectors[-1], vectors[MASK_TOKENS - 1])

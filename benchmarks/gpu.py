@@ -1,0 +1,140 @@
+"""Training steps of every method on a GPU, with every attention back end that runs there.
+
+    python benchmarks/gpu.py [--size base] [--jets 1000] [--methods ssfm,mpm] [--compile]
+
+Jets per second of the whole step, its FLOP/s beside those of a large matrix product in bf16, and
+peak memory. Target on an H200: 40 % of the rate of the product for ssfm and mpm, and 60,000 jets/s.
+Without a GPU it says so, and exits with 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from importlib.util import find_spec
+
+import numpy as np
+import torch
+from encoder import CONSTITUENTS, all_jets
+from rich.console import Console
+from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
+from train import BARS, objective, steps
+
+from jetssl_cli.data.jets import JetArrays
+from jetssl_cli.data.recipe import Schema
+from jetssl_cli.data.stream import to_batch
+from jetssl_cli.encoder.attention import Backend
+from jetssl_cli.encoder.transformer import compile_blocks
+
+TARGETS = {"share_of_product_rate": 0.4, "jets_per_second": 60_000}
+BATCHES, REPEATS, STEPS = 4, 5, 10
+
+
+def product_rate(device: torch.device) -> float:
+    """FLOP/s of the product of two large matrices in bf16."""
+    size = 8192
+    a, b = torch.randn(2, size, size, device=device, dtype=torch.bfloat16)
+    times = []
+    for _ in range(8):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(10):
+            a @ b
+        torch.cuda.synchronize()
+        times.append((time.perf_counter() - start) / 10)
+    return 2 * size**3 / statistics.median(times[2:])
+
+
+def measure(
+    method: str, backend: Backend, args: argparse.Namespace, schema: Schema, jets: JetArrays
+) -> dict[str, float]:
+    """Jets/s, FLOP/s and peak memory of a method with a back end."""
+    device = torch.device("cuda")
+    parts = [jets.between(n * args.jets, (n + 1) * args.jets) for n in range(BATCHES)]
+    batches = [to_batch(part).to(device) for part in parts]
+    trained = objective(method, args.size, schema, jets, backend).to(device)
+    if args.compile:
+        compile_blocks(trained)
+    step = steps(trained, batches, half=True)
+    for _ in range(2 * BATCHES):
+        step()
+    torch.cuda.reset_peak_memory_stats()
+    times = []
+    for _ in range(REPEATS):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(STEPS):
+            step()
+        torch.cuda.synchronize()
+        times.append((time.perf_counter() - start) / STEPS)
+    seconds = statistics.median(times)
+    return {
+        "jets_per_second": args.jets / seconds,
+        "flops_per_second": flops(method, args, schema, jets) / seconds,
+        "peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30,
+    }
+
+
+def flops(method: str, args: argparse.Namespace, schema: Schema, jets: JetArrays) -> float:
+    """FLOPs of the matrix products of a step, counted with the padded back end on the CPU."""
+    few = 50
+    counted = objective(method, args.size, schema, jets, "padded")
+    with FlopCounterMode(display=False) as counter:
+        steps(counted, [to_batch(jets.between(0, few))], half=False)()
+    return counter.get_total_flops() * args.jets / few
+
+
+def main() -> int:
+    """Measure, print a table and one line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", default="base", help="tiny, small or base")
+    parser.add_argument("--jets", type=int, default=1000, help="jets in a batch")
+    parser.add_argument("--methods", default=",".join(BARS), help="some of the five")
+    parser.add_argument("--compile", action="store_true", help="with torch.compile")
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("no CUDA GPU here: nothing was measured", file=sys.stderr)
+        return 1
+    jets, schema = all_jets()
+    drawn = np.random.default_rng(0).integers(len(jets), size=BATCHES * args.jets)
+    jets = jets.take(drawn).first(CONSTITUENTS)
+    rate = product_rate(torch.device("cuda"))
+    backends: list[Backend] = ["varlen", "padded"]
+    backends = ["flash-attn", *backends] if find_spec("flash_attn") else backends
+    found = {
+        (method, backend): measure(method, backend, args, schema, jets)
+        for method in args.methods.split(",")
+        for backend in backends
+    }
+    name = torch.cuda.get_device_name()
+    table = Table(
+        "method", "back end", "jets/s", "TFLOP/s", "of a large product", "peak GiB",
+        title=f"training step, {args.size}, {args.jets} jets, {name}, torch {torch.__version__}",
+    )  # fmt: skip
+    for (method, backend), row in found.items():
+        row["share_of_product_rate"] = row["flops_per_second"] / rate
+        table.add_row(
+            method,
+            backend,
+            f"{row['jets_per_second']:,.0f}",
+            f"{row['flops_per_second'] / 1e12:.0f}",
+            f"{row['share_of_product_rate']:.0%}",
+            f"{row['peak_memory_gib']:.1f}",
+        )
+    Console().print(table)
+    holds = all(
+        max(found[method, backend][what] for backend in backends) >= target
+        for method in {"ssfm", "mpm"} & set(args.methods.split(","))
+        for what, target in TARGETS.items()
+    )
+    rows = {f"{method} {backend}": row for (method, backend), row in found.items()}
+    print(json.dumps({"gpu": name, "product_rate": rate, "rows": rows, "holds": holds}))
+    return 0 if holds else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
