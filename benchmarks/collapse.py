@@ -56,13 +56,13 @@ def main() -> None:
     found = [measured(objective, list(read.val_stream()), test) | {"step": 0}]
     print(json.dumps(found[0]), flush=True)
 
-    optimizer, factor = cfg.optim.build(objective), cfg.optim.factor(args.steps)
+    optimizer = cfg.optim.build(objective)
     batches = iter(cfg.data.endless(cfg.data.train_reader(), cfg.train.seed))
     rng = torch.Generator().manual_seed(cfg.train.seed)
     losses: list[dict[str, float]] = []
     for step in range(args.steps):
         for group in optimizer.param_groups:
-            group["lr"] = cfg.optim.lr * factor(step)
+            group["lr"] = cfg.optim.lr * cfg.optim.factor(step, args.steps)
         optimizer.zero_grad()
         terms = objective.loss(next(batches), rng)
         torch.stack(list(terms.values())).sum().backward()

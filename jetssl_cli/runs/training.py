@@ -11,10 +11,10 @@ import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import BeforeValidator, Field, PositiveInt
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -41,6 +41,10 @@ if TYPE_CHECKING:
     from jetssl_cli.runs.module import JetModule
 
 
+def _word(value: object) -> object:
+    return str(value) if value == 32 else value
+
+
 class TrainConfig(BudgetConfig, DeviceConfig):
     """Settings of the training loop."""
 
@@ -50,7 +54,7 @@ class TrainConfig(BudgetConfig, DeviceConfig):
     """Steps between two records of the training loss."""
     probe_every: PositiveInt = 50
     """Steps between two steps of the probe (pretraining only)."""
-    precision: Literal["auto", "32", "bf16-mixed"] = "auto"
+    precision: Annotated[Literal["auto", "32", "bf16-mixed"], BeforeValidator(_word)] = "auto"
     """Arithmetic; auto is bf16-mixed on GPUs since Ampere and on CPUs with bf16 instructions, 32
     elsewhere."""
     compile: bool = False

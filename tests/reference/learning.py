@@ -30,11 +30,12 @@ def trained(method: str, jagged: Path, steps: int) -> tuple[Objective, JetBatch]
     with torch.random.fork_rng():
         torch.manual_seed(0)
         objective: Objective = cfg.objective.build(build_encoder(cfg.encoder, scaling, schema))
-    optimizer, factor = cfg.optim.build(objective), cfg.optim.factor(steps)
+    optimizer = cfg.optim.build(objective)
     batches = iter(cfg.data.endless(cfg.data.train_reader(), seed=0))
     rng = torch.Generator().manual_seed(0)
     for step in range(steps):
-        optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = 1e-3 * factor(step)
+        rate = 1e-3 * cfg.optim.factor(step, steps)
+        optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = rate
         optimizer.zero_grad()
         terms = objective.loss(next(batches), rng)
         torch.stack(list(terms.values())).sum().backward()

@@ -23,7 +23,7 @@ SETTINGS = {
     "encoder": {"width": 16, "depth": 2, "heads": 2, "registers": 2},
     "objective": {"time_features": 4},
     "optim": {"lr": 3e-3},
-    "train": {"log_every": 1, "val_every": 3, "probe_every": 2},
+    "train": {"log_every": 1, "val_every": 3, "probe_every": 2, "precision": "32"},
 }
 
 

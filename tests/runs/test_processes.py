@@ -84,7 +84,7 @@ def data_config(jagged, **settings):
 
 
 def train_config(**settings):
-    usual = {"steps": 6, "log_every": 1, "val_every": 3, "probe_every": 2}
+    usual = {"steps": 6, "log_every": 1, "val_every": 3, "probe_every": 2, "precision": "32"}
     return TrainConfig(**(usual | settings))
 
 

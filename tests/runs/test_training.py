@@ -476,3 +476,7 @@ def test_another_mask_by_one_override_has_its_own_share(tmp_path):
     assert subjet.objective.mask == SubjetMaskConfig(share=0.3, radius=0.1)
     with pytest.raises(ConfigError, match=r"objective\.mask\.radius = 0\.1: no such setting"):
         load_config("ssfm", "tiny", layer, overrides=["objective.mask.radius=0.1"])
+
+
+def test_single_precision_may_be_given_as_a_number():
+    assert TrainConfig(precision=32).precision == "32"
