@@ -28,7 +28,7 @@ from jetssl_cli.data.jets import JetArrays
 from jetssl_cli.data.recipe import Schema
 from jetssl_cli.data.stream import to_batch
 from jetssl_cli.encoder.attention import Backend
-from jetssl_cli.encoder.transformer import compile_blocks
+from jetssl_cli.encoder.transformer import compile_parts
 
 TARGETS = {"share_of_product_rate": 0.4, "jets_per_second": 60_000}
 BATCHES, REPEATS, STEPS = 4, 5, 10
@@ -58,7 +58,7 @@ def measure(
     batches = [to_batch(part).to(device) for part in parts]
     trained = objective(method, args.size, schema, jets, backend).to(device)
     if args.compile:
-        compile_blocks(trained)
+        compile_parts(trained)
     step = steps(trained, batches, half=True)
     for _ in range(2 * BATCHES):
         step()

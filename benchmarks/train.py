@@ -33,7 +33,7 @@ from jetssl_cli.data.scaling import fit_scaling
 from jetssl_cli.data.stream import to_batch
 from jetssl_cli.data.tokenizer import Tokenizer
 from jetssl_cli.encoder.attention import Backend, has_fast_bf16
-from jetssl_cli.encoder.transformer import compile_blocks
+from jetssl_cli.encoder.transformer import compile_parts
 from jetssl_cli.objectives.objective import Objective
 from jetssl_cli.runs.pretrain import build_encoder, load_config
 
@@ -105,7 +105,7 @@ def measure(
     with FlopCounterMode(display=False) as counter:
         steps(packed, [to_batch(parts[0])], half=half)()
     if args.compile:
-        compile_blocks(packed)
+        compile_parts(packed)
     sides = (
         steps(packed, [to_batch(part) for part in parts], half=half),
         steps(

@@ -155,14 +155,14 @@ class Block(nn.Module):
         return self.feed_forward(x, context)
 
 
-def compile_blocks(module: nn.Module) -> None:
-    """Let torch.compile fuse what surrounds the attention in each block, for any number of tokens.
+def compile_parts(module: nn.Module) -> None:
+    """Let torch.compile fuse blocks around their attention, and MLPs, for any number of tokens.
 
-    Blocks of one shape are compiled once.
+    Parts of one shape are compiled once.
     """
-    for block in module.modules():
-        if isinstance(block, Block):
-            block.compile(dynamic=True)
+    for part in module.modules():
+        if isinstance(part, Block | nn.Sequential):
+            part.compile(dynamic=True)
 
 
 def mlp(*widths: int) -> nn.Sequential:

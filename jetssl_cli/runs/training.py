@@ -23,7 +23,7 @@ from jetssl_cli.config import Strict, to_yaml
 from jetssl_cli.data.recipe import Schema
 from jetssl_cli.data.stream import JetReader, JetStream, look
 from jetssl_cli.encoder.attention import has_fast_bf16
-from jetssl_cli.encoder.transformer import compile_blocks
+from jetssl_cli.encoder.transformer import compile_parts
 from jetssl_cli.errors import RunError
 from jetssl_cli.objectives.objective import Objective
 from jetssl_cli.progress import progress
@@ -141,7 +141,7 @@ def run(
             tracker=tracker,
         )
         if cfg.train.compile:
-            compile_blocks(objective)
+            compile_parts(objective)
         with together(cfg, place, lambda: tracker.finish("FAILED")):
             _fit(module, place, cfg, (reader, val_stream))
         if place.first:

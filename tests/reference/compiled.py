@@ -7,13 +7,13 @@ import sys
 import torch
 from reference.jets import SIZES, assert_equal_gradients, gradients, random_batch, tiny_encoder
 
-from jetssl_cli.encoder.transformer import compile_blocks
+from jetssl_cli.encoder.transformer import compile_parts
 
 
 def main() -> None:
     """Compare values and gradients, in single and in half precision."""
     plain, compiled = tiny_encoder(), tiny_encoder()
-    compile_blocks(compiled)
+    compile_parts(compiled)
     for batch in (random_batch(SIZES), random_batch([5, 1, 0, 9], seed=1)):
         wanted = gradients(plain, lambda b=batch: plain(b).tokens)
         found = gradients(compiled, lambda b=batch: compiled(b).tokens)
