@@ -8,7 +8,7 @@ JETSSL := $(BIN)/jetssl
 DEMO := demo
 SIMULATE := $(JETSSL) simulate jetclass --out $(DEMO)/root --jobs 2
 DATA := --train $(DEMO)/train.h5 --val $(DEMO)/val.h5
-SHORT := --steps 200 data.batch_size=125 optim.lr=1e-3 train.val_every=100
+SHORT := --steps 200 data.batch_size=125 optim.lr=1e-3 train.val_every=100 train.precision=32
 
 .PHONY: demo test check clean
 
