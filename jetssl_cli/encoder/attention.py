@@ -140,7 +140,9 @@ def has_fast_bf16() -> bool:
     """Whether bf16 is faster than float32 here: on such a GPU, or on a CPU with instructions."""
     if torch.cuda.is_available():
         return has_flash_attention()
-    can = torch.cpu.get_capabilities()
+    can: dict[str, object] = getattr(
+        torch.cpu, "get_capabilities", dict
+    )()  # newer than the oldest torch allowed
     return bool(can.get("amx_bf16") or can.get("avx512_bf16"))
 
 
