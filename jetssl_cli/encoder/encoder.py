@@ -43,8 +43,8 @@ class EncoderConfig(Strict):
     causal: bool = False
     """A token attends only to those before it: registers first, then constituents in pT order."""
     recompute: bool = False
-    """Keep only what goes into each block, and compute it again for its gradients: less memory, a
-    third more time."""
+    """Keep only what goes into each block, and compute it again for its gradients: less memory,
+    more time."""
     attention: Backend = "auto"
     """Attention back end; auto takes FlashAttention where it runs."""
 

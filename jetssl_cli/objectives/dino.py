@@ -40,7 +40,7 @@ from jetssl_cli.errors import ConfigError
 from jetssl_cli.objectives import parallel
 from jetssl_cli.objectives.ema import Teacher
 from jetssl_cli.objectives.masking import MaskConfig, RandomMaskConfig
-from jetssl_cli.objectives.objective import Objective
+from jetssl_cli.objectives.objective import Objective, width_beside
 from jetssl_cli.objectives.predictor import Predictor
 from jetssl_cli.objectives.spread import koleo, register_means
 from jetssl_cli.objectives.totals import Totals
@@ -85,12 +85,6 @@ class DINOConfig(Strict):
                 multiple of the encoder's heads.
         """
         del tokenizer
-        width, heads = self.predictor_width or encoder.width // 2, encoder.cfg.heads
-        if width % heads:
-            raise ConfigError(
-                f"objective.predictor_width = {width}: must be a multiple of "
-                f"encoder.heads = {heads}"
-            )
         if not encoder.cfg.registers:
             raise ConfigError(
                 "encoder.registers = 0: must be at least 1 for dino, which reads them"
@@ -106,7 +100,7 @@ class DINO(Objective):
         self.cfg = cfg
         self.subjet_radius = cfg.mask.subjet_radius
         self.encoder = encoder
-        width = cfg.predictor_width or encoder.width // 2
+        width = width_beside(encoder, cfg.predictor_width, "predictor_width")
         self.predictor = Predictor(
             encoder_width=encoder.width,
             width=width,

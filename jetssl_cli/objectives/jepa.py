@@ -43,7 +43,7 @@ from jetssl_cli.errors import ConfigError
 from jetssl_cli.objectives import parallel
 from jetssl_cli.objectives.ema import Teacher
 from jetssl_cli.objectives.masking import MaskConfig, RandomMaskConfig
-from jetssl_cli.objectives.objective import Objective
+from jetssl_cli.objectives.objective import Objective, width_beside
 from jetssl_cli.objectives.predictor import Predictor
 from jetssl_cli.objectives.spread import koleo, register_means
 from jetssl_cli.objectives.totals import Totals
@@ -77,12 +77,6 @@ class JEPAConfig(Strict):
                 multiple of the encoder's heads.
         """
         del tokenizer
-        width, heads = self.predictor_width or encoder.width // 2, encoder.cfg.heads
-        if width % heads:
-            raise ConfigError(
-                f"objective.predictor_width = {width}: must be a multiple of "
-                f"encoder.heads = {heads}"
-            )
         if not encoder.cfg.registers:
             raise ConfigError(
                 "encoder.registers = 0: must be at least 1 for jepa, which reads them"
@@ -98,7 +92,7 @@ class JEPA(Objective):
         self.cfg = cfg
         self.subjet_radius = cfg.mask.subjet_radius
         self.encoder = encoder
-        width = cfg.predictor_width or encoder.width // 2
+        width = width_beside(encoder, cfg.predictor_width, "predictor_width")
         self.predictor = Predictor(
             encoder_width=encoder.width,
             width=width,

@@ -37,10 +37,9 @@ from jetssl_cli.batch import JetBatch
 from jetssl_cli.config import Strict
 from jetssl_cli.encoder.encoder import Encoder
 from jetssl_cli.encoder.transformer import fourier, mlp
-from jetssl_cli.errors import ConfigError
 from jetssl_cli.objectives import parallel
 from jetssl_cli.objectives.masking import MaskConfig, RandomMaskConfig
-from jetssl_cli.objectives.objective import Objective
+from jetssl_cli.objectives.objective import Objective, width_beside
 from jetssl_cli.objectives.predictor import Predictor
 from jetssl_cli.objectives.tokens import Tokenizer
 
@@ -132,11 +131,6 @@ class MPMConfig(Strict):
         Raises:
             ConfigError: the width of the decoder is not a multiple of the encoder's heads.
         """
-        width, heads = self.decoder_width or encoder.width // 2, encoder.cfg.heads
-        if width % heads:
-            raise ConfigError(
-                f"objective.decoder_width = {width}: must be a multiple of encoder.heads = {heads}"
-            )
         return MPM(self, encoder, tokenizer)
 
 
@@ -148,7 +142,7 @@ class MPM(Objective):
         self.cfg = cfg
         self.subjet_radius = cfg.mask.subjet_radius
         self.encoder = encoder
-        width = cfg.decoder_width or encoder.width // 2
+        width = width_beside(encoder, cfg.decoder_width, "decoder_width")
         self.predictor = Predictor(
             encoder_width=encoder.width,
             width=width,

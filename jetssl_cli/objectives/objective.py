@@ -10,6 +10,21 @@ from torch import Tensor, nn
 
 from jetssl_cli.batch import JetBatch
 from jetssl_cli.encoder.encoder import Encoder
+from jetssl_cli.errors import ConfigError
+
+
+def width_beside(encoder: Encoder, given: int | None, setting: str) -> int:
+    """Width of a network beside the encoder: as given, or half as wide.
+
+    Raises:
+        ConfigError: it is not a multiple of the encoder's heads.
+    """
+    width, heads = given or encoder.width // 2, encoder.cfg.heads
+    if width % heads:
+        raise ConfigError(
+            f"objective.{setting} = {width}: must be a multiple of encoder.heads = {heads}"
+        )
+    return width
 
 
 @dataclass(frozen=True)

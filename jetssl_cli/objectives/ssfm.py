@@ -32,10 +32,9 @@ from jetssl_cli.config import Strict
 from jetssl_cli.encoder.attention import plan
 from jetssl_cli.encoder.encoder import Encoded, Encoder
 from jetssl_cli.encoder.transformer import Block, Context, RMSNorm, fourier, mlp
-from jetssl_cli.errors import ConfigError
 from jetssl_cli.objectives import parallel
 from jetssl_cli.objectives.masking import MaskConfig, RandomMaskConfig
-from jetssl_cli.objectives.objective import Generated, Objective, Sampling
+from jetssl_cli.objectives.objective import Generated, Objective, Sampling, width_beside
 
 
 class SSFMConfig(Strict):
@@ -63,11 +62,6 @@ class SSFMConfig(Strict):
             ConfigError: the width of the decoder is not a multiple of the encoder's heads.
         """
         del tokenizer
-        width, heads = self.decoder_width or encoder.width // 2, encoder.cfg.heads
-        if width % heads:
-            raise ConfigError(
-                f"objective.decoder_width = {width}: must be a multiple of encoder.heads = {heads}"
-            )
         return SSFM(self, encoder)
 
 
@@ -83,7 +77,7 @@ class SSFM(Objective):
         self.encoder = encoder
         self.decoder = FlowDecoder(
             outputs=encoder.num_features + encoder.num_ids,
-            width=cfg.decoder_width or encoder.width // 2,
+            width=width_beside(encoder, cfg.decoder_width, "decoder_width"),
             depth=cfg.decoder_depth or encoder.cfg.depth,
             encoder=encoder,
             time_features=cfg.time_features,
