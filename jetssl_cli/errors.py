@@ -1,4 +1,4 @@
-"""Mistakes a user can make and mend: the command prints them in one line and exits with 2."""
+"""Mistakes a user can make and mend: the command prints them in one line, and exits with 2."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from difflib import get_close_matches
 
 class JetSSLError(Exception):
     """Base of every error that is reported without a traceback."""
+
+    code = 2
+    """Exit code of the command."""
 
 
 class ConfigError(JetSSLError):

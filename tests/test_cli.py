@@ -273,6 +273,18 @@ class TestPretrain:
         done = jetssl(*words, "--method", "ssfm", "--config", "my.yaml")
         refused(done, tmp_path, "my.yaml", "encoder.widht", "'width'", kept=["my.yaml"])
 
+    def test_what_a_new_run_needs(self, jetssl, tmp_path):
+        done = jetssl("pretrain", "--train", "a.h5", "--out", "run")
+        refused(done, tmp_path, "--method, --val: needed to begin a run")
+        done = jetssl("pretrain", "--resume", "run")
+        told = "--method, --train, --val: needed to begin a run: run holds no run to go on with"
+        refused(done, tmp_path, told)
+
+    def test_where_the_run_is(self, jetssl, tmp_path, words):
+        for more in (words[:-2], (*words, "--resume", "run")):
+            done = jetssl(*more, "--method", "ssfm")
+            refused(done, tmp_path, "one of --out and --resume is needed")
+
     def test_two_budgets(self, jetssl, tmp_path, words):
         done = jetssl(*words, "--method", "ssfm", "--steps", 5, "--jets", 100)
         refused(done, tmp_path, "steps and jets are both given; one of them ends a run")
@@ -388,12 +400,13 @@ def test_the_whole_road(jetssl, tmp_path, samples):
 
 
 @pytest.mark.slow
-def test_ctrl_c_in_a_training_ends_it_in_one_line(tmp_path, jagged):
-    words = [str(Path(sys.executable).with_name("jetssl")), "pretrain", "--method", "ssfm"]
-    words += ["--train", str(jagged / "train.h5"), "--val", str(jagged / "val.h5")]
-    words += ["--out", "run", "--size", "tiny", "tracking=false", *TINY]
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_ends_a_training_which_goes_on_later(tmp_path, jagged, jetssl, number):
+    new = ["--method", "ssfm", "--size", "tiny", "tracking=false", "train.precision=32", *TINY]
+    new += ["--train", jagged / "train.h5", "--val", jagged / "val.h5"]
+    words = [str(Path(sys.executable).with_name("jetssl")), "pretrain", *map(str, new)]
     process = subprocess.Popen(
-        words,
+        [*words, "--out", "run"],
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         text=True,
@@ -403,8 +416,22 @@ def test_ctrl_c_in_a_training_ends_it_in_one_line(tmp_path, jagged):
     deadline = time.monotonic() + 120
     while not (metrics.exists() and metrics.read_text()) and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130, stderr
+    assert process.returncode == 128 + number, stderr
     assert "Traceback" not in stderr
+    assert "; --resume run goes on" in stderr
     assert not (tmp_path / "run" / "model.safetensors").exists()
+
+    # the same command again is refused; other settings are; as it was, it goes on
+    done = jetssl("pretrain", *new, "--out", "run")
+    assert (done.returncode, "--resume goes on with it" in done.stderr) == (2, True)
+    done = jetssl("pretrain", "--resume", "run", "optim.lr=1e-5")
+    assert done.returncode == 2
+    assert "optim.lr = 1e-05: the run in run has " in done.stderr
+    for _ in range(2):  # the second time there is nothing to do
+        done = jetssl("pretrain", "--resume", "run", "--method", "ssfm")
+        assert done.returncode == 0, done.stderr
+    jetssl("pretrain", *new, "--resume", "whole")
+    found, wanted = (tmp_path / name / "model.safetensors" for name in ("run", "whole"))
+    assert found.read_bytes() == wanted.read_bytes()

@@ -44,7 +44,7 @@ def root(
 
 
 def main() -> None:
-    """Run the command; print a user's mistake in plain words and exit with 2."""
+    """Run the command; print a user's mistake in plain words and exit with its code."""
     try:
         app()
     except JetSSLError as err:
@@ -53,7 +53,7 @@ def main() -> None:
         Console(stderr=True).print(
             f"error{where}: {err}", style="red", highlight=False, markup=False, soft_wrap=True
         )
-        sys.exit(2)
+        sys.exit(err.code)
     except SystemExit as end:
         if end.code == INTERRUPTED:
             Console(stderr=True).print("interrupted", style="yellow")

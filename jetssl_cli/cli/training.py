@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +10,7 @@ import typer
 
 from jetssl_cli.cli.options import COMMAND_LINE
 from jetssl_cli.config import Layer
+from jetssl_cli.errors import ConfigError
 from jetssl_cli.progress import number_of_process
 
 room = typer.Typer()
@@ -21,9 +23,26 @@ Overrides = Annotated[
         show_default=False,
     ),
 ]
-Train = Annotated[Path, typer.Option(metavar="FILE", help="Jagged HDF5 file to train on.")]
-Val = Annotated[Path, typer.Option(metavar="FILE", help="Jagged HDF5 file to validate on.")]
-Run = Annotated[Path, typer.Option(metavar="RUN", help="Folder of the new run.")]
+Train = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Jagged HDF5 file to train on.", show_default=False),
+]
+Val = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Jagged HDF5 file to validate on.", show_default=False),
+]
+Out = Annotated[
+    Path | None, typer.Option(metavar="RUN", help="Folder of the new run.", show_default=False)
+]
+Resume = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="RUN",
+        help="Go on with the run in this folder, with its own settings; begin it, if there is none "
+        "(--out and --resume exclude each other).",
+        show_default=False,
+    ),
+]
 OwnConfig = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="YAML file laid over the presets.", show_default=False),
@@ -74,15 +93,20 @@ Attention = Annotated[
     "jetssl pretrain --method ssfm --train train.h5 --val val.h5 --out runs/a --steps 500 "
     "optim.lr=1e-3 encoder.depth=2\n\n"
     "jetssl pretrain --method ssfm --train train.h5 --val val.h5 --out runs/b --devices auto "
-    "--max-time 24h"
+    "--max-time 24h\n\n"
+    "jetssl pretrain --resume runs/b"
 )
 def pretrain(
     method: Annotated[
-        str, typer.Option(metavar="NAME", help="Method: ssfm, mpm, gpt, dino or jepa.")
-    ],
-    train: Train,
-    val: Val,
-    out: Run,
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Method: ssfm, mpm, gpt, dino or jepa.", show_default=False
+        ),
+    ] = None,
+    train: Train = None,
+    val: Val = None,
+    out: Out = None,
+    resume: Resume = None,
     size: Annotated[
         str, typer.Option(metavar="NAME", help="Size of the encoder: tiny, small or base.")
     ] = "base",
@@ -100,7 +124,8 @@ def pretrain(
     from jetssl_cli.runs.pretrain import pretrain as run
 
     loop = {"steps": steps, "jets": jets, "max_time": max_time, "devices": devices, "nodes": nodes}
-    options = _options(train, val, out, loop, _encoder(attention))
+    needed = {"method": method, "train": train, "val": val}
+    options = _options(out, resume, needed, loop, _encoder(attention))
     cfg = load_config(method, size, options, config=config, overrides=overrides or [])
     _tell(f"{run(cfg)}: pretrained")
 
@@ -112,10 +137,14 @@ def pretrain(
     "jetssl finetune --backbone runs/ssfm --train train.h5 --val val.h5 --out runs/random --random"
 )
 def finetune(
-    backbone: Annotated[Path, typer.Option(metavar="RUN", help="Folder of the pretraining run.")],
-    train: Train,
-    val: Val,
-    out: Run,
+    backbone: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Folder of the pretraining run.", show_default=False),
+    ] = None,
+    train: Train = None,
+    val: Val = None,
+    out: Out = None,
+    resume: Resume = None,
     frozen: Annotated[
         bool, typer.Option("--frozen", help="Keep the backbone as it is; train the head alone.")
     ] = False,
@@ -138,25 +167,39 @@ def finetune(
     from jetssl_cli.runs.finetune import finetune as run
     from jetssl_cli.runs.finetune import load_config
 
-    words: dict[str, Any] = {"backbone": str(backbone), **_encoder(attention)}
+    words: dict[str, Any] = {"backbone": str(backbone)} if backbone else {}
     words |= {"random": True} if random else {}
     words |= {"objective": {"frozen": True}} if frozen or random else {}
     loop = {"steps": steps, "jets": jets, "max_time": max_time, "devices": devices, "nodes": nodes}
-    options = _options(train, val, out, loop, words)
+    needed = {"backbone": backbone, "train": train, "val": val}
+    options = _options(out, resume, needed, loop, words | _encoder(attention))
     cfg = load_config(backbone, options, config=config, overrides=overrides or [])
     _tell(f"{run(cfg)}: finetuned")
 
 
 def _options(
-    train: Path,
-    val: Path,
-    out: Path,
+    out: Path | None,
+    resume: Path | None,
+    needed: Mapping[str, Path | str | None],
     loop: dict[str, int | str | None],
-    words: dict[str, Any] | None = None,
+    words: dict[str, Any],
 ) -> Layer:
-    settings = {"out": str(out), "data": {"train": [str(train)], "val": [str(val)]}}
-    given = {name: value for name, value in loop.items() if value is not None}
-    return Layer(COMMAND_LINE, settings | ({"train": given} if given else {}) | (words or {}))
+    """What the options say; those that a new run needs may be missing where one goes on."""
+    from jetssl_cli.runs.checkpoint import is_begun
+
+    folder = out or resume
+    if folder is None or (out and resume):
+        raise ConfigError("one of --out and --resume is needed, to say where the run is")
+    missing = [f"--{name}" for name, value in needed.items() if value is None]
+    if missing and not (resume and is_begun(resume)):
+        why = f": {resume} holds no run to go on with" if resume else ""
+        raise ConfigError(f"{', '.join(missing)}: needed to begin a run{why}")
+    files = {name: [str(needed[name])] for name in ("train", "val") if needed[name] is not None}
+    settings = {"out": str(folder), "resume": resume is not None}
+    for section, given in (("data", files), ("train", loop)):
+        values = {name: value for name, value in given.items() if value is not None}
+        settings |= {section: values} if values else {}
+    return Layer(COMMAND_LINE, settings | words)
 
 
 def _encoder(attention: str | None) -> dict[str, Any]:

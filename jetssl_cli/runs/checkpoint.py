@@ -2,6 +2,7 @@
 
     config.yaml           the resolved configuration; enough to run again
     schema.yaml           columns, units and classes that the network was built for
+    snapshots/            where a training stands that has not come to its end
     model.safetensors     everything that was trained, and the scaling
     backbone.safetensors  the encoder worth keeping (of a pretraining)
     metrics.jsonl         one line per measurement
@@ -11,6 +12,7 @@ Weights are safetensors, never a pickle: reading a run executes nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,12 +23,19 @@ from torch import Tensor, nn
 
 from jetssl_cli.config import Layer, Strict, load, read_yaml, to_yaml
 from jetssl_cli.data.recipe import Feature, Schema
-from jetssl_cli.errors import RunError
+from jetssl_cli.errors import ConfigError, RunError
+from jetssl_cli.runs import budget, lock
 
 MODEL = "model.safetensors"
 BACKBONE = "backbone.safetensors"
 CONFIG = "config.yaml"
 SCHEMA = "schema.yaml"
+FREE = (
+    "out", "resume", "backbone", "tracking", "checkpoint.", "encoder.attention",
+    "data.train", "data.val", "data.workers",
+)  # fmt: skip
+"""Settings that may change when a run goes on: they do not change its numbers. Of the data files
+the numbers of jets are compared."""
 
 C = TypeVar("C", bound=Strict)
 
@@ -37,19 +46,54 @@ def require_free(out: Path) -> None:
     Raises:
         RunError: something is there already.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RunError(f"{out}: is there already; choose another folder for this run")
+    if out.exists() and (not out.is_dir() or any(not _passing(path) for path in out.iterdir())):
+        more = "; --resume goes on with it" if is_begun(out) and not is_complete(out) else ""
+        raise RunError(f"{out}: is there already; choose another folder for this run{more}")
+
+
+def is_begun(out: Path) -> bool:
+    """Whether a run has begun in this folder."""
+    return (out / CONFIG).is_file() and (out / SCHEMA).is_file()
+
+
+def is_complete(out: Path) -> bool:
+    """Whether the run in this folder has come to its end: its weights are written last."""
+    return (out / MODEL).is_file()
+
+
+def resumed(options: Layer) -> Path | None:
+    """The folder of the run that the options want to go on with, if one has begun there."""
+    out = Path(str(options.settings["out"]))
+    return out if options.settings.get("resume") and is_begun(out) else None
+
+
+def continued(cls: type[C], run: Path, options: Layer, overrides: Sequence[str]) -> C:
+    """The configuration of a run that goes on: its own, where the options say nothing else.
+
+    Raises:
+        ConfigError: they say something else that would make it another run.
+        RunError: not a run folder, or one of another kind.
+    """
+    before = read_config(run, cls)
+    own = Layer(str(run / CONFIG), yaml.safe_load(to_yaml(before)))
+    cfg = load(cls, budget.latest([own, options], overrides))
+    old, new = plain(before), plain(cfg)
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key) and not key.startswith(FREE):
+            raise ConfigError(
+                f"{key} = {new.get(key)}: the run in {run} has {old.get(key)}, and goes on with it"
+            )
+    return cfg
 
 
 def begin(out: Path, cfg: Strict, schema: Schema) -> None:
-    """Make the folder of a run, with its configuration and schema.
+    """Write configuration and schema into the folder of a run.
 
     Raises:
-        RunError: a run is there already, or the folder cannot be made.
+        RunError: a run is there already, or the folder cannot be written.
     """
     require_free(out)
     try:
-        out.mkdir(parents=True, exist_ok=True)
         (out / CONFIG).write_text(to_yaml(cfg), encoding="utf-8")
         (out / SCHEMA).write_text(to_yaml(schema), encoding="utf-8")
     except OSError as err:
@@ -131,6 +175,10 @@ def match(schema: Schema, expected: Schema, data: str, run: Path) -> None:
                 f"{data}: its {part} are {', '.join(names[0])}; "
                 f"{run} was trained on {', '.join(names[1])}"
             )
+
+
+def _passing(path: Path) -> bool:
+    return path.name.startswith(lock.NAME)
 
 
 def _told(column: Feature | str) -> str:

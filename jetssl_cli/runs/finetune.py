@@ -35,7 +35,7 @@ class FinetuneConfig(RunConfig):
 
 
 def load_config(
-    backbone: Path,
+    backbone: Path | None,
     options: Layer,
     *,
     config: Path | None = None,
@@ -47,6 +47,10 @@ def load_config(
         ConfigError: a setting is not valid.
         RunError: ``backbone`` is not a pretraining run.
     """
+    run = checkpoint.resumed(options)
+    if run is not None:
+        return checkpoint.continued(FinetuneConfig, run, options, overrides)
+    assert backbone is not None
     source = checkpoint.read_config(backbone, PretrainConfig)
     inherited = {
         "encoder": source.encoder.model_dump(mode="json", exclude={"attention"}),
@@ -64,7 +68,7 @@ def load_config(
 
 
 def finetune(cfg: FinetuneConfig) -> Path:
-    """Finetune, and return the folder of the run.
+    """Finetune, and return the folder of the run; there is nothing to do for a complete one.
 
     Raises:
         ConfigError: the devices are not there, or cannot share a batch evenly.
@@ -73,6 +77,8 @@ def finetune(cfg: FinetuneConfig) -> Path:
             training had to stop.
     """
     check(cfg)
+    if cfg.resume and checkpoint.is_complete(cfg.out):
+        return cfg.out
     schema = read_schema(cfg.data)
     expected = checkpoint.read_schema(cfg.backbone)
     checkpoint.match(schema, expected, str(cfg.data.train[0]), cfg.backbone)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -109,8 +110,15 @@ class DataConfig(Strict):
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
             multiprocessing_context="spawn" if self.workers else None,
+            worker_init_fn=_leave_interrupts_to_the_training,
         )
 
     def once(self, stream: JetStream) -> DataLoader[JetBatch]:
         """Every jet once, in order."""
         return DataLoader(stream, batch_size=None)
+
+
+def _leave_interrupts_to_the_training(worker: int) -> None:
+    """Ctrl-C reaches all processes of a terminal; the training decides when it ends."""
+    del worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

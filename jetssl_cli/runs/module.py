@@ -18,6 +18,7 @@ from jetssl_cli.objectives import parallel
 from jetssl_cli.objectives.objective import Objective
 from jetssl_cli.progress import Advance
 from jetssl_cli.runs.budget import Budget
+from jetssl_cli.runs.keeper import Keeper
 from jetssl_cli.runs.optim import OptimConfig
 from jetssl_cli.runs.probe import Probe, effective_rank, feature_std, jet_vectors
 from jetssl_cli.runs.tracking import Tracker
@@ -43,6 +44,7 @@ class JetModule(lightning.LightningModule):
         train: TrainConfig,
         budget: Budget,
         tracker: Tracker,
+        keeper: Keeper,
     ) -> None:
         super().__init__()
         self.objective = objective
@@ -53,7 +55,8 @@ class JetModule(lightning.LightningModule):
             ignore = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model
             ignore(self, names)  # type: ignore[no-untyped-call]
         self.accuracy = MulticlassAccuracy(num_classes, average="micro", sync_on_compute=False)
-        self.optim, self.train_cfg, self.tracker = optim, train, tracker
+        self.optim, self.train_cfg = optim, train
+        self.tracker, self.keeper = tracker, keeper
         self.budget = budget
         self.advance: Advance = lambda *_: None
         self.latest: dict[str, float] = {}
@@ -88,7 +91,16 @@ class JetModule(lightning.LightningModule):
         if self.probe is not None and parallel.world_size() > 1:
             for parameter in self.probe.parameters():
                 distributed.broadcast(parameter.detach(), 0)
+        if self.keeper.take_up(self):
+            self._validate()
         self.budget.start()
+        self.advance(self.budget.done, self._note())
+
+    def on_train_batch_end(self, outputs: object, batch: JetBatch, batch_idx: int) -> None:
+        """Write down where the training stands, when it is time."""
+        del outputs, batch
+        if (batch_idx + 1) % self.train_cfg.accumulate == 0:
+            self.keeper.after_step(self)
 
     def training_step(self, batch: JetBatch, batch_idx: int) -> Tensor:
         """Loss of a batch, with that of the probe when it is its turn."""
@@ -139,7 +151,7 @@ class JetModule(lightning.LightningModule):
 
     def on_validation_start(self) -> None:
         """The same masks and noise in every validation."""
-        self._stop_if_diverged()
+        self.stop_if_diverged()
         self.objective.diagnostics()  # begins anew
         self._sums.clear()
         self._vectors.clear()
@@ -148,6 +160,7 @@ class JetModule(lightning.LightningModule):
     def validation_step(self, batch: JetBatch, batch_idx: int) -> None:
         """Loss, accuracy, and vectors in which a collapse would show."""
         del batch_idx
+        self.keeper.during_validation(self)
         num = batch.packing.num_jets
         for name, value in self.objective.loss(batch, self._val_rng).items():
             self._sums[name] += float(value) * num
@@ -178,6 +191,13 @@ class JetModule(lightning.LightningModule):
         self.tracker.metrics(found, self.budget.steps)
         self.advance(0, self._note())
 
+    def _validate(self) -> None:
+        """Validate now, as Lightning does after a step."""
+        loop = self.trainer.fit_loop.epoch_loop.val_loop
+        self.trainer.validating = True
+        loop.run()
+        self.trainer.training = True
+
     def _average_probe(self) -> None:
         """Average the gradients of the probe, which has some in few steps, over the processes."""
         parameters = () if self.probe is None else self.probe.parameters()
@@ -189,7 +209,8 @@ class JetModule(lightning.LightningModule):
             for grad, part in zip(grads, parts, strict=True):
                 grad.copy_(part.view_as(grad))
 
-    def _stop_if_diverged(self) -> None:
+    def stop_if_diverged(self) -> None:
+        """Raise RunError if the loss has become non-finite."""
         first = self.first_bad.clone()
         if parallel.world_size() > 1:
             distributed.all_reduce(first, distributed.ReduceOp.MIN)
@@ -199,7 +220,7 @@ class JetModule(lightning.LightningModule):
 
     def _record(self, step: int) -> None:
         """Record the means over all processes, and over the parts of the batch."""
-        self._stop_if_diverged()
+        self.stop_if_diverged()
         then, now = self._clock[1], time.monotonic()
         world = parallel.world_size()
         values = torch.stack(list(self._terms.values())) / self.train_cfg.accumulate

@@ -15,6 +15,7 @@ from jetssl_cli.data.sample import Sample
 from jetssl_cli.data.scaling import SCALING_JETS, Scaling, fitted_scaling
 from jetssl_cli.data.tokenizer import TokenizeConfig, Tokenizer, fitted_tokenizer
 from jetssl_cli.encoder.encoder import Encoder, EncoderConfig
+from jetssl_cli.errors import ConfigError
 from jetssl_cli.objectives import ObjectiveConfig
 from jetssl_cli.objectives.objective import Objective
 from jetssl_cli.runs import budget, checkpoint
@@ -34,7 +35,7 @@ class PretrainConfig(RunConfig):
 
 
 def load_config(
-    method: str,
+    method: str | None,
     size: str,
     options: Layer,
     *,
@@ -49,6 +50,13 @@ def load_config(
     Raises:
         ConfigError: no such method or size, or a setting that is not valid.
     """
+    run = checkpoint.resumed(options)
+    if run is not None:
+        cfg = checkpoint.continued(PretrainConfig, run, options, overrides)
+        if method not in (None, cfg.objective.name):
+            raise ConfigError(f"--method {method}: the run in {run} is one of {cfg.objective.name}")
+        return cfg
+    method = method or ""
     layers = [
         Layer.read(shipped_file("configs/pretrain", method, "method")),
         Layer.read(shipped_file("configs/size", size, "size")),
@@ -60,7 +68,7 @@ def load_config(
 
 
 def pretrain(cfg: PretrainConfig) -> Path:
-    """Pretrain, and return the folder of the run.
+    """Pretrain, and return the folder of the run; there is nothing to do for a complete one.
 
     Raises:
         ConfigError: the devices are not there, or cannot share a batch evenly.
@@ -68,6 +76,8 @@ def pretrain(cfg: PretrainConfig) -> Path:
         RunError: the folder holds a run already, or the training had to stop.
     """
     check(cfg)
+    if cfg.resume and checkpoint.is_complete(cfg.out):
+        return cfg.out
     schema = read_schema(cfg.data)
     torch.manual_seed(cfg.train.seed)
     sample = Sample(

@@ -12,7 +12,7 @@ import threading
 from jetssl_cli.config import Layer, load, parse_yaml
 from jetssl_cli.errors import JetSSLError
 from jetssl_cli.runs.finetune import FinetuneConfig, finetune
-from jetssl_cli.runs.launch import END_OF_CONFIG, FAILED
+from jetssl_cli.runs.launch import END_OF_CONFIG
 from jetssl_cli.runs.pretrain import PretrainConfig, pretrain
 
 SOURCE = "the first process"
@@ -30,7 +30,7 @@ def main() -> None:
             finetune(load(FinetuneConfig, layers))
     except JetSSLError as err:
         sys.stderr.write(f"error: {err}\n")
-        sys.exit(FAILED)
+        sys.exit(err.code)
 
 
 def _end_with_the_first() -> None:

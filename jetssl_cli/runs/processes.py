@@ -6,13 +6,13 @@ Lightning is imported when a training begins.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import PositiveInt
-from torch import distributed
+from torch import Tensor, distributed
 
 from jetssl_cli.config import Strict
 from jetssl_cli.errors import ConfigError
@@ -131,26 +131,49 @@ def cluster(place: Place) -> ClusterEnvironment:
 
 
 def let_run_ahead(trainer: lightning.Trainer) -> None:
-    """Keep Lightning from asking in every batch whether a process was told to stop.
+    """Leave signals to ``runs.signals``, and keep Lightning from asking for them in every batch.
 
-    Every process would wait for its GPU to have done all that was queued. As it is, a process that
-    is told to stop stops by itself after the batch, and the others with it as after any failure.
+    Every process would wait for its GPU to have done all that was queued.
     """
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
 
-def agreement() -> Callable[[float], float]:
-    """A function that gives all processes the value of the first one.
+class Hosts:
+    """What the processes of a run tell each other, from host to host.
 
-    It is a message of eight bytes between hosts, so that no process has to wait for its GPU.
+    These are small messages, not through the GPUs, so that no process has to wait for its own.
     """
-    hosts: distributed.ProcessGroup | None = None
 
-    def agree(value: float) -> float:
-        nonlocal hosts
-        hosts = hosts or distributed.new_group(backend="gloo")
+    def __init__(self, ranks: int) -> None:
+        self.alone = ranks == 1
+        self._group: distributed.ProcessGroup | None = None
+
+    @property
+    def _hosts(self) -> distributed.ProcessGroup:
+        self._group = self._group or distributed.new_group(backend="gloo")
+        return self._group
+
+    def first(self, value: float) -> float:
+        """The value of the first process."""
+        if self.alone:
+            return value
         said = torch.tensor(value, dtype=torch.float64)
-        distributed.broadcast(said, 0, group=hosts)
+        distributed.broadcast(said, 0, group=self._hosts)
         return float(said)
 
-    return agree
+    def most(self, values: list[float]) -> list[float]:
+        """The largest of each value."""
+        if self.alone:
+            return values
+        said = torch.tensor(values, dtype=torch.float64)
+        distributed.all_reduce(said, distributed.ReduceOp.MAX, group=self._hosts)
+        return [float(value) for value in said]
+
+    def all(self, x: Tensor) -> list[Tensor]:
+        """The tensor of each process, in their order; they have one shape, and are on the host."""
+        if self.alone:
+            return [x]
+        found = [torch.empty_like(x) for _ in range(distributed.get_world_size())]
+        distributed.all_gather(found, x, group=self._hosts)
+        return found

@@ -19,6 +19,8 @@ from queue import SimpleQueue
 
 from rich.console import Console
 
+from jetssl_cli.runs.signals import Stopped
+
 EXPERIMENT = "jetssl"
 DEFAULT_URI = "sqlite:///mlflow.db"
 """Where runs are recorded unless MLFLOW_TRACKING_URI says otherwise."""
@@ -26,6 +28,8 @@ SECONDS_TO_FINISH = 30.0
 MAX_PARAMS = 100
 """Parameters in one request to MLflow."""
 METRICS = "metrics.jsonl"
+RUN_ID = "mlflow.txt"
+"""In the run folder: MLflow's name of the run, to go on with it."""
 
 
 class Tracker:
@@ -33,7 +37,7 @@ class Tracker:
 
     def __init__(self, name: str, folder: Path | None, enabled: bool = True) -> None:
         self._folder = folder
-        self._sender = _Sender(name) if enabled else None
+        self._sender = _Sender(name, folder) if enabled else None
 
     def params(self, params: Mapping[str, str]) -> None:
         """Record what defines the run."""
@@ -72,15 +76,42 @@ def track(name: str, folder: Path | None, *, enabled: bool = True) -> Iterator[T
     try:
         yield tracker
     except BaseException as err:
-        tracker.finish("KILLED" if isinstance(err, KeyboardInterrupt | SystemExit) else "FAILED")
+        tracker.finish(
+            "KILLED" if isinstance(err, KeyboardInterrupt | SystemExit | Stopped) else "FAILED"
+        )
         raise
     tracker.finish("FINISHED")
 
 
-class _Run:
-    """One MLflow run; used in the thread of the sender alone."""
+def rewind(folder: Path, steps: int, *, validated: bool) -> None:
+    """Drop the measurements of a run that lie behind the step where it goes on.
 
-    def __init__(self, name: str) -> None:
+    Args:
+        folder: of the run.
+        steps: it goes on after so many.
+        validated: the validation after this step is not made again.
+    """
+    path = folder / METRICS
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            found = json.loads(line)
+        except ValueError:  # the run was killed while it wrote
+            continue
+        again = not validated and any(name.startswith("val/") for name in found)
+        if found["step"] < steps or (found["step"] == steps and not again):
+            kept.append(line + "\n")
+    partial = path.with_name(f".{METRICS}.partial")
+    partial.write_text("".join(kept), encoding="utf-8")
+    partial.replace(path)
+
+
+class _Run:
+    """One MLflow run, that of the folder if it has one; used in the thread of the sender alone."""
+
+    def __init__(self, name: str, folder: Path | None) -> None:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         from mlflow import MlflowClient
@@ -91,10 +122,21 @@ class _Run:
         wanted = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
         found = self._client.get_experiment_by_name(wanted)
         number = found.experiment_id if found else self._client.create_experiment(wanted)
+        known = folder / RUN_ID if folder else None
+        self._goes_on = known is not None and known.is_file()
+        if known is not None and self._goes_on:
+            self._id = known.read_text(encoding="utf-8").strip()
+            self._client.update_run(self._id, status="RUNNING")
+            return
         self._id = self._client.create_run(number, run_name=name).info.run_id
+        if known is not None:
+            known.write_text(self._id + "\n", encoding="utf-8")
 
     def params(self, params: dict[str, str]) -> None:
         from mlflow.entities import Param
+
+        if self._goes_on:  # they are there, and MLflow does not let them change
+            return
 
         shortened = [Param(key, value[:6000]) for key, value in params.items()]
         self._client.log_batch(self._id, params=shortened)
@@ -115,9 +157,9 @@ class _Run:
 class _Sender:
     """A thread that carries out what is queued; after a failure it drops the rest."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, folder: Path | None) -> None:
         self.queue: SimpleQueue[Callable[[_Run], None] | None] = SimpleQueue()
-        self._name = name
+        self._name, self._folder = name, folder
         self._thread = threading.Thread(target=self._work, daemon=True, name="mlflow")
         self._thread.start()
 
@@ -130,7 +172,7 @@ class _Sender:
 
     def _work(self) -> None:
         try:
-            run = _Run(self._name)
+            run = _Run(self._name, self._folder)
             while (action := self.queue.get()) is not None:
                 action(run)
         except Exception as err:  # tracking must never stop a run, whatever a server does

@@ -10,6 +10,7 @@ import logging
 import math
 import warnings
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -21,7 +22,7 @@ from torch.utils.data import DataLoader
 from jetssl_cli.batch import JetBatch
 from jetssl_cli.config import Strict, to_yaml
 from jetssl_cli.data.recipe import Schema
-from jetssl_cli.data.stream import JetReader, JetStream, look
+from jetssl_cli.data.stream import look
 from jetssl_cli.encoder.attention import has_fast_bf16
 from jetssl_cli.encoder.transformer import compile_parts
 from jetssl_cli.errors import RunError
@@ -29,11 +30,15 @@ from jetssl_cli.objectives.objective import Objective
 from jetssl_cli.progress import progress
 from jetssl_cli.runs import checkpoint, processes
 from jetssl_cli.runs.budget import Budget, BudgetConfig
+from jetssl_cli.runs.keeper import Keeper, reader_state
 from jetssl_cli.runs.launch import together
 from jetssl_cli.runs.loaders import DataConfig
+from jetssl_cli.runs.lock import locked
 from jetssl_cli.runs.optim import OptimConfig
-from jetssl_cli.runs.processes import DeviceConfig, Place
-from jetssl_cli.runs.tracking import track
+from jetssl_cli.runs.processes import DeviceConfig, Hosts, Place
+from jetssl_cli.runs.signals import listening
+from jetssl_cli.runs.snapshot import CheckpointConfig, Snapshots
+from jetssl_cli.runs.tracking import rewind, track
 
 if TYPE_CHECKING:
     import lightning
@@ -75,8 +80,11 @@ class RunConfig(Strict):
     data: DataConfig
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: bool = True
     """Record the run with MLflow."""
+    resume: bool = False
+    """Go on with the run in this folder; begin it, if there is none."""
 
 
 def read_schema(data: DataConfig) -> Schema:
@@ -98,7 +106,7 @@ def check(cfg: RunConfig) -> None:
     """
     place = processes.find(cfg.train)
     place.jets_at_a_time(cfg.data.batch_size, cfg.train.accumulate)
-    if place.first:
+    if place.first and not cfg.resume:
         checkpoint.require_free(cfg.out)
 
 
@@ -114,7 +122,8 @@ def run(
         DataError: the data cannot be read.
         RunError: the folder holds a run already, the loss became non-finite, or another process
             failed.
-        KeyboardInterrupt: the user interrupted the training.
+        Stopped: it was asked to stop by a signal; a snapshot was written.
+        KeyboardInterrupt: the user has asked twice.
     """
     from jetssl_cli.runs.module import JetModule
 
@@ -124,38 +133,55 @@ def run(
     reader = cfg.data.train_reader(radius, batch_size=size, rank=place.rank, ranks=place.ranks)
     val_stream = cfg.data.val_stream(radius)
     jets_per_step = min(size, reader.num_jets // place.ranks) * place.ranks * accumulate
-    if place.first:
-        checkpoint.begin(cfg.out, cfg, schema)
-    folder = cfg.out if place.first else None
-    with track(cfg.out.name, folder, enabled=cfg.tracking and place.first) as tracker:
+    with ExitStack() as stack:
+        if place.first:
+            stack.enter_context(locked(cfg.out))
+            if not (cfg.resume and checkpoint.is_begun(cfg.out)):
+                checkpoint.begin(cfg.out, cfg.model_copy(update={"resume": False}), schema)
+        snapshots = Snapshots(cfg.out, cfg.checkpoint)
+        start = snapshots.latest() if cfg.resume else None
+        folder = cfg.out if place.first else None
+        if place.first and cfg.resume:
+            steps = start.facts["steps"] if start else 0
+            rewind(cfg.out, steps, validated=steps % cfg.train.val_every != 0)
+        tracker = stack.enter_context(
+            track(cfg.out.name, folder, enabled=cfg.tracking and place.first)
+        )
         tracker.params(checkpoint.plain(cfg))
         tracker.text(checkpoint.CONFIG, to_yaml(cfg))
+        hosts = Hosts(place.ranks)
+        asked = stack.enter_context(listening())
         module = JetModule(
             objective,
             num_classes=len(schema.classes),
             optim=cfg.optim,
             train=cfg.train,
-            budget=Budget(
-                cfg.train, jets_per_step, agree=processes.agreement() if place.ranks > 1 else float
-            ),
+            budget=Budget(cfg.train, jets_per_step, agree=hosts.first),
             tracker=tracker,
+            keeper=Keeper(snapshots, reader, cfg.train.seed, asked=asked, hosts=hosts, start=start),
         )
         if cfg.train.compile:
             compile_parts(objective)
         with together(cfg, place, lambda: tracker.finish("FAILED")):
-            _fit(module, place, cfg, (reader, val_stream))
+            batches = cfg.data.endless(reader, cfg.train.seed, reader_state(start))
+            _fit(module, place, cfg, batches, cfg.data.once(val_stream))
         if place.first:
             for name, trained in weights.items():
                 checkpoint.save(cfg.out / name, trained)
+            snapshots.clear()
     return cfg.out
 
 
 def _fit(
-    module: JetModule, place: Place, cfg: RunConfig, readers: tuple[JetReader, JetStream]
+    module: JetModule,
+    place: Place,
+    cfg: RunConfig,
+    batches: DataLoader[JetBatch],
+    val: DataLoader[JetBatch],
 ) -> None:
     import lightning
 
-    train, data, budget = cfg.train, cfg.data, module.budget
+    train, budget = cfg.train, module.budget
     precision = train.precision
     if precision == "auto":
         precision = "bf16-mixed" if has_fast_bf16() else "32"
@@ -182,7 +208,6 @@ def _fit(
             use_distributed_sampler=False,
         )
         processes.let_run_ahead(trainer)
-        batches, val = data.endless(readers[0], train.seed), data.once(readers[1])
         label = f"{cfg.command} {cfg.out.name}"
         with progress(label, budget.total, budget.unit) as module.advance:
             _train(trainer, module, batches, val)

@@ -1,0 +1,186 @@
+"""Writes down where a training stands, and takes it up again from there.
+
+A snapshot holds what the next step depends on: weights, teacher, probe, optimizer, the generators
+of random numbers of every process, the steps and seconds of the budget, the place of the reader.
+It is made after an optimizer step, before the validation that may follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from jetssl_cli import __version__
+from jetssl_cli.data.state import ReaderState
+from jetssl_cli.data.stream import JetReader
+from jetssl_cli.errors import RunError
+from jetssl_cli.runs import signals, snapshot
+from jetssl_cli.runs.processes import Hosts
+from jetssl_cli.runs.signals import Asked, Stopped
+from jetssl_cli.runs.snapshot import Snapshot, Snapshots
+
+if TYPE_CHECKING:
+    from jetssl_cli.runs.module import JetModule
+
+MODULE, OPTIMIZER = "module.", "optimizer."
+GLOBAL, OWN, CUDA = "random.global", "random.own", "random.cuda"
+"""Generators: torch's own, that of the method, and that of the GPU; one row for each process."""
+
+
+class Keeper:
+    """Keeps the snapshots of one training."""
+
+    def __init__(
+        self,
+        snapshots: Snapshots,
+        reader: JetReader,
+        seed: int,
+        *,
+        asked: Asked,
+        hosts: Hosts,
+        start: Snapshot | None,
+    ) -> None:
+        """Begin where ``start`` was, or at the beginning.
+
+        Args:
+            snapshots: where they are written, by the first process.
+            reader: of the training jets.
+            seed: of the reader.
+            asked: whether the user, or the batch system, has asked to stop.
+            hosts: the other processes.
+            start: where the training goes on.
+        """
+        self._snapshots, self._reader, self._seed = snapshots, reader, seed
+        self._asked, self._hosts, self._start = asked, hosts, start
+
+    def take_up(self, module: JetModule) -> bool:
+        """Put a new module and its optimizer where the training was; whether a validation is due.
+
+        Raises:
+            RunError: the snapshot is one of another network, or of other processes.
+        """
+        start, self._start = self._start, None
+        if start is None:
+            return False
+        _restore(module, start, self._snapshots.folder)
+        facts = start.facts
+        module.budget.steps, module.budget.seconds = facts["steps"], facts["seconds"]
+        module.latest = dict(facts["latest"])
+        _validated_every(module, facts["steps"])
+        return bool(facts["steps"] % module.train_cfg.val_every == 0)
+
+    def after_step(self, module: JetModule) -> None:
+        """Write a snapshot where one is due, or where the run was asked to stop.
+
+        Raises:
+            Stopped: it was asked to.
+        """
+        steps = module.budget.steps
+        due = float(self._snapshots.due(steps))
+        due, number = self._hosts.most([due, float(self._asked.number)])
+        if (due or number) and not module.budget.finished:
+            self.write(module)
+        if number and not module.budget.finished:
+            self.stop(module, int(number))
+
+    def during_validation(self, module: JetModule) -> None:
+        """Stop, if the run of this only process was asked to."""
+        if self._asked.number and self._hosts.alone and not module.budget.finished:
+            self.write(module)
+            self.stop(module, self._asked.number)
+
+    def write(self, module: JetModule) -> None:
+        """Write a snapshot; what goes wrong costs a warning, since older ones are there."""
+        module.stop_if_diverged()
+        found = Snapshot(self._tensors(module), self._facts(module))
+        if module.global_rank:
+            return
+        try:
+            self._snapshots.write(found)
+        except RunError as err:
+            snapshot.warn(f"no snapshot after step {module.budget.steps}: {err}")
+
+    def stop(self, module: JetModule, number: int) -> None:
+        """End the run, after its snapshot.
+
+        Raises:
+            Stopped: always.
+        """
+        run, steps = self._snapshots.folder.parent, module.budget.steps
+        if number == signals.REQUEUE and self._snapshots.cfg.requeue and not module.global_rank:
+            signals.requeue()
+        self._hosts.most([0.0])  # all wait until the first one has written
+        raise Stopped(f"{run}: stopped after step {steps}; --resume {run} goes on", number)
+
+    def _facts(self, module: JetModule) -> dict[str, Any]:
+        budget = module.budget
+        batches = budget.steps * module.train_cfg.accumulate
+        return {
+            "code": __version__,
+            "steps": budget.steps,
+            "seconds": budget.seconds,
+            "reader": self._reader.origin.state_after(self._seed, batches).to_dict(),
+            "latest": module.latest,
+        }
+
+    def _tensors(self, module: JetModule) -> dict[str, Tensor]:
+        found = {f"{MODULE}{name}": value for name, value in module.state_dict().items()}
+        optimizer = module.trainer.optimizers[0]
+        for name, parameter in module.named_parameters():
+            for key, value in optimizer.state.get(parameter, {}).items():
+                found[f"{OPTIMIZER}{key}.{name}"] = value
+        generators = {GLOBAL: torch.get_rng_state(), OWN: module.rng.get_state()}
+        if module.device.type == "cuda":
+            generators[CUDA] = torch.cuda.get_rng_state(module.device)
+        return found | {
+            name: torch.stack(self._hosts.all(state)) for name, state in generators.items()
+        }
+
+
+def reader_state(start: Snapshot | None) -> ReaderState | None:
+    """Where the reader goes on.
+
+    Raises:
+        DataError: it is not such a state.
+    """
+    return None if start is None else ReaderState.from_dict(start.facts["reader"])
+
+
+def _restore(module: JetModule, start: Snapshot, folder: Path) -> None:
+    tensors, rank = dict(start.tensors), module.global_rank
+    weights = _under(MODULE, tensors)
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as err:
+        raise RunError(
+            f"{folder}: of another network: {str(err).splitlines()[-1].strip()}"
+        ) from None
+    optimizer = module.trainer.optimizers[0]
+    state = _under(OPTIMIZER, tensors)
+    for name, parameter in module.named_parameters():
+        keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in state]
+        for key in keys:
+            value = state[f"{key}.{name}"]
+            on_host = key == "step" and parameter.device.type == "cpu"
+            optimizer.state[parameter][key] = value if on_host else value.to(parameter.device)
+    if len(tensors[GLOBAL]) <= rank:
+        raise RunError(f"{folder}: of a run of {len(tensors[GLOBAL])} processes")
+    torch.set_rng_state(tensors[GLOBAL][rank].clone())
+    module.rng.set_state(tensors[OWN][rank].clone())
+    if CUDA in tensors and module.device.type == "cuda":
+        torch.cuda.set_rng_state(tensors[CUDA][rank].clone(), module.device)
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): value for k, value in tensors.items() if k.startswith(prefix)}
+
+
+def _validated_every(module: JetModule, steps: int) -> None:
+    """Let Lightning count the batches on, by which it finds the steps to validate after."""
+    total = module.trainer.fit_loop.epoch_loop.batch_progress.total
+    batches = steps * module.train_cfg.accumulate
+    total.load_state_dict(dict.fromkeys(total.state_dict(), batches))

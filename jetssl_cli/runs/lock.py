@@ -1,0 +1,123 @@
+"""A run folder belongs to one training at a time, on any machine that sees it.
+
+The lock is a file that only one process can create, which every file system can do, also over a
+network. Its owner touches it every half minute. It counts as left behind when the owner ran on this
+machine and is gone, or when it was not touched for five minutes, by the clock of the file system.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from jetssl_cli.errors import RunError
+
+NAME = ".lock"
+SECONDS_BETWEEN_TOUCHES = 30.0
+SECONDS_UNTIL_STALE = 300.0
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder, which is made if it is not there, while the block runs.
+
+    Raises:
+        RunError: another training holds it; or it cannot be written.
+    """
+    path, mine = folder / NAME, {"host": socket.gethostname(), "pid": os.getpid()}
+    mine |= {"started": _started(os.getpid()), "id": uuid.uuid4().hex}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        while not _create(path, json.dumps(mine)):
+            owner = _owner(path)
+            _require_stale(owner, path, folder)
+            _remove_stale(path, owner)
+    except OSError as err:
+        raise RunError(f"{folder}: cannot be written: {err}") from None
+    ended = threading.Event()
+    threading.Thread(target=_touch, args=(path, ended), daemon=True, name="lock").start()
+    try:
+        yield
+    finally:
+        ended.set()
+        if _owner(path).get("id") == mine["id"]:
+            path.unlink(missing_ok=True)
+
+
+def _create(path: Path, text: str) -> bool:
+    """Whether the lock was free, and is ours now."""
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _remove_stale(path: Path, owner: dict[str, object]) -> None:
+    """Remove the lock of an owner, unless it is another's by now."""
+    aside = path.with_name(f"{NAME}.{uuid.uuid4().hex}")
+    try:
+        path.rename(aside)
+    except FileNotFoundError:
+        return
+    if _owner(aside) != owner:
+        _create(path, aside.read_text(encoding="utf-8"))
+    aside.unlink()
+
+
+def _require_stale(owner: dict[str, object], path: Path, folder: Path) -> None:
+    here = owner.get("host") == socket.gethostname()
+    if here and owner.get("started") != _started(int(str(owner.get("pid", 0)))):
+        return
+    try:
+        age = _now(folder) - path.stat().st_mtime
+    except FileNotFoundError:
+        return
+    if age > SECONDS_UNTIL_STALE:
+        return
+    raise RunError(
+        f"{folder}: a training is running here (process {owner.get('pid')} on "
+        f"{owner.get('host')}, last seen {max(age, 0):.0f} s ago)"
+    )
+
+
+def _owner(path: Path) -> dict[str, object]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _started(pid: int) -> str:
+    """When a process of this machine began, as the system counts; nothing if there is none."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+    except OSError:
+        return ""
+    return stat.rpartition(")")[2].split()[19]
+
+
+def _now(folder: Path) -> float:
+    """The time, by the clock of the file system."""
+    probe = folder / f"{NAME}.{uuid.uuid4().hex}"
+    probe.touch()
+    try:
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink()
+
+
+def _touch(path: Path, ended: threading.Event) -> None:
+    while not ended.wait(SECONDS_BETWEEN_TOUCHES):
+        try:
+            path.touch(exist_ok=True)
+        except OSError:
+            continue

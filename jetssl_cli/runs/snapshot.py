@@ -1,0 +1,176 @@
+"""Where a training stands: one file, from which it goes on bit for bit.
+
+    RUN/snapshots/000000400.safetensors    weights, optimizer and random generators after 400 steps;
+                                           as metadata what is not a tensor, and a hash of all
+
+A file appears when it is complete and on the disk. Nothing in it is executed when it is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import PositiveFloat, PositiveInt
+from rich.console import Console
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from jetssl_cli.config import Strict
+from jetssl_cli.errors import RunError
+
+FOLDER = "snapshots"
+VERSION = 1
+FACTS = "jetssl"
+HASH = "sha256"
+
+
+class CheckpointConfig(Strict):
+    """How often a training is written down, to go on from there after whatever may happen."""
+
+    every_steps: PositiveInt | None = None
+    """Optimizer steps between two snapshots, beside those by the clock."""
+    every_minutes: PositiveFloat | None = 10.0
+    """Minutes between two snapshots."""
+    keep: PositiveInt = 2
+    """The last so many are kept, until the run comes to its end."""
+    requeue: bool = True
+    """Within a SLURM job, SIGUSR1 (``#SBATCH --signal=USR1@120``) also puts the job back into the
+    queue."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All that a training is, after some step."""
+
+    tensors: Mapping[str, Tensor]
+    facts: Mapping[str, Any]
+    """What goes into JSON; ``steps`` among it."""
+
+
+class Snapshots:
+    """The snapshots of a run, of which the last few are kept."""
+
+    def __init__(self, run: Path, cfg: CheckpointConfig) -> None:
+        self.folder, self.cfg = run / FOLDER, cfg
+        self._last = (0, time.monotonic())
+
+    def due(self, steps: int) -> bool:
+        """Whether it is time for one, after so many steps."""
+        cfg, (before, then) = self.cfg, self._last
+        if cfg.every_steps and steps // cfg.every_steps > before // cfg.every_steps:
+            return True
+        minutes = (time.monotonic() - then) / 60
+        return cfg.every_minutes is not None and minutes >= cfg.every_minutes
+
+    def write(self, snapshot: Snapshot) -> None:
+        """Write one, and drop the oldest.
+
+        Raises:
+            RunError: it cannot be written; the others are as they were.
+        """
+        steps = int(snapshot.facts["steps"])
+        self._last = (steps, time.monotonic())
+        path = self.folder / f"{steps:09d}.safetensors"
+        try:
+            self.folder.mkdir(exist_ok=True)
+            _write(path, snapshot)
+        except (OSError, SafetensorError) as err:
+            raise RunError(f"{path}: cannot be written: {err}") from None
+        for old in self.files()[self.cfg.keep :]:
+            old.unlink(missing_ok=True)
+
+    def files(self) -> list[Path]:
+        """Those that are there, the latest first."""
+        return sorted(self.folder.glob("*.safetensors"), reverse=True)
+
+    def latest(self) -> Snapshot | None:
+        """The latest that can be read, if there is any; warns of those that cannot.
+
+        Raises:
+            RunError: there are some, and none can be read.
+        """
+        reasons: list[str] = []
+        for path in self.files():
+            try:
+                found = read(path)
+            except RunError as err:
+                reasons.append(str(err))
+                continue
+            if reasons:
+                warn(f"{'; '.join(reasons)}; going on from {path.name}")
+            return found
+        if reasons:
+            raise RunError("; ".join(reasons))
+        return None
+
+    def clear(self) -> None:
+        """Remove all: the run has come to its end."""
+        for path in self.files():
+            path.unlink(missing_ok=True)
+        if self.folder.is_dir():
+            self.folder.rmdir()
+
+
+def read(path: Path) -> Snapshot:
+    """Read a snapshot.
+
+    Raises:
+        RunError: it is damaged, or of another version.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            said = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        facts = json.loads(said[FACTS])
+    except (OSError, SafetensorError, KeyError, ValueError) as err:
+        raise RunError(f"{path}: not a readable snapshot: {err}") from None
+    if facts.get("version") != VERSION:
+        raise RunError(f"{path}: has version {facts.get('version')}; this jetssl reads {VERSION}")
+    if said.get(HASH) != _hash(tensors, said[FACTS]):
+        raise RunError(f"{path}: is damaged: its hash is not that of its content")
+    return Snapshot(tensors, facts)
+
+
+def _write(path: Path, snapshot: Snapshot) -> None:
+    tensors = {name: value.detach().cpu().contiguous() for name, value in snapshot.tensors.items()}
+    facts = json.dumps({**snapshot.facts, "version": VERSION})
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        save_file(tensors, partial, metadata={FACTS: facts, HASH: _hash(tensors, facts)})
+        partial.chmod(path.parent.stat().st_mode & 0o666)
+        _to_disk(partial)
+        partial.replace(path)
+        _to_disk(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _hash(tensors: Mapping[str, Tensor], facts: str) -> str:
+    found = hashlib.sha256(facts.encode())
+    for name in sorted(tensors):
+        value = tensors[name]
+        found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        found.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def warn(text: str) -> None:
+    """Tell the user of what does not stop the run."""
+    Console(stderr=True).print(f"warning: {text}", style="yellow", soft_wrap=True, highlight=False)

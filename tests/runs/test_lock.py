@@ -1,0 +1,111 @@
+"""A run folder belongs to one training at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from jetssl_cli.errors import RunError
+from jetssl_cli.runs import lock
+from jetssl_cli.runs.lock import NAME, locked
+
+HOLD = """
+import sys
+from pathlib import Path
+from jetssl_cli.runs.lock import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def hold(folder):
+    """Another process that holds the folder until its input ends."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_the_folder_is_held_and_released(tmp_path):
+    folder = tmp_path / "a" / "run"
+    mine = pytest.raises(RunError, match=rf"process {os.getpid()} on")
+    with locked(folder), mine, locked(folder):
+        pass
+    assert not list(folder.iterdir())
+    with locked(folder):
+        pass
+
+
+def test_another_process_holds_it_until_it_is_killed(tmp_path):
+    with hold(tmp_path) as other:
+        theirs = f"process {other.pid} on {socket.gethostname()}"
+        with pytest.raises(RunError, match=theirs), locked(tmp_path):
+            pass
+        other.kill()
+        other.wait()
+        assert (tmp_path / NAME).exists()
+        with locked(tmp_path):
+            assert json.loads((tmp_path / NAME).read_text())["pid"] == os.getpid()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("silent", [60, 600])
+def test_an_owner_elsewhere_counts_as_gone_when_it_is_silent(tmp_path, silent):
+    path = tmp_path / NAME
+    path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": "1", "id": "x"}))
+    then = time.time() - silent
+    os.utime(path, (then, then))
+    if silent > lock.SECONDS_UNTIL_STALE:
+        with locked(tmp_path):
+            pass
+    else:
+        theirs = "process 1 on elsewhere, last seen 6"
+        with pytest.raises(RunError, match=theirs), locked(tmp_path):
+            pass
+
+
+def test_the_owner_is_seen_to_live(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "SECONDS_BETWEEN_TOUCHES", 0.01)
+    with locked(tmp_path):
+        os.utime(tmp_path / NAME, (1, 1))
+        deadline = time.monotonic() + 10
+        while (tmp_path / NAME).stat().st_mtime < 10 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert (tmp_path / NAME).stat().st_mtime > 10
+
+
+def test_of_many_processes_one_gets_it(tmp_path):
+    """All at once, over a lock that was left behind."""
+    path = tmp_path / NAME
+    path.write_text(json.dumps({"host": socket.gethostname(), "pid": 2**30, "started": "1"}))
+    start = [sys.executable, "-c", HOLD, str(tmp_path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    processes = [subprocess.Popen(start, text=True, **pipes) for _ in range(3)]
+    deadline = time.monotonic() + 60
+    while sum(p.poll() is None for p in processes) > 1 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for process in processes:
+        process.stdin.close()
+    said = [process.stdout.read() for process in processes]
+    assert sorted(said) == ["", "", "held\n"]
+    for process in processes:
+        process.wait()
+        process.stdout.close()
+        process.stderr.close()
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="cannot be written"), locked(tmp_path / "file" / "run"):
+        pass

@@ -1,0 +1,315 @@
+"""A training that was stopped goes on as if it had not been, bit for bit."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+import torch
+from reference.jets import tiny_config
+from runs.test_training import data_config, metrics, same_weights, train_config, weights
+
+from jetssl_cli.encoder.pool import PoolConfig
+from jetssl_cli.errors import DataError, RunError
+from jetssl_cli.objectives.dino import DINOConfig
+from jetssl_cli.objectives.ssfm import SSFMConfig
+from jetssl_cli.objectives.supervised import SupervisedConfig
+from jetssl_cli.runs.budget import Budget
+from jetssl_cli.runs.finetune import FinetuneConfig, finetune
+from jetssl_cli.runs.optim import OptimConfig
+from jetssl_cli.runs.pretrain import PretrainConfig, pretrain
+from jetssl_cli.runs.signals import Stopped
+from jetssl_cli.runs.snapshot import CheckpointConfig, Snapshots
+
+STEPS = 8
+METHODS = {"ssfm": SSFMConfig(time_features=4), "dino": DINOConfig(prototypes=8, bottleneck=4)}
+
+
+def config(jagged, out, method="ssfm", data=None, checkpoint=None, **train):
+    return PretrainConfig(
+        out=out,
+        objective=METHODS[method],
+        encoder=tiny_config(),
+        data=data_config(jagged, **(data or {})),
+        optim=OptimConfig(lr=3e-3),
+        train=train_config(
+            **{"steps": STEPS, "probe_every": 2, "precision": "32", "val_every": 3} | train
+        ),
+        checkpoint=CheckpointConfig(**(checkpoint or {})),
+        tracking=False,
+    )
+
+
+def resumed(cfg, **changes):
+    return cfg.model_copy(update={"resume": True, **changes})
+
+
+@pytest.fixture
+def stop(monkeypatch):
+    """Let a signal come in a step, as the batch system sends it."""
+    step = Budget.step
+
+    def after(steps, number=signal.SIGTERM):
+        def signalled(budget):
+            step(budget)
+            if budget.steps == steps:
+                os.kill(os.getpid(), number)
+
+        monkeypatch.setattr(Budget, "step", signalled)
+
+    return after
+
+
+@pytest.fixture(scope="module")
+def whole(jagged, tmp_path_factory):
+    """A run that nothing has stopped."""
+    return pretrain(config(jagged, tmp_path_factory.mktemp("runs") / "whole"))
+
+
+def same_runs(one, other):
+    assert same_weights(weights(one), weights(other))
+    assert same_weights(weights(one, "backbone"), weights(other, "backbone"))
+    assert metrics(one) == metrics(other)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 5])  # 3 is followed by a validation
+def test_a_stopped_pretraining_goes_on_bit_for_bit(whole, jagged, tmp_path, stop, steps):
+    cfg = config(jagged, tmp_path / "run")
+    stop(steps)
+    with pytest.raises(Stopped, match=f"stopped after step {steps}; --resume") as stopped:
+        pretrain(cfg)
+    assert stopped.value.code == 143
+    assert not (cfg.out / "model.safetensors").exists()
+    torch.manual_seed(99)  # whatever the generators hold
+    same_runs(pretrain(resumed(cfg)), whole)
+    assert not (cfg.out / "snapshots").exists()
+
+
+def test_a_teacher_goes_on(jagged, tmp_path, stop):
+    expected = pretrain(config(jagged, tmp_path / "whole", "dino"))
+    cfg = config(jagged, tmp_path / "run", "dino")
+    stop(4)
+    with pytest.raises(Stopped):
+        pretrain(cfg)
+    same_runs(pretrain(resumed(cfg)), expected)
+
+
+def test_stopped_twice_and_with_other_workers(whole, jagged, tmp_path, stop):
+    cfg = config(jagged, tmp_path / "run")
+    stop(2, signal.SIGUSR1)
+    with pytest.raises(Stopped):
+        pretrain(cfg)
+    stop(5, signal.SIGINT)
+    with pytest.raises(Stopped):
+        pretrain(resumed(cfg))
+    data = cfg.data.model_copy(update={"workers": 1})
+    same_runs(pretrain(resumed(cfg, data=data)), whole)
+
+
+def test_accumulated_batches(jagged, tmp_path, stop):
+    expected = pretrain(config(jagged, tmp_path / "whole", accumulate=2))
+    cfg = config(jagged, tmp_path / "run", accumulate=2)
+    stop(4)
+    with pytest.raises(Stopped):
+        pretrain(cfg)
+    same_runs(pretrain(resumed(cfg)), expected)
+
+
+def test_a_finetuning_goes_on(whole, jagged, tmp_path, stop):
+    """Dropout draws from torch's own generator."""
+
+    def cfg(name):
+        return FinetuneConfig(
+            out=tmp_path / name,
+            backbone=whole,
+            encoder=tiny_config(),
+            objective=SupervisedConfig(pool=PoolConfig(width=8, heads=2)),
+            data=data_config(jagged),
+            train=train_config(steps=STEPS, precision="32"),
+            tracking=False,
+        )
+
+    expected = finetune(cfg("whole"))
+    stop(4)
+    with pytest.raises(Stopped):
+        finetune(cfg("run"))
+    found = finetune(cfg("run").model_copy(update={"resume": True}))
+    assert same_weights(weights(found), weights(expected))
+    assert metrics(found) == metrics(expected)
+
+
+def test_a_signal_in_a_validation(whole, jagged, tmp_path, monkeypatch):
+    from jetssl_cli.runs.module import JetModule
+
+    cfg = config(jagged, tmp_path / "run")
+    validate = JetModule.on_validation_start
+
+    def signalled(module):
+        validate(module)
+        if module.budget.steps == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(JetModule, "on_validation_start", signalled)
+    with pytest.raises(Stopped, match="after step 3"):
+        pretrain(cfg)
+    monkeypatch.undo()
+    same_runs(pretrain(resumed(cfg)), whole)
+
+
+def test_a_signal_in_the_last_step_changes_nothing(whole, jagged, tmp_path, stop):
+    stop(STEPS)
+    same_runs(pretrain(config(jagged, tmp_path / "run")), whole)
+
+
+def test_a_second_interrupt_ends_it_at_once(jagged, tmp_path, stop):
+    cfg = config(jagged, tmp_path / "run")
+    stop(3, signal.SIGINT)
+    interrupted = Budget.step
+
+    def twice(budget):
+        interrupted(budget)
+        if budget.steps == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    Budget.step = twice  # undone by ``stop``
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(cfg)
+    assert not (cfg.out / "snapshots").exists()
+
+
+def killed(cfg, monkeypatch, steps):
+    """Leave a run as SIGKILL leaves it after a step."""
+
+    class Killed(BaseException):
+        pass
+
+    step = Budget.step
+
+    def die(budget):
+        step(budget)
+        if budget.steps == steps:
+            raise Killed
+
+    monkeypatch.setattr(Budget, "step", die)
+    with pytest.raises(Killed):
+        pretrain(cfg)
+    monkeypatch.undo()
+
+
+def test_a_killed_run_goes_on_from_its_last_snapshot(whole, jagged, tmp_path, monkeypatch):
+    cfg = config(jagged, tmp_path / "run", checkpoint={"every_steps": 2})
+    killed(cfg, monkeypatch, 7)
+    names = [path.name for path in Snapshots(cfg.out, cfg.checkpoint).files()]
+    assert names == ["000000006.safetensors", "000000004.safetensors"]
+    same_runs(pretrain(resumed(cfg)), whole)
+
+
+def test_without_a_snapshot_it_begins_anew(whole, jagged, tmp_path, monkeypatch):
+    cfg = config(jagged, tmp_path / "run")
+    killed(cfg, monkeypatch, 4)
+    same_runs(pretrain(resumed(cfg)), whole)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
+def test_a_damaged_snapshot_is_passed_over(whole, jagged, tmp_path, monkeypatch, capsys, damage):
+    cfg = config(jagged, tmp_path / "run", checkpoint={"every_steps": 2})
+    killed(cfg, monkeypatch, 7)
+    last = Snapshots(cfg.out, cfg.checkpoint).files()[0]
+    data = bytearray(last.read_bytes())
+    data[-100] ^= 1
+    last.write_bytes({"cut": data[:-50], "flipped": data, "empty": b""}[damage])
+    same_runs(pretrain(resumed(cfg)), whole)
+    assert "going on from 000000004" in capsys.readouterr().err
+
+
+def test_if_all_are_damaged_nothing_is_lost(jagged, tmp_path, monkeypatch):
+    cfg = config(jagged, tmp_path / "run", checkpoint={"every_steps": 2, "keep": 1})
+    killed(cfg, monkeypatch, 5)
+    (last,) = Snapshots(cfg.out, cfg.checkpoint).files()
+    last.write_bytes(last.read_bytes()[:-9])
+    lines = (cfg.out / "metrics.jsonl").read_text()
+    with pytest.raises(RunError, match="not a readable snapshot"):
+        pretrain(resumed(cfg))
+    assert (cfg.out / "metrics.jsonl").read_text() == lines
+
+
+def test_resuming_begins_a_run_that_is_not_there_and_leaves_a_complete_one(whole, jagged, tmp_path):
+    cfg = resumed(config(jagged, tmp_path / "run"))
+    same_runs(pretrain(cfg), whole)
+    before = {path: path.stat().st_mtime_ns for path in cfg.out.iterdir()}
+    assert pretrain(cfg) == cfg.out
+    assert {path: path.stat().st_mtime_ns for path in cfg.out.iterdir()} == before
+
+
+def test_other_data_are_refused(jagged, tmp_path, stop):
+    cfg = config(jagged, tmp_path / "run")
+    stop(4)
+    with pytest.raises(Stopped):
+        pretrain(cfg)
+    files = {"train": (jagged / "val.h5",), "val": (jagged / "val.h5",)}
+    with pytest.raises(DataError, match="it had sizes"):
+        pretrain(resumed(cfg, data=cfg.data.model_copy(update=files)))
+
+
+def test_a_disk_without_space_costs_a_warning(whole, jagged, tmp_path, monkeypatch, capsys):
+    from jetssl_cli.runs import snapshot
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(snapshot, "_write", full)
+    cfg = config(jagged, tmp_path / "run", checkpoint={"every_steps": 2})
+    same_runs(pretrain(cfg), whole)
+    assert "no snapshot after step 2" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together_and_go_on(jagged, tmp_path, stop):
+    """One of them hears the signal; each has random numbers of its own."""
+    expected = pretrain(config(jagged, tmp_path / "whole", devices=2))
+    cfg = config(jagged, tmp_path / "run", devices=2)
+    stop(4)
+    with pytest.raises(Stopped, match="after step 4"):
+        pretrain(cfg)
+    same_runs(pretrain(resumed(cfg)), expected)
+
+
+def test_a_job_is_put_back_into_the_queue(jagged, tmp_path, stop, monkeypatch, capsys):
+    """By SIGUSR1 alone, and if there is no way to, the training has stopped all the same."""
+    program = tmp_path / "bin" / "scontrol"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/said\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    for name, number in (("term", signal.SIGTERM), ("usr1", signal.SIGUSR1)):
+        stop(2, number)
+        with pytest.raises(Stopped):
+            pretrain(config(jagged, tmp_path / name))
+    assert (tmp_path / "said").read_text() == "requeue 17\n"
+    program.write_text("#!/bin/sh\nexit 1\n")
+    with pytest.raises(Stopped):
+        pretrain(config(jagged, tmp_path / "again"))
+    assert "job 17 could not be put back into the queue" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore")  # MLflow and sqlalchemy warn of their own affairs
+def test_a_run_that_goes_on_is_one_run_of_mlflow(jagged, tmp_path, stop, monkeypatch):
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    cfg = config(jagged, tmp_path / "run").model_copy(update={"tracking": True})
+    stop(4)
+    with pytest.raises(Stopped):
+        pretrain(cfg)
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("jetssl").experiment_id
+    (run,) = client.search_runs([experiment])
+    assert run.info.status == "KILLED"
+    pretrain(resumed(cfg))
+    (run,) = client.search_runs([experiment])
+    assert run.info.status == "FINISHED"
+    steps = {entry.step for entry in client.get_metric_history(run.info.run_id, "train/loss")}
+    assert steps == set(range(1, STEPS + 1))
