@@ -110,6 +110,8 @@ def pretrain(
     "jetssl finetune --backbone runs/ssfm --train train.h5 --val val.h5 --out runs/frozen "
     "--frozen\n\n"
     "jetssl finetune --backbone runs/ssfm --train train.h5 --val val.h5 --out runs/random --random"
+    "\n\njetssl finetune --backbone runs/ssfm --train train.h5 --val val.h5 --out runs/few "
+    "--unfreeze-at 500 --num-jets 1000 --patience 5"
 )
 def finetune(
     backbone: Annotated[Path, typer.Option(metavar="RUN", help="Folder of the pretraining run.")],
@@ -125,6 +127,62 @@ def finetune(
             "--random", help="Baseline: the same architecture, untrained, and frozen as well."
         ),
     ] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Train the backbone from the first step (the default).")
+    ] = False,
+    from_scratch: Annotated[
+        bool,
+        typer.Option("--from-scratch", help="The same architecture, new weights; train them all."),
+    ] = False,
+    unfreeze_at: Annotated[
+        int | None,
+        typer.Option(
+            metavar="STEP", help="Frozen before this step, then trained.", show_default=False
+        ),
+    ] = None,
+    lora: Annotated[
+        int | None,
+        typer.Option(
+            metavar="RANK",
+            help="Train low-rank adapters of the backbone, and the head.",
+            show_default=False,
+        ),
+    ] = None,
+    layer_decay: Annotated[
+        float | None,
+        typer.Option(
+            metavar="F",
+            help="Multiply the learning rate by F from block to block, downwards.",
+            show_default=False,
+        ),
+    ] = None,
+    num_jets: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Train on N labelled jets, equally many of each class; held in memory.",
+            show_default=False,
+        ),
+    ] = None,
+    cache_embeddings: Annotated[
+        bool,
+        typer.Option(
+            "--cache-embeddings",
+            help="Encode all jets once, with a frozen backbone, and hold the answers in memory.",
+        ),
+    ] = False,
+    rescale: Annotated[
+        bool,
+        typer.Option("--rescale", help="Fit the scaling of the features to the new data."),
+    ] = False,
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="End after N validations without a smaller loss.",
+            show_default=False,
+        ),
+    ] = None,
     config: OwnConfig = None,
     steps: Steps = None,
     jets: Jets = None,
@@ -134,15 +192,32 @@ def finetune(
     attention: Attention = None,
     overrides: Overrides = None,
 ) -> None:
-    """Train a classifier on top of a pretrained backbone."""
+    """Train a classifier on top of a pretrained backbone.
+
+    The weights at the smallest validation loss are saved. At most one of --frozen, --full,
+    --unfreeze-at, --lora, --from-scratch and --random.
+    """
     from jetssl_cli.runs.finetune import finetune as run
-    from jetssl_cli.runs.finetune import load_config
+    from jetssl_cli.runs.finetune import load_config, mode
 
     words: dict[str, Any] = {"backbone": str(backbone), **_encoder(attention)}
-    words |= {"random": True} if random else {}
-    words |= {"objective": {"frozen": True}} if frozen or random else {}
+    words |= mode(
+        frozen=frozen,
+        full=full,
+        from_scratch=from_scratch,
+        random=random,
+        unfreeze_at=unfreeze_at,
+        lora=lora,
+    )
+    words |= {"layer_decay": layer_decay} if layer_decay is not None else {}
+    words |= {"cache_embeddings": True} if cache_embeddings else {}
+    words |= {"rescale": True} if rescale else {}
     loop = {"steps": steps, "jets": jets, "max_time": max_time, "devices": devices, "nodes": nodes}
-    options = _options(train, val, out, loop, words)
+    options = _options(train, val, out, loop | {"patience": patience}, words)
+    if num_jets is not None:
+        options.settings["data"]["subset"] = num_jets
+    if num_jets is not None or cache_embeddings:
+        options.settings["data"]["in_memory"] = True
     cfg = load_config(backbone, options, config=config, overrides=overrides or [])
     _tell(f"{run(cfg)}: finetuned")
 

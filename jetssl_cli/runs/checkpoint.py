@@ -11,6 +11,7 @@ Weights are safetensors, never a pickle: reading a run executes nothing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -56,13 +57,14 @@ def begin(out: Path, cfg: Strict, schema: Schema) -> None:
         raise RunError(f"{out}: cannot be written: {err}") from None
 
 
-def save(path: Path, module: nn.Module) -> None:
-    """Save the weights of a module; the file appears only when it is complete.
+def save(path: Path, trained: nn.Module | Mapping[str, Tensor]) -> None:
+    """Save the weights of a module, or kept ones; the file appears only when it is complete.
 
     Raises:
         RunError: the file cannot be written.
     """
-    weights = {name: value.detach().contiguous() for name, value in module.state_dict().items()}
+    state = trained.state_dict() if isinstance(trained, nn.Module) else trained
+    weights = {name: value.detach().contiguous() for name, value in state.items()}
     partial = path.with_name(f".{path.name}.partial")
     try:
         save_file(weights, partial, metadata={"format": "pt"})
