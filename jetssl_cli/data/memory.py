@@ -45,7 +45,7 @@ class JetsInMemory(IterableDataset[JetBatch]):
     def __iter__(self) -> Iterator[JetBatch]:
         """Every jet once, in the order of the files; the last batch may be smaller."""
         jets = self.jets()
-        begins = np.cumsum([0, *self.origin.sizes])
+        begins = np.cumsum([0, *self.origin.sizes]).tolist()
         for part in pieces(self.stream.order, self.origin.batch_size):
             start, stop = (
                 begins[part[0].file] + part[0].start,

@@ -54,12 +54,11 @@ def balanced(
 ) -> NDArray[np.int64]:
     """The subset of ``num_jets`` of jets with these labels, as ascending indices."""
     counts = np.bincount(labels, minlength=num_classes)
-    shares = deal(counts[turns := _turns(num_classes, seed)], num_jets)
-    parts = [
-        np.flatnonzero(labels == label)[_order(count, seed, label)[:share]]
-        for label, count, share in zip(turns, counts[turns], shares, strict=True)
-        if share
-    ]
+    turns = generator(seed, CLASSES, 0).permutation(num_classes)
+    parts = []
+    for label, share in zip(turns.tolist(), deal(counts[turns], num_jets), strict=True):
+        own = generator(seed, JETS, label).permutation(counts[label])[:share]
+        parts.append(np.flatnonzero(labels == label)[own])
     return np.sort(np.concatenate(parts))
 
 
@@ -76,11 +75,3 @@ def deal(counts: NDArray[np.int64], cards: int) -> NDArray[np.int64]:
         dealt[left] += rounds
         cards -= rounds * left.sum()
     return dealt
-
-
-def _turns(num_classes: int, seed: int) -> NDArray[np.int64]:
-    return generator(seed, CLASSES, 0).permutation(num_classes)
-
-
-def _order(count: int, seed: int, label: int) -> NDArray[np.int64]:
-    return generator(seed, JETS, int(label)).permutation(count)

@@ -158,7 +158,12 @@ def finetune(cfg: FinetuneConfig) -> Path:
         console.print(f"note: {cfg.data.train[0]}: {told}", highlight=False, soft_wrap=True)
     torch.manual_seed(cfg.train.seed)
     encoder = load_backbone(
-        cfg.backbone, cfg.encoder, how, trained=not cfg.random, fitted=_fitted(cfg, how)
+        cfg.backbone,
+        cfg.encoder,
+        how,
+        trained=not cfg.random,
+        fitted=_fitted(cfg, how),
+        rescale=cfg.rescale,
     )
     objective = cfg.objective.build(encoder, len(schema.classes))
     if cfg.lora is not None:

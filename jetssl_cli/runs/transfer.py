@@ -92,7 +92,13 @@ def transfer(schema: Schema, known: Schema, data: str, run: Path) -> Transfer:
 
 
 def load_backbone(
-    run: Path, cfg: EncoderConfig, how: Transfer, *, trained: bool, fitted: Scaling | None
+    run: Path,
+    cfg: EncoderConfig,
+    how: Transfer,
+    *,
+    trained: bool = True,
+    fitted: Scaling | None = None,
+    rescale: bool = False,
 ) -> Encoder:
     """The encoder of a pretraining run, for other data; untrained, it keeps the scaling alone.
 
@@ -102,6 +108,7 @@ def load_backbone(
         how: the columns go together.
         trained: take its weights.
         fitted: scaling of the data, used for what the backbone does not know.
+        rescale: use it for all features.
 
     Raises:
         RunError: the run has no such weights.
@@ -110,7 +117,7 @@ def load_backbone(
     with torch.random.fork_rng():  # its first weights do not count
         source = build_encoder(cfg, Scaling.unfitted(how.known), how.known)
     checkpoint.restore(run / checkpoint.BACKBONE, source)
-    weights = adapted(source.state_dict(), how, fitted)
+    weights = adapted(source.state_dict(), how, fitted, rescale=rescale)
     if not trained:
         scaling = {key: value for key, value in weights.items() if key.startswith("scaling.")}
         weights = encoder.state_dict() | scaling
@@ -119,7 +126,11 @@ def load_backbone(
 
 
 def adapted(
-    weights: Mapping[str, Tensor], how: Transfer, fitted: Scaling | None
+    weights: Mapping[str, Tensor],
+    how: Transfer,
+    fitted: Scaling | None = None,
+    *,
+    rescale: bool = False,
 ) -> dict[str, Tensor]:
     """The weights of an encoder of the known columns, for one of those of the data."""
     found = dict(weights)
@@ -130,7 +141,8 @@ def adapted(
     for part, features, known, layer in parts:
         key = f"scaling.{part}.quantiles"
         rows = None if fitted is None else fitted.state_dict()[f"{part}.quantiles"]
-        found[key] = _by_name(weights[key], _names(features), _names(known), rows)
+        scaled = [] if rescale else _names(known)
+        found[key] = _by_name(weights[key], _names(features), scaled, rows)
         key = f"{layer}.0.weight"
         if key in weights:
             columns = _by_name(weights[key].t(), _names(features), _names(known))
