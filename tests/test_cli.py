@@ -62,7 +62,9 @@ def commands_of(page):
     ]
 
 
-@pytest.mark.parametrize("page", ["README.md", "Makefile", "docs/simulation.md", "docs/finetune.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "Makefile", "docs/simulation.md", "docs/finetune.md"]
+)
 def test_documented_commands_are_understood(page):
     """Every command that a page shows has only options that exist, and all that are required."""
     root = Path(__file__).parent.parent

@@ -9,7 +9,6 @@ weight W + (alpha / r) B A, so that nothing that reads the weights has to know o
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from pydantic import PositiveFloat, PositiveInt
@@ -64,9 +63,12 @@ class LowRankLinear(nn.Module):
         """The weight of the plain layer that this one amounts to."""
         return self.weight + self.scale * self.up @ self.down
 
-    def _save_to_state_dict(
-        self, destination: dict[str, Any], prefix: str, keep_vars: bool
-    ) -> None:
-        del keep_vars
-        destination[f"{prefix}weight"] = self.merged()
-        destination[f"{prefix}bias"] = self.bias.detach()
+
+def plain_state(module: nn.Module) -> dict[str, Tensor]:
+    """The weights of a network, of layers with an adapter those of the plain layers."""
+    state: dict[str, Tensor] = module.state_dict()
+    for name, layer in module.named_modules():
+        if isinstance(layer, LowRankLinear):
+            state[f"{name}.weight"] = layer.merged()
+            del state[f"{name}.down"], state[f"{name}.up"]
+    return state

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from jetssl_cli.config import Layer, Strict, load, read_yaml, to_yaml
 from jetssl_cli.data.recipe import Feature, Schema
+from jetssl_cli.encoder.lora import plain_state
 from jetssl_cli.errors import ConfigError, RunError
 
 LAYOUT = "1"
@@ -67,7 +68,7 @@ def save(path: Path, trained: nn.Module | Mapping[str, Tensor]) -> None:
     Raises:
         RunError: the file cannot be written.
     """
-    state = trained.state_dict() if isinstance(trained, nn.Module) else trained
+    state = plain_state(trained) if isinstance(trained, nn.Module) else trained
     weights = {name: value.detach().contiguous() for name, value in state.items()}
     partial = path.with_name(f".{path.name}.partial")
     try:

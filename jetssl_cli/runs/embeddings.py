@@ -97,7 +97,7 @@ def _encode(encoder: Encoder, jets: JetArrays, half: bool) -> torch.Tensor:
     device = encoder.registers.device
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=half):
         tokens = encoder(to_batch(jets).to(device)).tokens
-    if not float(tokens.abs().max()) <= LARGEST:
+    if len(tokens) and not float(tokens.abs().max()) <= LARGEST:
         raise RunError(
             "the encoder answers with numbers that do not fit float16, or are none; leave "
             "--cache-embeddings out"

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torchmetrics.classification import MulticlassAccuracy
 
 from jetssl_cli.batch import JetBatch
+from jetssl_cli.encoder.lora import plain_state
 from jetssl_cli.errors import RunError
 from jetssl_cli.objectives import parallel
 from jetssl_cli.objectives.objective import Objective
@@ -56,8 +57,8 @@ class Best:
         self.loss, self.step, self.since = loss, step, 0
         if write:
             self.weights = {
-                name: {key: value.detach().cpu().clone() for key, value in weights.items()}
-                for name, weights in ((n, m.state_dict()) for n, m in self._keep.items())
+                name: {k: v.detach().to("cpu", copy=True) for k, v in plain_state(module).items()}
+                for name, module in self._keep.items()
             }
 
 
@@ -110,6 +111,8 @@ class JetModule(lightning.LightningModule):
         self.budget = budget
         self.advance: Advance = lambda *_: None
         self.latest: dict[str, float] = {}
+        self._frozen = False
+        """The encoder is left alone at the moment."""
         self.best = Best(keep or {}, agree)
         self._sums: dict[str, float] = defaultdict(float)
         self._vectors: list[Tensor] = []
@@ -142,15 +145,14 @@ class JetModule(lightning.LightningModule):
         if self.probe is not None and parallel.world_size() > 1:
             for parameter in self.probe.parameters():
                 distributed.broadcast(parameter.detach(), 0)
-        if self.pace.unfreeze_at:
-            self.objective.encoder.requires_grad_(False)
         self.budget.start()
 
     def training_step(self, batch: JetBatch, batch_idx: int) -> Tensor:
         """Loss of a batch, with that of the probe when it is its turn."""
         step, part = self.budget.steps, batch_idx % self.train_cfg.accumulate + 1
-        if step == self.pace.unfreeze_at > 0:
-            self.objective.encoder.requires_grad_(True)
+        if self._frozen != self.pace.frozen(step):
+            self._frozen = self.pace.frozen(step)
+            self.objective.encoder.requires_grad_(not self._frozen)
         terms = self.objective.loss(batch, self.rng)
         total = torch.stack(list(terms.values())).sum()
         self.first_bad = torch.where(

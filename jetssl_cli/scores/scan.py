@@ -43,6 +43,9 @@ Mode = Literal["frozen", "full", "from-scratch", "random"]
 BASELINES: tuple[Mode, ...] = ("from-scratch", "random")
 """They take the architecture of a backbone, and none of its weights."""
 VALIDATIONS = 40
+NO_MATTER = ("out", "tracking", "train.log_every", "train.compile", "data.workers",
+             "embeddings_memory", "encoder.attention", "encoder.recompute")  # fmt: skip
+"""Settings that may change when a scan goes on."""
 
 
 def _parts(value: object) -> object:
@@ -331,7 +334,7 @@ def _make_way(cfg: FinetuneConfig) -> None:
         return
     before = checkpoint.plain(checkpoint.read_config(run, FinetuneConfig))
     now = checkpoint.plain(cfg)
-    changed = [key for key in now if before.get(key) != now[key]]
+    changed = [key for key in now if key not in NO_MATTER and before.get(key) != now[key]]
     if changed:
         key = changed[0]
         raise RunError(

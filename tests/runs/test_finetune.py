@@ -13,7 +13,7 @@ from jetssl_cli.data.convert import ConvertConfig, convert
 from jetssl_cli.data.merge import MergeConfig, merge
 from jetssl_cli.data.recipe import load_recipe
 from jetssl_cli.data.stream import JetStream
-from jetssl_cli.encoder.lora import LoRAConfig
+from jetssl_cli.encoder.lora import LoRAConfig, plain_state
 from jetssl_cli.encoder.pool import PoolConfig
 from jetssl_cli.errors import ConfigError, RunError
 from jetssl_cli.objectives.ssfm import SSFMConfig
@@ -188,7 +188,7 @@ def test_new_adapters_change_nothing():
     trained = [name for name, p in other.named_parameters() if p.requires_grad]
     assert len(trained) == 2 * 4 * encoder.cfg.depth
     assert all(name.endswith((".up", ".down")) for name in trained)
-    assert same(other.state_dict(), encoder.state_dict())
+    assert same(plain_state(other), encoder.state_dict())
 
 
 def test_at_most_one_mode():
@@ -299,9 +299,9 @@ def test_two_processes_are_one(jagged, backbone, tmp_path, settings):
     settings = settings | {
         "objective": SupervisedConfig(pool=still),
         "data": {"batch_size": 64, "num_jets": 64},
-        "optim": OptimConfig(lr=0.3),
+        "optim": OptimConfig(lr=0.02),
     }
-    train = {"steps": 12, "val_every": 1, "keep": "best", "patience": 3}
+    train = {"steps": 20, "val_every": 1, "keep": "best", "patience": 2}
     folders = [
         run(jagged, tmp_path / f"{n}", backbone, train=train | {"devices": n}, **settings)
         for n in (1, 2)
@@ -310,7 +310,7 @@ def test_two_processes_are_one(jagged, backbone, tmp_path, settings):
     assert len(one) == len(two)
     for row, wanted in zip(two, one, strict=True):
         assert row == pytest.approx(wanted, rel=1e-3)
-    assert len(metrics(folders[0], "val/")) < 12
+    assert len(metrics(folders[0], "val/")) < 20
     weights, expected = (load_file(folder / "model.safetensors") for folder in folders[::-1])
     for key, value in expected.items():
         torch.testing.assert_close(weights[key], value, rtol=1e-2, atol=1e-3)
