@@ -174,7 +174,7 @@ def scan(cfg: ScanConfig) -> ScanReport:
         else f"{cfg.test.name}; one seed"
     )
     plots = plot(summary, cfg.out / "scan", note=note, rejection=cfg.rejection)
-    tables = {"scan.csv": _csv(measured), "scan.json": report.model_dump_json(indent=2) + "\n"}
+    tables = {"scan.csv": _csv(measured), "scan.json": report.model_dump_json(indent=2, exclude={"files"}) + "\n"}
     for name, text in tables.items():
         _write(cfg.out / name, text)
     files = [*(cfg.out / name for name in tables), *plots]
@@ -229,6 +229,7 @@ def measure(point: Point, rejection: str | None) -> Measured:
     run = point.cfg.out
     _make_way(point.cfg)
     if not run.exists():
+        point.scores.unlink(missing_ok=True)
         finetune(point.cfg)
     if not _are_of(point.scores, point.test):
         point.scores.parent.mkdir(parents=True, exist_ok=True)
