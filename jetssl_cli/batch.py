@@ -159,24 +159,24 @@ class JetBatch:
 
     def to(self, device: torch.device) -> JetBatch:
         """The same batch on another device."""
-        return JetBatch(
+        return replace(
+            self,
             features=self.features.to(device, non_blocking=True),
             ids=self.ids.to(device, non_blocking=True),
             jets=self.jets.to(device, non_blocking=True),
             packing=self.packing.to(device),
             labels=self.labels.to(device, non_blocking=True),
             subjets=(None if self.subjets is None else self.subjets.to(device, non_blocking=True)),
-            most=self.most,
         )
 
     def pin_memory(self) -> JetBatch:
         """The same batch in page-locked memory (what a DataLoader asks for)."""
-        return JetBatch(
+        return replace(
+            self,
             features=self.features.pin_memory(),
             ids=self.ids.pin_memory(),
             jets=self.jets.pin_memory(),
             packing=Packing(self.packing.host.pin_memory(), self.packing.device),
             labels=self.labels.pin_memory(),
             subjets=None if self.subjets is None else self.subjets.pin_memory(),
-            most=self.most,
         )

@@ -23,7 +23,7 @@ import yaml
 
 from jetssl_cli.cli.main import app
 
-COMMANDS = ("simulate", "convert", "merge", "pretrain", "finetune", "export", "evaluate")
+COMMANDS = ("simulate", "convert", "merge", "pretrain", "finetune", "scan", "export", "evaluate")
 HEAVY = (
     "torch", "lightning", "mlflow", "uproot", "awkward", "h5py", "sklearn", "matplotlib",
     "pythia8mc", "fastjet",
@@ -62,7 +62,9 @@ def commands_of(page):
     ]
 
 
-@pytest.mark.parametrize("page", ["README.md", "Makefile", "docs/simulation.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "Makefile", "docs/simulation.md", "docs/finetune.md"]
+)
 def test_documented_commands_are_understood(page):
     """Every command that a page shows has only options that exist, and all that are required."""
     root = Path(__file__).parent.parent
@@ -311,6 +313,26 @@ class TestPretrain:
         assert (train["steps"], train["jets"], train["max_time"]) == (None, 100, None)
 
 
+class TestFinetune:
+    @pytest.fixture
+    def words(self, jagged):
+        return ("--train", jagged / "train.h5", "--val", jagged / "val.h5", "--out", "run")
+
+    def test_two_modes(self, jetssl, tmp_path, words):
+        done = jetssl("finetune", "--backbone", "b", *words, "--frozen", "--unfreeze-at", 5)
+        refused(done, tmp_path, "--frozen and --unfreeze-at are both given")
+
+    def test_a_pickle_as_backbone(self, jetssl, tmp_path, words):
+        torch.save({}, tmp_path / "a.ckpt")
+        done = jetssl("finetune", "--backbone", "a.ckpt", *words)
+        refused(done, tmp_path, "a.ckpt: is a file", "never read", kept=["a.ckpt"])
+
+    def test_a_scan_of_no_numbers(self, jetssl, tmp_path, words, jagged):
+        test = ("--test", jagged / "test.h5")
+        done = jetssl("scan", "--backbone", "b", "--num-jets", "ten", *words, *test)
+        refused(done, tmp_path, "num_jets = 'ten'")
+
+
 def test_evaluate_refuses_scores_without_class_names(jetssl, tmp_path):
     with h5py.File(tmp_path / "s.h5", "w") as file:
         file["scores"] = np.full((4, 2), 0.5, np.float32)
@@ -345,6 +367,11 @@ def test_the_whole_road(jetssl, tmp_path, samples):
     data = ("--train", "train.h5", "--val", "val.h5", "--steps", 4)
     do("pretrain", "--method", "ssfm", "--size", "tiny", *data, "--out", "ssfm", *TINY)
     modes = {"frozen": ["--frozen"], "full": [OFF], "random": ["--random", OFF]}
+    for other in ("--full", "--from-scratch", "--unfreeze-at 2", "--lora 2 --layer-decay 0.5"):
+        name = other.split()[0].strip("-")
+        do("finetune", "--backbone", "ssfm", *data, "--out", f"m/{name}", *other.split(), OFF)
+    few = ("--num-jets", 20, "--cache-embeddings", "--frozen", "--patience", 1, OFF)
+    do("finetune", "--backbone", "ssfm", *data, "--out", "m/few", *few)
     for name, words in modes.items():
         do("finetune", "--backbone", "ssfm", *data, "--out", name, *words)
         do("export", name, "--data", "test.h5", "--out", f"{name}.h5")

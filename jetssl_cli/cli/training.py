@@ -135,6 +135,8 @@ def pretrain(
     "jetssl finetune --backbone runs/ssfm --train train.h5 --val val.h5 --out runs/frozen "
     "--frozen\n\n"
     "jetssl finetune --backbone runs/ssfm --train train.h5 --val val.h5 --out runs/random --random"
+    "\n\njetssl finetune --backbone runs/ssfm --train train.h5 --val val.h5 --out runs/few "
+    "--unfreeze-at 500 --num-jets 1000 --patience 5"
 )
 def finetune(
     backbone: Annotated[
@@ -154,6 +156,62 @@ def finetune(
             "--random", help="Baseline: the same architecture, untrained, and frozen as well."
         ),
     ] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Train the backbone from the first step (the default).")
+    ] = False,
+    from_scratch: Annotated[
+        bool,
+        typer.Option("--from-scratch", help="The same architecture, new weights; train them all."),
+    ] = False,
+    unfreeze_at: Annotated[
+        int | None,
+        typer.Option(
+            metavar="STEP", help="Frozen before this step, then trained.", show_default=False
+        ),
+    ] = None,
+    lora: Annotated[
+        int | None,
+        typer.Option(
+            metavar="RANK",
+            help="Train low-rank adapters of the backbone, and the head.",
+            show_default=False,
+        ),
+    ] = None,
+    layer_decay: Annotated[
+        float | None,
+        typer.Option(
+            metavar="F",
+            help="Multiply the learning rate by F from block to block, downwards.",
+            show_default=False,
+        ),
+    ] = None,
+    num_jets: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Train on N labelled jets, equally many of each class; held in memory.",
+            show_default=False,
+        ),
+    ] = None,
+    cache_embeddings: Annotated[
+        bool,
+        typer.Option(
+            "--cache-embeddings",
+            help="Encode all jets once, with a frozen backbone, and hold the answers in memory.",
+        ),
+    ] = False,
+    rescale: Annotated[
+        bool,
+        typer.Option("--rescale", help="Fit the scaling of the features to the new data."),
+    ] = False,
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="End after N validations without a smaller loss.",
+            show_default=False,
+        ),
+    ] = None,
     config: OwnConfig = None,
     steps: Steps = None,
     jets: Jets = None,
@@ -163,18 +221,109 @@ def finetune(
     attention: Attention = None,
     overrides: Overrides = None,
 ) -> None:
-    """Train a classifier on top of a pretrained backbone."""
+    """Train a classifier on top of a pretrained backbone.
+
+    The weights at the smallest validation loss are saved. At most one of --frozen, --full,
+    --unfreeze-at, --lora, --from-scratch and --random.
+    """
     from jetssl_cli.runs.finetune import finetune as run
-    from jetssl_cli.runs.finetune import load_config
+    from jetssl_cli.runs.finetune import load_config, mode
 
     words: dict[str, Any] = {"backbone": str(backbone)} if backbone else {}
-    words |= {"random": True} if random else {}
-    words |= {"objective": {"frozen": True}} if frozen or random else {}
+    words |= mode(
+        frozen=frozen,
+        full=full,
+        from_scratch=from_scratch,
+        random=random,
+        unfreeze_at=unfreeze_at,
+        lora=lora,
+    )
+    words |= {"layer_decay": layer_decay} if layer_decay is not None else {}
+    words |= {"cache_embeddings": True} if cache_embeddings else {}
+    words |= {"rescale": True} if rescale else {}
     loop = {"steps": steps, "jets": jets, "max_time": max_time, "devices": devices, "nodes": nodes}
     needed = {"backbone": backbone, "train": train, "val": val}
-    options = _options(out, resume, needed, loop, words | _encoder(attention))
+    held = num_jets is not None or cache_embeddings
+    data = {"subset": num_jets, "in_memory": True if held else None}
+    options = _options(
+        out, resume, needed, loop | {"patience": patience}, words | _encoder(attention), data
+    )
     cfg = load_config(backbone, options, config=config, overrides=overrides or [])
     _tell(f"{run(cfg)}: finetuned")
+
+
+@room.command(
+    epilog="Examples:\n\n"
+    "jetssl scan --backbone runs/ssfm --num-jets 100,1000,10000 --train train.h5 --val val.h5 "
+    "--test test.h5 --out scan\n\n"
+    "jetssl scan --backbone runs/ssfm --backbone runs/mpm --num-jets 100,1000 --modes "
+    "frozen,random --seeds 5 --jobs 2 --train train.h5 --val val.h5 --test test.h5 --out scan "
+    "data.num_val_jets=5000"
+)
+def scan(
+    backbone: Annotated[
+        list[Path],
+        typer.Option(metavar="RUN", help="Folder of a pretraining run; can be given again."),
+    ],
+    num_jets: Annotated[
+        str, typer.Option(metavar="N,N,...", help="Numbers of labelled jets to train on.")
+    ],
+    train: Annotated[Path, typer.Option(metavar="FILE", help="Jagged HDF5 file to train on.")],
+    val: Annotated[Path, typer.Option(metavar="FILE", help="Jagged HDF5 file to validate on.")],
+    test: Annotated[Path, typer.Option(metavar="FILE", help="Jagged HDF5 file to measure on.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of all that is made.")],
+    modes: Annotated[
+        str, typer.Option(metavar="NAME,...", help="What becomes of the backbone.")
+    ] = "frozen,full,from-scratch,random",
+    seeds: Annotated[
+        int, typer.Option(metavar="N", help="Trainings of each kind, with other jets and weights.")
+    ] = 3,
+    steps: Annotated[int, typer.Option(metavar="N", help="Most steps of a training.")] = 2000,
+    patience: Annotated[
+        int, typer.Option(metavar="N", help="End it after N of 40 validations without a gain.")
+    ] = 8,
+    rejection: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CLASS", help="Also plot the rejection of this class.", show_default=False
+        ),
+    ] = None,
+    jobs: Annotated[int, typer.Option(metavar="N", help="Trainings at a time.")] = 1,
+    overrides: Overrides = None,
+) -> None:
+    """Plot accuracy against the number of labelled jets, for backbones and baselines.
+
+    What is done already is kept, so that a scan that was stopped goes on.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from jetssl_cli.config import load
+    from jetssl_cli.scores.scan import ScanConfig
+    from jetssl_cli.scores.scan import scan as run
+
+    settings = {
+        "backbones": [str(path) for path in backbone],
+        "num_jets": num_jets,
+        "train": str(train),
+        "val": str(val),
+        "test": str(test),
+        "out": str(out),
+        "modes": modes,
+        "seeds": seeds,
+        "steps": steps,
+        "patience": patience,
+        "rejection": rejection,
+        "jobs": jobs,
+        "overrides": overrides or [],
+    }
+    report = run(load(ScanConfig, [Layer(COMMAND_LINE, settings)]))
+    table = Table("", "jets", "accuracy", box=None)
+    for row in report.summary:
+        spread = "" if row.accuracy_std is None else f" ± {row.accuracy_std:.4f}"
+        table.add_row(row.line, f"{row.num_jets:,}", f"{row.accuracy:.4f}{spread}")
+    Console().print(table, highlight=False)
+    typer.echo(f"{', '.join(map(str, report.files))}: written")
 
 
 def _options(
@@ -183,6 +332,7 @@ def _options(
     needed: Mapping[str, Path | str | None],
     loop: dict[str, int | str | None],
     words: dict[str, Any],
+    data: Mapping[str, int | None] | None = None,
 ) -> Layer:
     """What the options say; those that a new run needs may be missing where one goes on."""
     from jetssl_cli.runs.checkpoint import is_begun
@@ -194,9 +344,11 @@ def _options(
     if missing and not (resume and is_begun(resume)):
         why = f": {resume} holds no run to go on with" if resume else ""
         raise ConfigError(f"{', '.join(missing)}: needed to begin a run{why}")
-    files = {name: [str(needed[name])] for name in ("train", "val") if needed[name] is not None}
-    settings = {"out": str(folder), "resume": resume is not None}
-    for section, given in (("data", files), ("train", loop)):
+    files: dict[str, Any] = {
+        name: [str(needed[name])] for name in ("train", "val") if needed[name] is not None
+    }
+    settings: dict[str, Any] = {"out": str(folder), "resume": resume is not None}
+    for section, given in (("data", files | dict(data or {})), ("train", loop)):
         values = {name: value for name, value in given.items() if value is not None}
         settings |= {section: values} if values else {}
     return Layer(COMMAND_LINE, settings | words)

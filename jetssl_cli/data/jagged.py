@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jetssl_cli.data.hdf5 import Rows, Table, create, open_complete, readable
-from jetssl_cli.data.jets import JetArrays
+from jetssl_cli.data.jets import JetArrays, concatenate
 from jetssl_cli.data.recipe import Recipe, Schema, parse_recipe, schema_of
 from jetssl_cli.errors import DataError
 
@@ -33,6 +33,8 @@ KIND = "jetssl-jagged"
 VERSION = 1
 JETS_PER_CHUNK = 1_000
 """As many as a shuffling reader takes at once."""
+JETS_BETWEEN = 32
+"""Single jets that are not further from each other are read in one go."""
 Precision = Literal["float32", "float16"]
 """Type of the constituent features in the file."""
 
@@ -223,6 +225,14 @@ class JaggedFile:
                 self._arrays["jets/features"].read(*jets),
                 self._arrays["jets/labels"].read(*jets),
             )
+
+    def take(self, jets: NDArray[np.int64]) -> JetArrays:
+        """Read the jets with these ascending numbers; others only where they lie among them."""
+        if not len(jets):
+            return self.read(0, 0)
+        parts = np.split(jets, np.flatnonzero(np.diff(jets) > JETS_BETWEEN) + 1)
+        found = [self.read(int(p[0]), int(p[-1]) + 1).take(p - p[0]) for p in parts]
+        return concatenate(found)
 
     def read_jets(self, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Sizes (J,) and jet features (J, G) of the jets ``start:stop``, nothing else."""

@@ -17,7 +17,7 @@ from jetssl_cli.data import order
 from jetssl_cli.data.jets import JetArrays, concatenate
 from jetssl_cli.data.recipe import Schema
 from jetssl_cli.data.state import Origin, ReaderState
-from jetssl_cli.data.stream import JetStream, before, endless, pieces, to_batch
+from jetssl_cli.data.stream import JetStream, before, endless, pieces
 
 JETS_PER_READ = 10_000
 
@@ -27,7 +27,7 @@ class JetsInMemory(IterableDataset[JetBatch]):
 
     def __init__(self, stream: JetStream) -> None:
         super().__init__()
-        self._stream = stream
+        self.stream = stream
         self.files: tuple[Path, ...] = stream.files
         self.schema: Schema = stream.schema
         self.origin: Origin = replace(stream.origin, in_memory=True)
@@ -40,19 +40,18 @@ class JetsInMemory(IterableDataset[JetBatch]):
     @property
     def num_jets(self) -> int:
         """Jets in one pass."""
-        return self._stream.num_jets
+        return self.stream.num_jets
 
     def __iter__(self) -> Iterator[JetBatch]:
         """Every jet once, in the order of the files; the last batch may be smaller."""
-        jets = self._jets()
-        begins = np.cumsum([0, *self.origin.sizes])
-        for part in pieces(self._stream.order, self.origin.batch_size):
+        jets = self.jets()
+        begins = np.cumsum([0, *self.origin.sizes]).tolist()
+        for part in pieces(self.stream.order, self.origin.batch_size):
             start, stop = (
                 begins[part[0].file] + part[0].start,
                 begins[part[-1].file] + part[-1].stop,
             )
-            chosen = jets.take(np.arange(start, stop))
-            yield to_batch(chosen, self._stream.subjet_radius, self.origin.max_constituents)
+            yield self.to_batch(jets.between(start, stop))
 
     def forever(self, seed: int, start: ReaderState | None = None) -> Iterator[JetBatch]:
         """Full batches without end, from a state on; each epoch a permutation of all jets.
@@ -64,8 +63,8 @@ class JetsInMemory(IterableDataset[JetBatch]):
             DataError: the state is not one of this reader.
         """
         first_batch = before(self, seed, start)
-        jets, size = self._jets(), self.origin.batch_size
-        first, last = order.share(len(jets), self._stream.order.rank, self.origin.ranks)
+        jets, size = self.jets(), self.origin.batch_size
+        first, last = order.share(len(jets), self.stream.order.rank, self.origin.ranks)
 
         @lru_cache(maxsize=1)
         def permutation(epoch: int) -> NDArray[np.int64]:
@@ -74,13 +73,18 @@ class JetsInMemory(IterableDataset[JetBatch]):
         def make(epoch: int, number: int) -> JetArrays:
             return jets.take(permutation(epoch)[number * size : (number + 1) * size])
 
-        yield from endless(make, self.origin, first_batch, self._stream.subjet_radius)
+        yield from endless(make, self.origin, first_batch, self.to_batch)
 
-    def _jets(self) -> JetArrays:
+    def to_batch(self, jets: JetArrays) -> JetBatch:
+        """Some of these jets as a batch."""
+        return self.stream.to_batch(jets)
+
+    def jets(self) -> JetArrays:
+        """All jets, read when they are first needed."""
         if self._held is None:
             most = self.origin.max_constituents
             cut = order.blocks(self.origin.sizes, JETS_PER_READ)
-            with self._stream.reading() as read:
+            with self.stream.reading() as read:
                 parts = (read(part) for part in cut)
                 self._held = concatenate([p if most is None else p.first(most) for p in parts])
         return self._held

@@ -22,6 +22,8 @@ class Origin:
     max_constituents: int | None
     ranks: int
     in_memory: bool = False
+    subset: str | None = None
+    """Digest of the jets that were chosen, where they are not all."""
 
     @property
     def batches_per_epoch(self) -> int:

@@ -15,6 +15,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from jetssl_cli.batch import JetBatch, Packing
 from jetssl_cli.data import order
+from jetssl_cli.data.cache import digest
 from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.data.jets import JetArrays, concatenate
 from jetssl_cli.data.recipe import Schema
@@ -70,7 +71,7 @@ class JetStream(IterableDataset[JetBatch]):
     Files are opened by the process that reads them, when it comes to them.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         files: Sequence[Path],
         *,
@@ -78,10 +79,21 @@ class JetStream(IterableDataset[JetBatch]):
         max_constituents: int | None = None,
         num_jets: int | None = None,
         subjet_radius: float | None = None,
+        chosen: Sequence[NDArray[np.int64]] | None = None,
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
         """Look at the files.
+
+        Args:
+            files: jagged files of one schema.
+            batch_size: jets of a batch.
+            max_constituents: take at most so many constituents of a jet; all if None.
+            num_jets: take at most so many jets of the files taken together; all if None.
+            subjet_radius: find subjets of this radius.
+            chosen: of each file, the ascending numbers of the jets to take; all if None.
+            rank: number of this process.
+            ranks: processes that share the jets.
 
         Raises:
             DataError: a file cannot be read, the files do not fit together, or there are fewer
@@ -95,8 +107,12 @@ class JetStream(IterableDataset[JetBatch]):
         if subjet_radius is not None:
             require_fastjet()
             check_columns(self.schema, str(self.files[0]))
+        self._chosen = chosen
+        if chosen is not None:
+            found = [len(jets) for jets in chosen]
         sizes = tuple(order.clamp(found, num_jets))
-        self.origin = Origin(sizes, batch_size, max_constituents, ranks)
+        subset = None if chosen is None else digest(*chosen)
+        self.origin = Origin(sizes, batch_size, max_constituents, ranks, subset=subset)
         self.order = order.Pools(sizes, batch_size, rank, ranks)
         if self.num_jets == 0:
             raise DataError(f"{self.files[0]}: holds no jets")
@@ -117,8 +133,11 @@ class JetStream(IterableDataset[JetBatch]):
             for part in pieces(self.order, self.origin.batch_size):
                 jets = concatenate([read(piece) for piece in part])
                 most = self.origin.max_constituents
-                cut = jets if most is None else jets.first(most)
-                yield to_batch(cut, self.subjet_radius, most)
+                yield self.to_batch(jets if most is None else jets.first(most))
+
+    def to_batch(self, jets: JetArrays) -> JetBatch:
+        """Jets of this stream as a batch, with all that was asked for."""
+        return to_batch(jets, self.subjet_radius, self.origin.max_constituents)
 
     def forever(self, seed: int, start: ReaderState | None = None) -> Iterator[JetBatch]:
         """Full batches without end, from a state on; each epoch in a new order given by the seed.
@@ -132,7 +151,7 @@ class JetStream(IterableDataset[JetBatch]):
         first = before(self, seed, start)
         with self.reading() as read:
             pools = _HeldPools(self.order, read, seed, self.origin.max_constituents)
-            yield from endless(pools.batch, self.origin, first, self.subjet_radius)
+            yield from endless(pools.batch, self.origin, first, self.to_batch)
 
     @contextmanager
     def reading(self) -> Iterator[Callable[[order.Range], JetArrays]]:
@@ -143,15 +162,23 @@ class JetStream(IterableDataset[JetBatch]):
             def read(part: order.Range) -> JetArrays:
                 if part.file not in files:
                     file = stack.enter_context(JaggedFile(self.files[part.file]))
-                    expected = self.origin.sizes[part.file]
+                    expected = self._least(part.file)
                     if file.num_jets < expected:
                         raise DataError(
                             f"{file.path}: has {file.num_jets} jets, {expected} when the run began"
                         )
                     files[part.file] = file
+                if self._chosen is not None:
+                    return files[part.file].take(self._chosen[part.file][part.start : part.stop])
                 return files[part.file].read(part.start, part.stop)
 
             yield read
+
+    def _least(self, file: int) -> int:
+        """Jets that a file must have, as it had them when the run began."""
+        if self._chosen is None or not len(self._chosen[file]):
+            return self.origin.sizes[file]
+        return int(self._chosen[file][-1]) + 1
 
 
 class _HeldPools:
@@ -222,7 +249,7 @@ def endless(
     make: Callable[[int, int], JetArrays],
     origin: Origin,
     first: int,
-    subjet_radius: float | None = None,
+    finish: Callable[[JetArrays], JetBatch],
 ) -> Iterator[JetBatch]:
     """The batches that this process gives, where the reader begins with batch ``first``.
 
@@ -231,8 +258,7 @@ def endless(
     """
     number, workers = worker()
     for batch in itertools.count(first + number, workers):
-        jets = make(*divmod(batch, origin.batches_per_epoch))
-        yield to_batch(jets, subjet_radius, origin.max_constituents)
+        yield finish(make(*divmod(batch, origin.batches_per_epoch)))
 
 
 def pieces(pools: order.Pools, batch_size: int) -> Iterator[list[order.Range]]:

@@ -95,6 +95,24 @@ class Encoded:
         return self.tokens.index_select(0, self.constituent_rows)
 
 
+@dataclass(frozen=True)
+class EncodedBatch(JetBatch):
+    """Jets that a frozen encoder has encoded before: the features are its vectors.
+
+    The packing is that of registers and constituents together.
+    """
+
+    def encoded(self, cfg: EncoderConfig) -> Encoded:
+        """What the encoder has answered, in the type in which it computes."""
+        packing, kind = self.packing, self.features.device.type
+        half = torch.is_autocast_enabled(kind)
+        tokens = self.features.to(torch.get_autocast_dtype(kind) if half else torch.float32)
+        constituents = packing.rank >= cfg.registers
+        count = packing.total - cfg.registers * packing.num_jets
+        rows = torch.nonzero_static(constituents, size=count)[:, 0]
+        return Encoded(packing.pad(tokens), packing, rows, cfg.attention)
+
+
 class Encoder(nn.Module):
     """See the top of the module."""
 
@@ -122,13 +140,21 @@ class Encoder(nn.Module):
         """Width of the vectors that come out."""
         return self.cfg.width
 
+    def levels(self) -> list[list[nn.Parameter]]:
+        """The parameters of the embeddings, then those of each block; not what comes after them."""
+        embeddings = [self.embed, self.embed_id, self.embed_jet]
+        first = [p for part in embeddings if part is not None for p in part.parameters()]
+        return [[self.registers, *first], *(list(block.parameters()) for block in self.blocks)]
+
     def scale(self, batch: JetBatch) -> JetBatch:
         """The batch in the scaled features that ``encode`` takes."""
         scaled: JetBatch = self.scaling(batch)
         return scaled
 
     def forward(self, batch: JetBatch) -> Encoded:
-        """Encode a batch in physical units."""
+        """Encode a batch in physical units, or take what was encoded before."""
+        if isinstance(batch, EncodedBatch):
+            return batch.encoded(self.cfg)
         return self.encode(self.scale(batch))
 
     def encode(self, scaled: JetBatch, *, layers: bool = False) -> Encoded:

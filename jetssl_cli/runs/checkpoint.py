@@ -12,20 +12,25 @@ Weights are safetensors, never a pickle: reading a run executes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from jetssl_cli.config import Layer, Strict, load, read_yaml, to_yaml
 from jetssl_cli.data.recipe import Feature, Schema
+from jetssl_cli.encoder.lora import plain_state
 from jetssl_cli.errors import ConfigError, RunError
 from jetssl_cli.runs import budget, lock
 
+LAYOUT = "1"
+"""Of the weights: counted up when a network of the same config has other weights."""
+PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+"""How pickles begin, in the zip files of ``torch.save`` and bare."""
 MODEL = "model.safetensors"
 BACKBONE = "backbone.safetensors"
 CONFIG = "config.yaml"
@@ -100,16 +105,17 @@ def begin(out: Path, cfg: Strict, schema: Schema) -> None:
         raise RunError(f"{out}: cannot be written: {err}") from None
 
 
-def save(path: Path, module: nn.Module) -> None:
-    """Save the weights of a module; the file appears only when it is complete.
+def save(path: Path, trained: nn.Module | Mapping[str, Tensor]) -> None:
+    """Save the weights of a module, or kept ones; the file appears only when it is complete.
 
     Raises:
         RunError: the file cannot be written.
     """
-    weights = {name: value.detach().contiguous() for name, value in module.state_dict().items()}
+    state = plain_state(trained) if isinstance(trained, nn.Module) else trained
+    weights = {name: value.detach().contiguous() for name, value in state.items()}
     partial = path.with_name(f".{path.name}.partial")
     try:
-        save_file(weights, partial, metadata={"format": "pt"})
+        save_file(weights, partial, metadata={"format": "pt", "layout": LAYOUT})
         partial.chmod(path.parent.stat().st_mode & 0o666)  # safetensors lets only the owner read
         partial.replace(path)
     except (OSError, SafetensorError) as err:
@@ -122,14 +128,11 @@ def restore(path: Path, module: nn.Module) -> None:
     """Load weights into a module of the same shape.
 
     Raises:
-        RunError: no such file, not safetensors, or weights of another network.
+        RunError: no such file, not safetensors, or weights of another network or version.
     """
     if not path.exists():
         raise RunError(f"{path}: no such file; did the run come to its end?")
-    try:
-        weights: dict[str, Tensor] = load_file(path)
-    except (OSError, SafetensorError) as err:
-        raise RunError(f"{path}: not a readable safetensors file: {err}") from None
+    weights = _weights(path)
     expected = module.state_dict()
     for name in sorted(expected.keys() | weights.keys()):
         if name not in weights or name not in expected:
@@ -143,6 +146,27 @@ def restore(path: Path, module: nn.Module) -> None:
     module.load_state_dict(weights)
 
 
+def _weights(path: Path) -> dict[str, Tensor]:
+    try:
+        with path.open("rb") as file:
+            if file.read(4).startswith(PICKLES):
+                raise RunError(
+                    f"{path}: not a readable safetensors file: it is a pickle, which can run any "
+                    "code and is never opened"
+                )
+        with safe_open(path, framework="pt") as file:
+            layout = (file.metadata() or {}).get("layout", LAYOUT)
+        weights: dict[str, Tensor] = load_file(path)
+    except (OSError, SafetensorError) as err:
+        raise RunError(f"{path}: not a readable safetensors file: {err}") from None
+    if layout != LAYOUT:
+        raise RunError(
+            f"{path}: has weights of layout {layout}, expected {LAYOUT}: it was saved by another "
+            "version of jetssl"
+        )
+    return weights
+
+
 def read_config(run: Path, cls: type[C]) -> C:
     """The resolved configuration of a run of one kind.
 
@@ -153,12 +177,21 @@ def read_config(run: Path, cls: type[C]) -> C:
     wanted = cls.model_fields["command"].default
     if raw.get("command") != wanted:
         raise RunError(f"{run}: is a {raw.get('command')} run; a {wanted} run is needed here")
-    return load(cls, [Layer(str(run / CONFIG), raw)])
+    return _of_this_version(run / CONFIG, cls, raw)
 
 
 def read_schema(run: Path) -> Schema:
     """What the network of a run expects."""
-    return load(Schema, [Layer(str(run / SCHEMA), _read(run / SCHEMA))])
+    return _of_this_version(run / SCHEMA, Schema, _read(run / SCHEMA))
+
+
+def _of_this_version(path: Path, cls: type[C], raw: Mapping[str, Any]) -> C:
+    try:
+        return load(cls, [Layer(str(path), raw)])
+    except ConfigError as err:
+        first, *more = str(err).splitlines()
+        others = f" (and {len(more)} more)" if more else ""
+        raise RunError(f"{first}{others}; was it made by another version of jetssl?") from None
 
 
 def match(schema: Schema, expected: Schema, data: str, run: Path) -> None:
@@ -189,6 +222,11 @@ def _told(column: Feature | str) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    if path.parent.is_file():
+        raise RunError(
+            f"{path.parent}: is a file; the folder of a run is needed (pickled checkpoints are "
+            "never read)"
+        )
     if not path.parent.is_dir():
         raise RunError(f"{path.parent}: no such run folder")
     if not path.exists():

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from pydantic import ByteSize, Field, NonNegativeInt, PositiveInt
+from rich.console import Console
 
 from jetssl_cli.config import Layer, load, shipped_file
 from jetssl_cli.data.recipe import Schema
-from jetssl_cli.data.scaling import Scaling
-from jetssl_cli.encoder.encoder import EncoderConfig
+from jetssl_cli.data.sample import Sample
+from jetssl_cli.data.scaling import SCALING_JETS, Scaling, fitted_scaling
+from jetssl_cli.encoder.encoder import Encoder, EncoderConfig
+from jetssl_cli.encoder.lora import LoRAConfig
+from jetssl_cli.errors import ConfigError
 from jetssl_cli.objectives.supervised import Supervised, SupervisedConfig
+from jetssl_cli.progress import number_of_process
 from jetssl_cli.runs import budget, checkpoint
-from jetssl_cli.runs.optim import OptimConfig
-from jetssl_cli.runs.pretrain import PretrainConfig, build_encoder, load_backbone
-from jetssl_cli.runs.training import RunConfig, TrainConfig, check, read_schema, run
+from jetssl_cli.runs.budget import Budget
+from jetssl_cli.runs.embeddings import embedded
+from jetssl_cli.runs.optim import OptimConfig, Pace
+from jetssl_cli.runs.pretrain import PretrainConfig, build_encoder
+from jetssl_cli.runs.training import Readers, RunConfig, TrainConfig, check, read_schema, run
+from jetssl_cli.runs.transfer import Transfer, load_backbone, transfer
+
+EMBEDDINGS_MEMORY = ByteSize(8 * 2**30)
 
 
 class FinetuneConfig(RunConfig):
@@ -24,14 +36,77 @@ class FinetuneConfig(RunConfig):
 
     command: Literal["finetune"] = "finetune"
     optim: OptimConfig = OptimConfig(weight_decay=0.01)
-    train: TrainConfig = TrainConfig(steps=20_000)
+    train: TrainConfig = TrainConfig(steps=20_000, keep="best")
     backbone: Path
     """Folder of the pretraining run whose encoder is used."""
     random: bool = False
     """Take the architecture and the scaling of the backbone, but not its weights."""
+    unfreeze_at: PositiveInt | None = None
+    """Keep the backbone frozen before this step."""
+    catch_up_steps: NonNegativeInt = 1000
+    """Then its learning rate rises to that of the head over so many steps, but at most a tenth of
+    those that are left."""
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    """The learning rate falls by this factor from block to block, from the last one down."""
+    lora: LoRAConfig | None = None
+    """Train low-rank adapters of the blocks instead of the backbone."""
+    rescale: bool = False
+    """Fit the scaling of the features anew, on the first million of the training jets."""
+    cache_embeddings: bool = False
+    """Encode all jets once, with a frozen backbone, and hold the answers in memory."""
+    embeddings_memory: ByteSize = EMBEDDINGS_MEMORY
+    """Most memory that they may take."""
     encoder: EncoderConfig
     """The encoder of the backbone."""
     objective: SupervisedConfig = SupervisedConfig()
+
+    @property
+    def pace(self) -> Pace:
+        """How the backbone learns beside the head."""
+        return Pace(self.unfreeze_at or 0, self.catch_up_steps, self.layer_decay)
+
+
+def mode(
+    *,
+    frozen: bool = False,
+    full: bool = False,
+    from_scratch: bool = False,
+    random: bool = False,
+    unfreeze_at: int | None = None,
+    lora: int | None = None,
+) -> dict[str, Any]:
+    """The settings of one way to treat the backbone; none where nothing is asked for.
+
+    Args:
+        frozen: keep it as it is.
+        full: train all of it from the start.
+        from_scratch: the same, with new weights.
+        random: new weights, frozen: a baseline.
+        unfreeze_at: frozen before this step.
+        lora: train adapters of this rank.
+
+    Raises:
+        ConfigError: two are given.
+    """
+    ways = {
+        "--frozen": frozen,
+        "--full": full,
+        "--from-scratch": from_scratch,
+        "--random": random,
+        "--unfreeze-at": unfreeze_at is not None,
+        "--lora": lora is not None,
+    }
+    given = [name for name, asked in ways.items() if asked]
+    if len(given) > 1:
+        raise ConfigError(f"{' and '.join(given)} are both given; they exclude each other")
+    if not given:
+        return {}
+    return {
+        "random": from_scratch or random,
+        "unfreeze_at": unfreeze_at,
+        "lora": None if lora is None else {"rank": lora},
+        "objective": {"frozen": frozen or random},
+    }
 
 
 def load_config(
@@ -71,21 +146,36 @@ def finetune(cfg: FinetuneConfig) -> Path:
     """Finetune, and return the folder of the run; there is nothing to do for a complete one.
 
     Raises:
-        ConfigError: the devices are not there, or cannot share a batch evenly.
+        ConfigError: the devices are not there, or cannot share a batch evenly, or settings
+            contradict each other.
         DataError: the data cannot be read.
         RunError: the data do not fit the backbone, the folder holds a run already, or the
             training had to stop.
     """
+    _check_mode(cfg)
     check(cfg)
     if cfg.resume and checkpoint.is_complete(cfg.out):
         return cfg.out
     schema = read_schema(cfg.data)
-    expected = checkpoint.read_schema(cfg.backbone)
-    checkpoint.match(schema, expected, str(cfg.data.train[0]), cfg.backbone)
+    known = checkpoint.read_schema(cfg.backbone)
+    how = transfer(schema, known, str(cfg.data.train[0]), cfg.backbone)
+    if told := how.told():
+        console = Console(stderr=True, quiet=number_of_process() > 0)
+        console.print(f"note: {cfg.data.train[0]}: {told}", highlight=False, soft_wrap=True)
     torch.manual_seed(cfg.train.seed)
-    encoder = load_backbone(cfg.backbone, cfg.encoder, schema, trained=not cfg.random)
+    encoder = load_backbone(
+        cfg.backbone,
+        cfg.encoder,
+        how,
+        trained=not cfg.random,
+        fitted=_fitted(cfg, how),
+        rescale=cfg.rescale,
+    )
     objective = cfg.objective.build(encoder, len(schema.classes))
-    return run(cfg, objective, schema, {checkpoint.MODEL: objective})
+    if cfg.lora is not None:
+        cfg.lora.add_to(encoder)
+    through = partial(_embedded, cfg, encoder) if cfg.cache_embeddings else None
+    return run(cfg, objective, schema, {checkpoint.MODEL: objective}, through=through)
 
 
 def load_classifier(run: Path) -> tuple[FinetuneConfig, Schema, Supervised]:
@@ -101,3 +191,74 @@ def load_classifier(run: Path) -> tuple[FinetuneConfig, Schema, Supervised]:
     classifier = cfg.objective.build(encoder, len(schema.classes))
     checkpoint.restore(run / checkpoint.MODEL, classifier)
     return cfg, schema, classifier.eval()
+
+
+def _fitted(cfg: FinetuneConfig, how: Transfer) -> Scaling | None:
+    """The scaling of the data, where that of the backbone is not enough."""
+    if not cfg.rescale and not how.unknown:
+        return None
+    num_jets = min(cfg.data.num_jets or SCALING_JETS, SCALING_JETS)
+    sample = Sample(cfg.data.train, num_jets=num_jets, max_constituents=cfg.data.max_constituents)
+    return fitted_scaling(sample)
+
+
+def _embedded(cfg: FinetuneConfig, encoder: Encoder, readers: Readers) -> Readers:
+    """The same readers, of jets that the frozen backbone has encoded."""
+    half = cfg.train.arithmetic == "bf16-mixed"
+    train, val = embedded(encoder, readers, half=half, limit=cfg.embeddings_memory)
+    return train, val
+
+
+def _check_mode(cfg: FinetuneConfig) -> None:
+    """Refuse settings that contradict each other.
+
+    Raises:
+        ConfigError: names both.
+    """
+    frozen, late = cfg.objective.frozen, cfg.unfreeze_at or 0
+    last = Budget(cfg.train, cfg.data.batch_size).last_step
+    rules = (
+        (frozen and late, "unfreeze_at", "a backbone with objective.frozen is never trained"),
+        (frozen and cfg.lora, "lora", "a backbone with objective.frozen is never trained"),
+        (
+            frozen and cfg.layer_decay < 1,
+            "layer_decay",
+            "with objective.frozen no layer is trained",
+        ),
+        (late and cfg.lora, "unfreeze_at", "with lora the backbone itself is never trained"),
+        (late and cfg.random, "unfreeze_at", "a random backbone is either frozen or trained"),
+        (cfg.lora and cfg.random, "lora", "adapters are for a trained backbone, not a random one"),
+        (
+            last is not None and late >= last,
+            "unfreeze_at",
+            f"the run ends after step {last}",
+        ),
+        (
+            cfg.cache_embeddings and not frozen,
+            "cache_embeddings",
+            "the backbone has to be frozen (--frozen, --random)",
+        ),
+        (
+            cfg.cache_embeddings and cfg.objective.name != "supervised",
+            "cache_embeddings",
+            f"is not made for objective.name = {cfg.objective.name}",
+        ),
+        (
+            cfg.cache_embeddings and not cfg.data.in_memory,
+            "cache_embeddings",
+            "needs data.in_memory = true, whose batches it has",
+        ),
+        (
+            cfg.cache_embeddings and cfg.data.workers > 0,
+            "cache_embeddings",
+            "needs data.workers = 0: nothing is left to read",
+        ),
+        (
+            cfg.cache_embeddings and (cfg.train.devices != 1 or cfg.train.nodes != 1),
+            "cache_embeddings",
+            "is for a single device (train.devices = 1): the head alone is trained",
+        ),
+    )
+    for broken, name, rule in rules:
+        if broken:
+            raise ConfigError(f"{name} = {getattr(cfg, name)}: {rule}")

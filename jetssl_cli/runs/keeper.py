@@ -26,7 +26,7 @@ from jetssl_cli.runs.snapshot import Snapshot, Snapshots
 if TYPE_CHECKING:
     from jetssl_cli.runs.module import JetModule
 
-MODULE, OPTIMIZER = "module.", "optimizer."
+MODULE, OPTIMIZER, BEST = "module.", "optimizer.", "best."
 GLOBAL, OWN, CUDA = "random.global", "random.own", "random.cuda"
 """Generators: torch's own, that of the method, and that of the GPU; one row for each process."""
 
@@ -70,6 +70,10 @@ class Keeper:
         facts = start.facts
         module.budget.steps, module.budget.seconds = facts["steps"], facts["seconds"]
         module.latest = dict(facts["latest"])
+        best = module.best
+        best.loss, best.step, best.since = facts["best"]
+        for name in best.kept:
+            best.weights[name] = _under(f"{BEST}{name}.", start.tensors)
         _validated_every(module, facts["steps"])
         return bool(facts["steps"] % module.train_cfg.val_every == 0)
 
@@ -125,6 +129,7 @@ class Keeper:
             "seconds": budget.seconds,
             "reader": self._reader.origin.state_after(self._seed, batches).to_dict(),
             "latest": module.latest,
+            "best": [module.best.loss, module.best.step, module.best.since],
         }
 
     def _tensors(self, module: JetModule) -> dict[str, Tensor]:
@@ -133,6 +138,8 @@ class Keeper:
         for name, parameter in module.named_parameters():
             for key, value in optimizer.state.get(parameter, {}).items():
                 found[f"{OPTIMIZER}{key}.{name}"] = value
+        for file, weights in module.best.weights.items():
+            found |= {f"{BEST}{file}.{name}": value for name, value in weights.items()}
         generators = {GLOBAL: torch.get_rng_state(), OWN: module.rng.get_state()}
         if module.device.type == "cuda":
             generators[CUDA] = torch.cuda.get_rng_state(module.device)

@@ -8,13 +8,14 @@ from typing import Annotated
 
 import torch
 from pydantic import BeforeValidator, NonNegativeInt, PositiveInt
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from jetssl_cli.batch import JetBatch
 from jetssl_cli.config import Strict
 from jetssl_cli.data.memory import JetsInMemory
 from jetssl_cli.data.state import ReaderState
 from jetssl_cli.data.stream import Endless, JetReader, JetStream
+from jetssl_cli.data.subset import draw
 from jetssl_cli.errors import DataError
 
 VAL_JETS_AT_A_TIME = 1000
@@ -41,6 +42,9 @@ class DataConfig(Strict):
     """The first so many constituents of a jet are used."""
     num_jets: PositiveInt | None = None
     """Train on the first so many jets only."""
+    subset: PositiveInt | None = None
+    """Train on so many of these jets, equally many of each class, drawn with train.seed; those of a
+    smaller number are among those of a larger one."""
     num_val_jets: PositiveInt | None = 20_000
     """Validate on the first so many jets only."""
     workers: NonNegativeInt = 0
@@ -56,6 +60,7 @@ class DataConfig(Strict):
         subjet_radius: float | None = None,
         *,
         batch_size: int | None = None,
+        seed: int = 0,
         rank: int = 0,
         ranks: int = 1,
     ) -> JetReader:
@@ -63,6 +68,7 @@ class DataConfig(Strict):
 
         Args:
             subjet_radius: find subjets of this radius.
+            seed: of the subset, if not all jets are used.
             batch_size: jets that this process reads at a time, if not all of a batch.
             rank: number of this process.
             ranks: processes that share the jets.
@@ -70,11 +76,13 @@ class DataConfig(Strict):
         Raises:
             DataError: a file cannot be read, or there are fewer jets than reading processes.
         """
+        chosen = draw(self.train, self.subset, seed, self.num_jets) if self.subset else None
         stream = JetStream(
             self.train,
             batch_size=batch_size or self.batch_size,
             max_constituents=self.max_constituents,
-            num_jets=self.num_jets,
+            num_jets=None if chosen else self.num_jets,
+            chosen=chosen,
             subjet_radius=subjet_radius,
             rank=rank,
             ranks=ranks,
@@ -113,9 +121,10 @@ class DataConfig(Strict):
             worker_init_fn=_leave_interrupts_to_the_training,
         )
 
-    def once(self, stream: JetStream) -> DataLoader[JetBatch]:
+    def once(self, reader: JetReader) -> DataLoader[JetBatch]:
         """Every jet once, in order."""
-        return DataLoader(stream, batch_size=None)
+        assert isinstance(reader, IterableDataset)
+        return DataLoader(reader, batch_size=None)
 
 
 def _leave_interrupts_to_the_training(worker: int) -> None:

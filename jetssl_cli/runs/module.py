@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning
@@ -13,13 +15,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torchmetrics.classification import MulticlassAccuracy
 
 from jetssl_cli.batch import JetBatch
+from jetssl_cli.encoder.lora import plain_state
 from jetssl_cli.errors import RunError
 from jetssl_cli.objectives import parallel
 from jetssl_cli.objectives.objective import Objective
 from jetssl_cli.progress import Advance
 from jetssl_cli.runs.budget import Budget
 from jetssl_cli.runs.keeper import Keeper
-from jetssl_cli.runs.optim import OptimConfig
+from jetssl_cli.runs.optim import OptimConfig, Pace
 from jetssl_cli.runs.probe import Probe, effective_rank, feature_std, jet_vectors
 from jetssl_cli.runs.tracking import Tracker
 from jetssl_cli.runs.training import TrainConfig
@@ -32,10 +35,38 @@ NEVER = 2**62
 """A step that no run comes to."""
 
 
+class Best:
+    """The smallest validation loss so far, and the weights that had it, in memory."""
+
+    def __init__(self, keep: Mapping[str, nn.Module], agree: Callable[[float], float]) -> None:
+        self.kept, self._agree = keep, agree
+        self.loss, self.step = math.inf, 0
+        self.since = 0
+        """Validations since then."""
+        self.weights: dict[str, dict[str, Tensor]] = {}
+
+    def look(self, loss: float, step: int, *, write: bool) -> None:
+        """Take note of a validation; ``write`` says whether this process holds the weights.
+
+        All processes decide as the first one does: on different machines their losses may differ
+        in the last digit.
+        """
+        loss = self._agree(loss)
+        if not loss < self.loss:
+            self.since += 1
+            return
+        self.loss, self.step, self.since = loss, step, 0
+        if write:
+            self.weights = {
+                name: {k: v.detach().to("cpu", copy=True) for k, v in plain_state(module).items()}
+                for name, module in self.kept.items()
+            }
+
+
 class JetModule(lightning.LightningModule):
     """Trains an objective; beside it, in pretraining, a probe that watches the encoder."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         objective: Objective,
         *,
@@ -45,21 +76,48 @@ class JetModule(lightning.LightningModule):
         budget: Budget,
         tracker: Tracker,
         keeper: Keeper,
+        pace: Pace | None = None,
+        keep: Mapping[str, nn.Module] | None = None,
+        agree: Callable[[float], float] = float,
     ) -> None:
+        """Put an objective into the loop.
+
+        Args:
+            objective: what is trained.
+            num_classes: classes of the data.
+            optim: settings of the optimizer.
+            train: settings of the loop.
+            budget: how long the run goes on.
+            tracker: takes the measurements.
+            keeper: writes down where the training stands.
+            pace: how the encoder learns beside the rest.
+            keep: modules whose weights at the best validation are kept, by name.
+            agree: what all processes take for a number that each of them has found.
+        """
         super().__init__()
         self.objective = objective
+        self.pace = pace or Pace()
         width = objective.exported().width
         self.probe = None if objective.classifies else Probe(width, num_classes)
+        self._seldom: list[nn.Parameter] = []
+        """Parameters without gradients in some steps; DDP does not know them."""
         if self.probe is not None:
-            names = [f"probe.{name}" for name, _ in self.probe.named_parameters()]
-            ignore = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model
-            ignore(self, names)  # type: ignore[no-untyped-call]
+            self._seldom += self.probe.parameters()
+        if self.pace.unfreeze_at:
+            self._seldom += objective.encoder.parameters()
+        known = set(map(id, self._seldom))
+        names = [name for name, p in self.named_parameters() if id(p) in known]
+        ignore = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model
+        ignore(self, names)  # type: ignore[no-untyped-call]
         self.accuracy = MulticlassAccuracy(num_classes, average="micro", sync_on_compute=False)
         self.optim, self.train_cfg = optim, train
         self.tracker, self.keeper = tracker, keeper
         self.budget = budget
         self.advance: Advance = lambda *_: None
         self.latest: dict[str, float] = {}
+        self._frozen = False
+        """The encoder is left alone at the moment."""
+        self.best = Best(keep or {}, agree)
         self._sums: dict[str, float] = defaultdict(float)
         self._vectors: list[Tensor] = []
         self._clock = (0, time.monotonic())
@@ -84,7 +142,7 @@ class JetModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One optimizer for the objective and the probe: neither sees the other's gradients."""
-        return self.optim.build(self)
+        return self.optim.build(self, self.pace.places(self.objective.encoder))
 
     def on_train_start(self) -> None:
         """Start the clock, all with the same probe."""
@@ -105,6 +163,9 @@ class JetModule(lightning.LightningModule):
     def training_step(self, batch: JetBatch, batch_idx: int) -> Tensor:
         """Loss of a batch, with that of the probe when it is its turn."""
         step, part = self.budget.steps, batch_idx % self.train_cfg.accumulate + 1
+        if self._frozen != self.pace.frozen(step):
+            self._frozen = self.pace.frozen(step)
+            self.objective.encoder.requires_grad_(not self._frozen)
         terms = self.objective.loss(batch, self.rng)
         total = torch.stack(list(terms.values())).sum()
         self.first_bad = torch.where(
@@ -128,21 +189,23 @@ class JetModule(lightning.LightningModule):
     ) -> None:
         """Clip the objective and the probe each by itself, so that neither slows the other."""
         del optimizer, gradient_clip_val, gradient_clip_algorithm
-        self._average_probe()
+        self._average_seldom()
         for part in (self.objective, self.probe):
             if part is not None:
                 nn.utils.clip_grad_norm_(part.parameters(), self.optim.clip_norm)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step at the rate of the schedule, then let the objective follow (EMA teachers)."""
+        late = self.pace.factor(self.budget.steps, self.budget.expected_steps)
         for group in self.trainer.optimizers[0].param_groups:
-            group["lr"] = self.rate
+            place = group["place"]
+            group["lr"] = self.rate * place.share * (late if place.late else 1.0)
         super().optimizer_step(*args, **kwargs)
         before = self.budget.done
         self.budget.step()
         self.objective.after_step(self.budget.progress)
         self.advance(self.budget.done - before, self._note())
-        self.trainer.should_stop = self.budget.finished
+        self.trainer.should_stop = self.budget.finished or self._is_enough()
 
     @property
     def rate(self) -> float:
@@ -189,6 +252,8 @@ class JetModule(lightning.LightningModule):
             found["val/feature_std"] = feature_std(vectors)
         self.latest |= found
         self.tracker.metrics(found, self.budget.steps)
+        self.best.look(found["val/loss"], self.budget.steps, write=self.global_rank == 0)
+        self.trainer.should_stop |= self._is_enough()
         self.advance(0, self._note())
 
     def _validate(self) -> None:
@@ -198,10 +263,14 @@ class JetModule(lightning.LightningModule):
         loop.run()
         self.trainer.training = True
 
-    def _average_probe(self) -> None:
-        """Average the gradients of the probe, which has some in few steps, over the processes."""
-        parameters = () if self.probe is None else self.probe.parameters()
-        grads = [p.grad for p in parameters if p.grad is not None]
+    def _is_enough(self) -> bool:
+        """Validations have not become better for long enough."""
+        patience = self.train_cfg.patience
+        return patience is not None and self.best.since >= patience
+
+    def _average_seldom(self) -> None:
+        """Average the gradients of what has some in few steps over the processes."""
+        grads = [p.grad for p in self._seldom if p.grad is not None]
         if grads and parallel.world_size() > 1:
             total = parallel.summed(torch.cat([grad.flatten() for grad in grads]))
             mean = total / parallel.world_size()

@@ -1,17 +1,63 @@
-"""AdamW with weight decay on matrices only; linear warm-up, then a cosine."""
+"""AdamW with weight decay on matrices only; warm-up, then a cosine; a backbone's own pace."""
 
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import nn
 from torch.optim import AdamW
 
 from jetssl_cli.config import Strict
+from jetssl_cli.encoder.encoder import Encoder
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Place(NamedTuple):
+    """How a group of parameters learns beside the others."""
+
+    share: float = 1.0
+    """Its learning rate is so many times that of the schedule."""
+    late: bool = False
+    """It belongs to a backbone that is frozen at first."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How a backbone learns beside what is trained on top of it."""
+
+    unfreeze_at: int = 0
+    """The backbone is frozen before this step."""
+    catch_up_steps: int = 1000
+    """Then its learning rate rises from 0 to that of the head, linearly over so many steps, but at
+    most a tenth of those that are left."""
+    layer_decay: float = 1.0
+    """The rate of block k of n (from 0) is multiplied by this to the power n - k, that of the
+    embeddings by n + 1 (Clark et al., arXiv:2003.10555, appendix B)."""
+
+    def places(self, backbone: Encoder) -> dict[int, Place]:
+        """How each parameter of the backbone, known by its id, learns."""
+        late = self.unfreeze_at > 0
+        found = {id(p): Place(late=late) for p in backbone.parameters()}
+        levels = backbone.levels()
+        for level, parameters in enumerate(levels):
+            share = self.layer_decay ** (len(levels) - level)
+            found |= {id(p): Place(share, late) for p in parameters}
+        return found
+
+    def frozen(self, step: int) -> bool:
+        """Whether the backbone is left alone in this step."""
+        return step < self.unfreeze_at
+
+    def factor(self, step: int, steps: int | float) -> float:
+        """Share of the rate of the schedule that a late backbone has at a step of ``steps``."""
+        catch_up = math.floor(min(self.catch_up_steps, (steps - self.unfreeze_at) / 10))
+        done = step - self.unfreeze_at + 1
+        return min(max(done, 0) / max(catch_up + 1, 1), 1.0)
 
 
 class OptimConfig(Strict):
@@ -30,20 +76,24 @@ class OptimConfig(Strict):
     clip_norm: PositiveFloat = 1.0
     """Gradients are scaled down to this norm."""
 
-    def build(self, module: nn.Module) -> AdamW:
-        """An optimizer of all parameters of ``module`` that want gradients."""
+    def build(self, module: nn.Module, places: Mapping[int, Place] | None = None) -> AdamW:
+        """An optimizer of all parameters of ``module`` that want gradients.
+
+        ``places`` says which of them, known by their ids, do not learn as the others do.
+        """
         decayed = {
             id(layer.weight)
             for layer in module.modules()
             if type(layer) is nn.Linear and layer.weight.requires_grad
         }
-        trained = [p for p in module.parameters() if p.requires_grad]
+        parts: dict[tuple[Place, bool], list[nn.Parameter]] = {}
+        for p in module.parameters():
+            if p.requires_grad:
+                place = (places or {}).get(id(p), Place())
+                parts.setdefault((place, id(p) in decayed), []).append(p)
         groups = [
-            {
-                "params": [p for p in trained if id(p) in decayed],
-                "weight_decay": self.weight_decay,
-            },
-            {"params": [p for p in trained if id(p) not in decayed], "weight_decay": 0.0},
+            {"params": part, "weight_decay": self.weight_decay * decays, "place": place}
+            for (place, decays), part in sorted(parts.items(), key=lambda item: not item[0][1])
         ]
         return AdamW(groups, lr=self.lr, betas=self.betas, fused=True)
 

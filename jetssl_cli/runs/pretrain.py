@@ -118,19 +118,3 @@ def load_pretrained(run: Path) -> tuple[PretrainConfig, Schema, Objective]:
     objective = cfg.objective.build(encoder, tokenizer)
     checkpoint.restore(run / checkpoint.MODEL, objective)
     return cfg, schema, objective.eval()
-
-
-def load_backbone(run: Path, cfg: EncoderConfig, schema: Schema, *, trained: bool) -> Encoder:
-    """The encoder of a pretraining run; untrained, it keeps the scaling alone.
-
-    Raises:
-        RunError: the run has no such weights.
-    """
-    encoder = build_encoder(cfg, Scaling.unfitted(schema), schema)
-    if trained:
-        checkpoint.restore(run / checkpoint.BACKBONE, encoder)
-        return encoder
-    source = build_encoder(cfg, Scaling.unfitted(schema), schema)
-    checkpoint.restore(run / checkpoint.BACKBONE, source)
-    encoder.scaling = source.scaling
-    return encoder

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from jetssl_cli.batch import JetBatch
 from jetssl_cli.config import Strict, to_yaml
 from jetssl_cli.data.recipe import Schema
-from jetssl_cli.data.stream import look
+from jetssl_cli.data.stream import JetReader, look
 from jetssl_cli.encoder.attention import has_fast_bf16
 from jetssl_cli.encoder.transformer import compile_parts
 from jetssl_cli.errors import RunError
@@ -34,7 +34,7 @@ from jetssl_cli.runs.keeper import Keeper, reader_state
 from jetssl_cli.runs.launch import together
 from jetssl_cli.runs.loaders import DataConfig
 from jetssl_cli.runs.lock import locked
-from jetssl_cli.runs.optim import OptimConfig
+from jetssl_cli.runs.optim import OptimConfig, Pace
 from jetssl_cli.runs.processes import DeviceConfig, Hosts, Place
 from jetssl_cli.runs.signals import listening
 from jetssl_cli.runs.snapshot import CheckpointConfig, Snapshots
@@ -57,6 +57,10 @@ class TrainConfig(BudgetConfig, DeviceConfig):
     """Steps between validations."""
     log_every: PositiveInt = 10
     """Steps between two records of the training loss."""
+    patience: PositiveInt | None = None
+    """End after so many validations without a smaller loss; by default the budget alone ends it."""
+    keep: Literal["last", "best"] = "last"
+    """Save the last weights, or those of the smallest validation loss (finetuning does)."""
     probe_every: PositiveInt = 50
     """Steps between two steps of the probe (pretraining only)."""
     precision: Annotated[Literal["auto", "32", "bf16-mixed"], BeforeValidator(_word)] = "auto"
@@ -68,6 +72,13 @@ class TrainConfig(BudgetConfig, DeviceConfig):
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of the weights, the order of the data and all randomness of the method; process number
     r of several draws masks, noise and dropout from seed + r."""
+
+    @property
+    def arithmetic(self) -> Literal["32", "bf16-mixed"]:
+        """The precision on this machine."""
+        if self.precision == "auto":
+            return "bf16-mixed" if has_fast_bf16() else "32"
+        return self.precision
 
 
 class RunConfig(Strict):
@@ -85,6 +96,11 @@ class RunConfig(Strict):
     """Record the run with MLflow."""
     resume: bool = False
     """Go on with the run in this folder; begin it, if there is none."""
+
+    @property
+    def pace(self) -> Pace:
+        """How the encoder learns beside the rest."""
+        return Pace()
 
 
 def read_schema(data: DataConfig) -> Schema:
@@ -110,12 +126,22 @@ def check(cfg: RunConfig) -> None:
         checkpoint.require_free(cfg.out)
 
 
+Readers = tuple[JetReader, JetReader]
+"""Of the training jets, and of the validation jets."""
+
+
 def run(
-    cfg: RunConfig, objective: Objective, schema: Schema, weights: Mapping[str, nn.Module]
+    cfg: RunConfig,
+    objective: Objective,
+    schema: Schema,
+    weights: Mapping[str, nn.Module],
+    *,
+    through: Callable[[Readers], Readers] | None = None,
 ) -> Path:
     """Train an objective in a new run folder, and save ``weights`` (file name -> module) there.
 
-    Of several processes the first one writes.
+    Of several processes the first one writes. The readers go ``through`` a function, if there is
+    one.
 
     Raises:
         ConfigError: the objective needs a package that is not installed.
@@ -130,8 +156,11 @@ def run(
     place = processes.find(cfg.train)
     radius, accumulate = objective.subjet_radius, cfg.train.accumulate
     size = place.jets_at_a_time(cfg.data.batch_size, accumulate)
-    reader = cfg.data.train_reader(radius, batch_size=size, rank=place.rank, ranks=place.ranks)
-    val_stream = cfg.data.val_stream(radius)
+    shares = {"seed": cfg.train.seed, "rank": place.rank, "ranks": place.ranks}
+    reader = cfg.data.train_reader(radius, batch_size=size, **shares)
+    val_reader: JetReader = cfg.data.val_stream(radius)
+    if through is not None:
+        reader, val_reader = through((reader, val_reader))
     jets_per_step = min(size, reader.num_jets // place.ranks) * place.ranks * accumulate
     with ExitStack() as stack:
         if place.first:
@@ -159,15 +188,20 @@ def run(
             budget=Budget(cfg.train, jets_per_step, agree=hosts.first),
             tracker=tracker,
             keeper=Keeper(snapshots, reader, cfg.train.seed, asked=asked, hosts=hosts, start=start),
+            pace=cfg.pace,
+            keep=weights if cfg.train.keep == "best" else None,
+            agree=hosts.first,
         )
         if cfg.train.compile:
             compile_parts(objective)
         with together(cfg, place, lambda: tracker.finish("FAILED")):
             batches = cfg.data.endless(reader, cfg.train.seed, reader_state(start))
-            _fit(module, place, cfg, batches, cfg.data.once(val_stream))
+            _fit(module, place, cfg, batches, cfg.data.once(val_reader))
         if place.first:
+            if cfg.train.keep == "best":
+                tracker.metrics({"best/loss": module.best.loss}, module.best.step)
             for name, trained in weights.items():
-                checkpoint.save(cfg.out / name, trained)
+                checkpoint.save(cfg.out / name, module.best.weights.get(name) or trained)
             snapshots.clear()
     return cfg.out
 
@@ -182,9 +216,6 @@ def _fit(
     import lightning
 
     train, budget = cfg.train, module.budget
-    precision = train.precision
-    if precision == "auto":
-        precision = "bf16-mixed" if has_fast_bf16() else "32"
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")  # advice about workers and loggers
         for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
@@ -197,7 +228,7 @@ def _fit(
             strategy=processes.strategy(place),
             plugins=processes.cluster(place) if place.ranks == 1 else None,
             accumulate_grad_batches=train.accumulate,
-            precision=precision,
+            precision=train.arithmetic,
             val_check_interval=train.val_every * train.accumulate,
             check_val_every_n_epoch=None,
             num_sanity_val_steps=0,

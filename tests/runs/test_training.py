@@ -313,6 +313,7 @@ def test_objective_and_probe_are_clipped_each_by_itself():
         train=train_config(),
         budget=Budget(train_config(), 16),
         tracker=Tracker("x", None, enabled=False),
+        keeper=None,
     )
     small = 1e-3
     for p in module.objective.parameters():
@@ -432,10 +433,8 @@ def test_data_that_do_not_fit_the_backbone_are_refused(jagged, backbone, tmp_pat
     for file in backbone.iterdir():
         (other / file.name).write_bytes(file.read_bytes())
     schema = (other / "schema.yaml").read_text()
-    (other / "schema.yaml").write_text(schema.replace("name: d0_err", "name: d0_sig"))
-    with pytest.raises(
-        RunError, match=r"train\.h5: its constituents are .* was trained on .*d0_sig"
-    ):
+    (other / "schema.yaml").write_text(schema.replace("unit: mm", "unit: cm"))
+    with pytest.raises(RunError, match=r"train\.h5: d0 is in mm, .*other was trained with cm"):
         run_finetune(jagged, tmp_path / "run", other)
     assert not (tmp_path / "run").exists()
 

@@ -1,0 +1,378 @@
+"""``jetssl scan``: how many labels a backbone saves, as accuracy against the number of labels.
+
+Every point is a run folder and a score file, made as ``finetune`` and ``export`` make them; what is
+there already is not made again. All points have the same rule for their length: at most ``steps``
+steps with ``VALIDATIONS`` validations, the end after ``patience`` validations without a smaller
+loss, and the weights at the smallest. A batch is ``data.batch_size`` jets, or all of a smaller
+subset. So 100 labels, which are learned by heart in a few dozen steps, end early, and 100,000 take
+the steps that they need.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import BeforeValidator, Field, PositiveInt
+
+from jetssl_cli.config import Layer, Strict
+from jetssl_cli.data.stream import look
+from jetssl_cli.data.workers import share
+from jetssl_cli.errors import ConfigError, DataError, RunError, suggest
+from jetssl_cli.progress import progress
+from jetssl_cli.runs import checkpoint
+from jetssl_cli.runs.finetune import FinetuneConfig, finetune, load_config, mode
+from jetssl_cli.runs.pretrain import PretrainConfig
+from jetssl_cli.runs.tracking import METRICS
+from jetssl_cli.scores.evaluate import EvaluateConfig, evaluate
+from jetssl_cli.scores.export import ExportConfig, export
+from jetssl_cli.scores.metrics import WORKING_POINTS
+from jetssl_cli.scores.scorefile import read_scores
+
+Mode = Literal["frozen", "full", "from-scratch", "random"]
+BASELINES: tuple[Mode, ...] = ("from-scratch", "random")
+"""They take the architecture of a backbone, and none of its weights."""
+VALIDATIONS = 40
+NO_MATTER = ("out", "tracking", "train.log_every", "train.compile", "data.workers",
+             "embeddings_memory", "encoder.attention", "encoder.recompute")  # fmt: skip
+"""Settings that may change when a scan goes on."""
+
+
+def _parts(value: object) -> object:
+    return value.split(",") if isinstance(value, str) else value
+
+
+class ScanConfig(Strict):
+    """What to finetune, on how many labels, and how."""
+
+    backbones: tuple[Path, ...] = Field(min_length=1)
+    """Folders of pretraining runs."""
+    num_jets: Annotated[tuple[PositiveInt, ...], BeforeValidator(_parts), Field(min_length=1)]
+    """Numbers of labelled jets."""
+    seeds: PositiveInt = 3
+    """So many trainings of each kind: other jets, other weights."""
+    modes: Annotated[tuple[Mode, ...], BeforeValidator(_parts), Field(min_length=1)] = (
+        "frozen", "full", "from-scratch", "random",
+    )  # fmt: skip
+    """What becomes of the backbone."""
+    train: Path
+    """Jagged file that the labelled jets are drawn from."""
+    val: Path
+    """Jagged file that decides when a training ends and which weights are kept."""
+    test: Path
+    """Jagged file that the accuracy is measured on."""
+    out: Path
+    """Folder of runs, scores, table and plot."""
+    steps: PositiveInt = 2000
+    """Most steps of a training."""
+    patience: PositiveInt = 8
+    """Validations without a smaller loss that end it."""
+    jobs: PositiveInt = 1
+    """Trainings at a time, each in a process of its own."""
+    rejection: str | None = None
+    """Also plot the background rejection of this class."""
+    overrides: tuple[str, ...] = ()
+    """Settings of every training, as ``section.key=value``."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One training of a scan."""
+
+    line: str
+    """Which line of the plot it belongs to."""
+    cfg: FinetuneConfig
+    test: Path
+    scores: Path
+
+    @property
+    def num_jets(self) -> int:
+        """Labelled jets."""
+        assert self.cfg.data.subset is not None
+        return self.cfg.data.subset
+
+
+class Measured(Strict):
+    """What a training of a scan came to."""
+
+    line: str
+    """Backbone and mode."""
+    num_jets: int
+    """Labelled jets."""
+    seed: int
+    best_step: int
+    """Step of the weights that were kept."""
+    accuracy: float
+    """On the test jets."""
+    auc: float | None
+    """Area under the ROC curve, as ``jetssl evaluate`` has it."""
+    rejection: float | None
+    """Of the class that was asked for."""
+    run: Path
+
+
+class Summary(Strict):
+    """Mean and standard deviation over the seeds (None with a single seed)."""
+
+    line: str
+    num_jets: int
+    seeds: int
+    accuracy: float
+    accuracy_std: float | None
+    rejection: float | None
+    rejection_std: float | None
+
+
+class ScanReport(Strict):
+    """All points of a scan."""
+
+    points: tuple[Measured, ...]
+    summary: tuple[Summary, ...]
+    files: tuple[Path, ...]
+    """Tables and plots."""
+
+
+def scan(cfg: ScanConfig) -> ScanReport:
+    """Finetune, export and evaluate all points; write a table and a plot.
+
+    They are ``scan.csv`` and ``scan.json``, ``scan.png`` and ``scan.pdf``.
+
+    Raises:
+        ConfigError: a setting is not valid.
+        DataError: a file cannot be read or written, or has too few jets.
+        RunError: a backbone is no pretraining run, or ``out`` holds another scan.
+    """
+    from jetssl_cli.scores.scanplot import plot
+
+    points = plan(cfg)
+    done: dict[str, Measured] = {}
+    jobs = min(cfg.jobs, len(points))
+    if jobs == 1:
+        done = {point.scores.stem: measure(point, cfg.rejection) for point in points}
+    else:
+        tasks = [(point, cfg.rejection, jobs) for point in points]
+        with progress(f"scan {cfg.out.name}", len(points), "trainings") as advance:
+            for (point, *_), found in share(_quietly, tasks, jobs, doing="finetuning"):
+                done[point.scores.stem] = found
+                advance(1)
+    measured = [done[point.scores.stem] for point in points]
+    summary = summarise(measured)
+    report = ScanReport(points=tuple(measured), summary=tuple(summary), files=())
+    note = (
+        f"{cfg.test.name}; mean and standard deviation of {cfg.seeds} seeds"
+        if cfg.seeds > 1
+        else f"{cfg.test.name}; one seed"
+    )
+    plots = plot(summary, cfg.out / "scan", note=note, rejection=cfg.rejection)
+    tables = {
+        "scan.csv": _csv(measured),
+        "scan.json": report.model_dump_json(indent=2, exclude={"files"}) + "\n",
+    }
+    for name, text in tables.items():
+        _write(cfg.out / name, text)
+    files = [*(cfg.out / name for name in tables), *plots]
+    return report.model_copy(update={"files": tuple(files)})
+
+
+def plan(cfg: ScanConfig) -> list[Point]:
+    """Every training of a scan, with its resolved config.
+
+    Baselines are made once for all backbones of one architecture.
+
+    Raises:
+        ConfigError: two backbones have the same name, or a setting is not valid.
+        DataError: the data cannot be read, or have too few jets or no such class.
+        RunError: a backbone is no pretraining run.
+    """
+    names = [path.resolve().name for path in cfg.backbones]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"two backbones are called {twice[0]!r}; rename one of them")
+    schema, sizes = look([cfg.train])
+    if max(cfg.num_jets) > sum(sizes):
+        raise DataError(f"{cfg.train}: has {sum(sizes)} jets, {max(cfg.num_jets)} are wanted")
+    rejected = [name for name in schema.classes if name in WORKING_POINTS]
+    if cfg.rejection is not None and cfg.rejection not in rejected:
+        raise ConfigError(
+            f"no rejection of {cfg.rejection!r}; "
+            + (suggest(cfg.rejection, rejected) if rejected else "the data have none")
+        )
+    kinds: dict[str, str] = {}
+    lines: list[tuple[str, Path, Mode]] = []
+    for name, path in zip(names, cfg.backbones, strict=True):
+        first = kinds.setdefault(_architecture(path), name)
+        ways = [way for way in cfg.modes if way not in BASELINES or first == name]
+        lines += [(f"{name} {way}", path, way) for way in ways]
+    if len(kinds) == 1:
+        lines = [(way if way in BASELINES else line, path, way) for line, path, way in lines]
+    return [
+        _point(cfg, line, path, way, num, seed)
+        for line, path, way in lines
+        for num in sorted(set(cfg.num_jets))
+        for seed in range(cfg.seeds)
+    ]
+
+
+def measure(point: Point, rejection: str | None) -> Measured:
+    """Finetune and export a point, as far as that is not done, and evaluate it.
+
+    Raises:
+        RunError: the folder holds another training.
+    """
+    run = point.cfg.out
+    _make_way(point.cfg)
+    if not run.exists():
+        point.scores.unlink(missing_ok=True)
+        finetune(point.cfg)
+    if not _are_of(point.scores, point.test):
+        point.scores.parent.mkdir(parents=True, exist_ok=True)
+        export(ExportConfig(run=run, data=point.test, out=point.scores, overwrite=True))
+    (row,) = evaluate(EvaluateConfig(scores=(point.scores,), tracking=False))
+    assert row.accuracy.value is not None
+    found = row.rejection.get(rejection) if rejection else None
+    return Measured(
+        line=point.line,
+        num_jets=point.num_jets,
+        seed=point.cfg.train.seed,
+        best_step=_best_step(run),
+        accuracy=row.accuracy.value,
+        auc=row.auc.value,
+        rejection=found.value if found else None,
+        run=run,
+    )
+
+
+def summarise(points: Sequence[Measured]) -> list[Summary]:
+    """Mean and standard deviation over the seeds of each line and number of labels."""
+    groups: dict[tuple[str, int], list[Measured]] = {}
+    for point in points:
+        groups.setdefault((point.line, point.num_jets), []).append(point)
+    found = []
+    for (line, num_jets), group in groups.items():
+        accuracy, spread = _mean([point.accuracy for point in group])
+        rejections = [point.rejection for point in group if point.rejection is not None]
+        rejection, its_spread = _mean(rejections)
+        assert accuracy is not None
+        found.append(
+            Summary(
+                line=line,
+                num_jets=num_jets,
+                seeds=len(group),
+                accuracy=accuracy,
+                accuracy_std=spread,
+                rejection=rejection,
+                rejection_std=its_spread,
+            )
+        )
+    return found
+
+
+def _mean(values: Sequence[float]) -> tuple[float | None, float | None]:
+    mean = float(np.mean(values)) if values else None
+    return mean, float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def _architecture(backbone: Path) -> str:
+    source = checkpoint.read_config(backbone, PretrainConfig)
+    encoder = source.encoder.model_dump(mode="json", exclude={"attention", "recompute"})
+    data = source.data.model_dump(include={"batch_size", "max_constituents"})
+    schema = checkpoint.read_schema(backbone).model_dump(mode="json")
+    return json.dumps([encoder, data, schema], sort_keys=True)
+
+
+def _point(
+    cfg: ScanConfig, line: str, backbone: Path, way: Mode, num_jets: int, seed: int
+) -> Point:
+    name = f"{line.replace(' ', '-')}-{num_jets}-{seed}"
+    settings: dict[str, Any] = {
+        "backbone": str(backbone),
+        "out": str(cfg.out / "runs" / name),
+        "data": {
+            "train": [str(cfg.train)],
+            "val": [str(cfg.val)],
+            "subset": num_jets,
+            "in_memory": True,
+        },
+        "train": {
+            "steps": cfg.steps,
+            "val_every": max(1, cfg.steps // VALIDATIONS),
+            "patience": cfg.patience,
+            "seed": seed,
+        },
+        "cache_embeddings": way in ("frozen", "random"),
+        "tracking": False,
+        **mode(**{way.replace("-", "_"): True}),
+    }
+    options = Layer("the scan", settings)
+    resolved = load_config(backbone, options, overrides=cfg.overrides)
+    scores = cfg.out / "scores" / f"{name}.h5"
+    return Point(line, resolved, cfg.test, scores)
+
+
+def _quietly(task: tuple[Point, str | None, int]) -> Measured:
+    """A point in one of several processes, which share the cores and print nothing."""
+    point, rejection, jobs = task
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
+    with redirect_stderr(io.StringIO()):
+        return measure(point, rejection)
+
+
+def _make_way(cfg: FinetuneConfig) -> None:
+    """Remove what a training that was stopped has left; keep a complete one.
+
+    Raises:
+        RunError: the folder is that of another training.
+    """
+    run = cfg.out
+    if not run.exists():
+        return
+    before = checkpoint.plain(checkpoint.read_config(run, FinetuneConfig))
+    now = checkpoint.plain(cfg)
+    changed = [key for key in now if key not in NO_MATTER and before.get(key) != now[key]]
+    if changed:
+        key = changed[0]
+        raise RunError(
+            f"{run}: was made with {key} = {before.get(key)}, now it is {now[key]}; choose another "
+            "--out"
+        )
+    if not (run / checkpoint.MODEL).exists():
+        shutil.rmtree(run)
+
+
+def _are_of(scores: Path, test: Path) -> bool:
+    return scores.exists() and Path(read_scores(scores).data).resolve() == test.resolve()
+
+
+def _best_step(run: Path) -> int:
+    rows = [json.loads(row) for row in (run / METRICS).read_text(encoding="utf-8").splitlines()]
+    return next(int(row["step"]) for row in reversed(rows) if "best/loss" in row)
+
+
+def _csv(points: Sequence[Measured]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(Measured.model_fields), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(point.model_dump(mode="json") for point in points)
+    return text.getvalue()
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as err:
+        raise DataError(f"{path}: cannot be written: {err.strerror or err}") from None
+    finally:
+        partial.unlink(missing_ok=True)

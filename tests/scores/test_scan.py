@@ -1,0 +1,165 @@
+"""Scans: which trainings there are, that they go on where they were, and what comes out."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+
+import pytest
+from reference.jets import tiny_config
+
+from jetssl_cli.config import Layer, load
+from jetssl_cli.errors import ConfigError, DataError, RunError
+from jetssl_cli.objectives.ssfm import SSFMConfig
+from jetssl_cli.runs.loaders import DataConfig
+from jetssl_cli.runs.pretrain import PretrainConfig, pretrain
+from jetssl_cli.runs.training import TrainConfig
+from jetssl_cli.scores import scan as scan_module
+from jetssl_cli.scores.scan import Measured, ScanConfig, plan, scan, summarise
+
+OVERRIDES = (
+    "objective.pool.width=8", "objective.pool.heads=2", "objective.pool.depth=1",
+    "data.num_val_jets=24", "train.precision=32",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def backbones(jagged, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    files = {"train": (jagged / "train.h5",), "val": (jagged / "val.h5",)}
+    data = DataConfig(**files, batch_size=16, max_constituents=12, num_val_jets=24)
+    pretrain(
+        PretrainConfig(
+            out=folder / "one",
+            objective=SSFMConfig(time_features=4),
+            encoder=tiny_config(depth=1),
+            data=data,
+            train=TrainConfig(steps=1),
+            tracking=False,
+        )
+    )
+    for name in ("two", "causal"):
+        shutil.copytree(folder / "one", folder / name)
+    settings = folder / "causal" / "config.yaml"
+    settings.write_text(settings.read_text().replace("causal: false", "causal: true"))
+    return folder
+
+
+def config(jagged, out, *backbones, **settings):
+    usual = {"num_jets": "20,10", "seeds": 2, "modes": "frozen,random", "steps": 4, "patience": 2}
+    files = {split: str(jagged / f"{split}.h5") for split in ("train", "val", "test")}
+    words = {"backbones": list(map(str, backbones)), "out": str(out), "overrides": OVERRIDES}
+    return load(ScanConfig, [Layer("the test", usual | files | words | settings)])
+
+
+def test_the_trainings_of_a_scan(jagged, backbones, tmp_path):
+    """Baselines are made once for backbones of one architecture."""
+
+    def lines(*names):
+        cfg = config(jagged, tmp_path, *(backbones / name for name in names))
+        return [(point.line, point.num_jets, point.cfg.train.seed) for point in plan(cfg)]
+
+    each = [(num_jets, seed) for num_jets in (10, 20) for seed in (0, 1)]
+    for names, wanted in (
+        (["one"], ["one frozen", "random"]),
+        (["one", "two"], ["one frozen", "random", "two frozen"]),
+        (["one", "causal"], ["one frozen", "one random", "causal frozen", "causal random"]),
+    ):
+        assert lines(*names) == [(line, *more) for line in wanted for more in each]
+    points = plan(config(jagged, tmp_path, backbones / "one", modes="full,from-scratch"))
+    assert len({point.cfg.out for point in points} | {point.scores for point in points}) == 16
+    full, scratch = points[0].cfg, points[-1].cfg
+    assert (full.random, scratch.random) == (False, True)
+    assert not full.objective.frozen
+    assert not full.cache_embeddings
+    assert (full.data.subset, scratch.data.subset, scratch.train.seed) == (10, 20, 1)
+    assert (full.train.steps, full.train.val_every, full.train.patience) == (4, 1, 2)
+    assert full.train.keep == "best"
+
+
+def test_a_scan_goes_on_where_it_was(jagged, backbones, tmp_path, monkeypatch):
+    made = []
+    right = scan_module.finetune
+    monkeypatch.setattr(
+        scan_module, "finetune", lambda cfg: made.append(cfg.out.name) or right(cfg)
+    )
+    cfg = config(jagged, tmp_path / "scan", backbones / "one", rejection="Hbb", seeds=1)
+    report = scan(cfg)
+    assert len(made) == len(report.points) == 4
+    assert len(report.summary) == 4
+    rows = list(csv.DictReader((tmp_path / "scan" / "scan.csv").read_text().splitlines()))
+    assert [row["line"] for row in rows] == ["one frozen"] * 2 + ["random"] * 2
+    assert all(0 <= float(row["accuracy"]) <= 1 and row["rejection"] for row in rows)
+    written = json.loads((tmp_path / "scan" / "scan.json").read_text())
+    assert written["points"] == json.loads(report.model_dump_json())["points"]
+    assert {file.name for file in report.files} == {
+        "scan.csv", "scan.json", "scan.png", "scan.pdf",
+    }  # fmt: skip
+    assert all(file.stat().st_size > 0 for file in report.files)
+
+    made.clear()
+    stopped = tmp_path / "scan" / "runs" / "random-10-0"
+    (stopped / "model.safetensors").unlink()
+    (tmp_path / "scan" / "scores" / "random-20-0.h5").unlink()
+    assert scan(cfg).points == report.points
+    assert made == ["random-10-0"]
+    more = scan(cfg.model_copy(update={"num_jets": (10, 20, 30)}))
+    assert made[1:] == ["one-frozen-30-0", "random-30-0"]
+    assert len(more.points) == 6
+    with pytest.raises(RunError, match=r"train\.steps = 4, now it is 5; choose another --out"):
+        scan(cfg.model_copy(update={"steps": 5}))
+
+
+@pytest.mark.slow
+def test_trainings_in_several_processes_come_to_the_same(jagged, backbones, tmp_path, capfd):
+    settings = {"seeds": 1, "num_jets": "10"}
+    one, two = (
+        scan(config(jagged, tmp_path / f"{jobs}", backbones / "one", jobs=jobs, **settings))
+        for jobs in (1, 2)
+    )
+    told = capfd.readouterr().err
+    assert "scan 2: 2/2 trainings" in told
+    for point, other in zip(one.points, two.points, strict=True):
+        assert point.model_copy(update={"run": other.run}) == other
+
+
+def test_means_and_standard_deviations():
+    values = [(0.1, 5.0), (0.3, None), (0.2, 7.0)]
+    points = [
+        Measured(
+            line="a",
+            num_jets=10,
+            seed=seed,
+            best_step=1,
+            accuracy=value,
+            auc=None,
+            rejection=rejection,
+            run="x",
+        )
+        for seed, (value, rejection) in enumerate(values)
+    ]
+    (row,) = summarise(points)
+    assert (row.seeds, row.rejection) == (3, 6.0)
+    assert row.accuracy == pytest.approx(0.2)
+    assert row.accuracy_std == pytest.approx(0.1)
+    (alone,) = summarise(points[:1])
+    assert alone.accuracy_std is None
+
+
+def test_mistakes_are_told_before_any_training(jagged, backbones, tmp_path, monkeypatch):
+    monkeypatch.setattr(scan_module, "finetune", lambda _: pytest.fail("it trained"))
+    one = backbones / "one"
+    with pytest.raises(ConfigError, match="modes = 'froze': Input should be 'frozen'"):
+        config(jagged, tmp_path, one, modes="froze")
+    with pytest.raises(ConfigError, match="num_jets = 'x'"):
+        config(jagged, tmp_path, one, num_jets="10,x")
+    with pytest.raises(ConfigError, match="two backbones are called 'one'"):
+        scan(config(jagged, tmp_path, one, one))
+    with pytest.raises(DataError, match="100000 are wanted"):
+        scan(config(jagged, tmp_path, one, num_jets="100000"))
+    with pytest.raises(ConfigError, match="no rejection of 'Hbc'; did you mean"):
+        scan(config(jagged, tmp_path, one, rejection="Hbc"))
+    with pytest.raises(RunError, match="no such run folder"):
+        scan(config(jagged, tmp_path, tmp_path / "none"))
+    assert not list(tmp_path.iterdir())
