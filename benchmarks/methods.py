@@ -7,8 +7,8 @@ FOLDER has train.h5 and val.h5. For every seed and method this runs, on one core
     jetssl pretrain --method METHOD --size tiny ... --jets 200000 optim.lr=1e-3 train.seed=SEED
     jetssl finetune --backbone ... --frozen ... --jets 50000 optim.lr=1e-3 train.seed=SEED
 
-and ``finetune --random`` for the untrained encoder. Runs that are done are kept, so that it can be
-stopped and started again. The *probe* is the accuracy of the attention pool that the second command
+and ``finetune --random`` for the untrained encoder. Runs that are done are kept, and one that was
+stopped goes on. The *probe* is the accuracy of the attention pool that the second command
 trains, on all of val.h5, the *rank* the effective rank of the mean vectors of 2,000 of its jets.
 Bar: each method above the untrained encoder by more than the spread over seeds, and DINO and JEPA
 within 5 points of MPM.
@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -66,11 +65,10 @@ class Study:
         self.jetssl("finetune", *words, out=self.out / f"{name}-{seed}-probe")
 
     def jetssl(self, *words: str, out: Path) -> None:
-        """Run a command of the project, if its run is not there yet."""
+        """Run a command of the project, if its run has not come to its end yet."""
         if (out / checkpoint.MODEL).is_file():
             return
-        shutil.rmtree(out, ignore_errors=True)
-        command = ["jetssl", *words, *self.files, f"--out={out}"]
+        command = ["jetssl", *words, *self.files, f"--resume={out}"]
         print(" ".join(command), flush=True)
         alone = os.environ | {"OMP_NUM_THREADS": "1"}
         program = [str(Path(sys.executable).with_name("jetssl")), *command[1:]]
