@@ -28,6 +28,33 @@ OwnConfig = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="YAML file laid over the presets.", show_default=False),
 ]
+Task = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="classify, track-origin, vertex or cwola.", show_default="classify"
+    ),
+]
+Signal = Annotated[
+    str | None,
+    typer.Option(metavar="CLASS", help="cwola: class hidden in M1.", show_default=False),
+]
+Background = Annotated[
+    str | None,
+    typer.Option(metavar="CLASS", help="cwola: class of all other jets.", show_default="QCD"),
+]
+NumSignal = Annotated[
+    int | None,
+    typer.Option(metavar="N", min=0, help="cwola: signal jets in M1.", show_default=False),
+]
+NumBackground = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="cwola: background jets in M1, and as many others in M2.",
+        show_default="half of all",
+    ),
+]
 Steps = Annotated[
     int | None,
     typer.Option(metavar="N", help="End after so many optimizer steps.", show_default=False),
@@ -110,12 +137,15 @@ def pretrain(
     "jetssl finetune --backbone runs/ssfm --train train.h5 --val val.h5 --out runs/frozen "
     "--frozen\n\n"
     "jetssl finetune --backbone runs/ssfm --train train.h5 --val val.h5 --out runs/random --random"
+    "\n\njetssl finetune --task cwola --signal Tbqq --num-signal 500 --backbone runs/ssfm "
+    "--train train.h5 --val val.h5 --out runs/cwola"
 )
 def finetune(
     backbone: Annotated[Path, typer.Option(metavar="RUN", help="Folder of the pretraining run.")],
     train: Train,
     val: Val,
     out: Run,
+    task: Task = None,
     frozen: Annotated[
         bool, typer.Option("--frozen", help="Keep the backbone as it is; train the head alone.")
     ] = False,
@@ -125,6 +155,10 @@ def finetune(
             "--random", help="Baseline: the same architecture, untrained, and frozen as well."
         ),
     ] = False,
+    signal: Signal = None,
+    background: Background = None,
+    num_signal: NumSignal = None,
+    num_background: NumBackground = None,
     config: OwnConfig = None,
     steps: Steps = None,
     jets: Jets = None,
@@ -134,7 +168,11 @@ def finetune(
     attention: Attention = None,
     overrides: Overrides = None,
 ) -> None:
-    """Train a classifier on top of a pretrained backbone."""
+    """Train a pretrained backbone for a task: classify jets, or one that needs other truth.
+
+    classify: the classes of jets. track-origin: where each track comes from. vertex: which tracks
+    share a vertex. cwola: tell two mixed samples of jets, without labels.
+    """
     from jetssl_cli.runs.finetune import finetune as run
     from jetssl_cli.runs.finetune import load_config
 
@@ -142,8 +180,13 @@ def finetune(
     words |= {"random": True} if random else {}
     words |= {"objective": {"frozen": True}} if frozen or random else {}
     loop = {"steps": steps, "jets": jets, "max_time": max_time, "devices": devices, "nodes": nodes}
+    mixture: dict[str, Any] = {"signal": signal, "background": background}
+    mixture |= {"num_signal": num_signal, "num_background": num_background}
+    mixture = {name: value for name, value in mixture.items() if value is not None}
     options = _options(train, val, out, loop, words)
-    cfg = load_config(backbone, options, config=config, overrides=overrides or [])
+    if mixture:
+        options.settings["data"]["mixture"] = mixture
+    cfg = load_config(backbone, options, task=task, config=config, overrides=overrides or [])
     _tell(f"{run(cfg)}: finetuned")
 
 

@@ -205,8 +205,8 @@ class JaggedFile:
             raise DataError(f"{self.path}: damaged: a label is not the index of a class")
         return labels
 
-    def read(self, start: int = 0, stop: int | None = None) -> JetArrays:
-        """Read the jets ``start:stop`` (one contiguous slice per array)."""
+    def read(self, start: int = 0, stop: int | None = None, *, truth: bool = True) -> JetArrays:
+        """Read the jets ``start:stop`` (one contiguous slice per array), with or without truth."""
         stop = self.num_jets if stop is None else min(stop, self.num_jets)
         with readable(self.path):
             offsets: NDArray[np.int64] = self._offsets.read(start, stop + 1)
@@ -215,10 +215,11 @@ class JaggedFile:
                 raise DataError(f"{self.path}: damaged: offsets decrease after jet {start}")
             rows, jets = (int(offsets[0]), int(offsets[-1])), (start, stop)
             count = rows[1] - rows[0]
+            absent = np.zeros((count, 0), np.int32)
             return JetArrays(
                 self._arrays["constituents/features"].read(*rows),
                 self._read("constituents/id", rows, np.zeros(count, np.uint8)),
-                self._read("constituents/truth", rows, np.zeros((count, 0), np.int32)),
+                self._read("constituents/truth", rows, absent) if truth else absent,
                 sizes,
                 self._arrays["jets/features"].read(*jets),
                 self._arrays["jets/labels"].read(*jets),

@@ -17,7 +17,7 @@ from jetssl_cli.data import order
 from jetssl_cli.data.jets import JetArrays, concatenate
 from jetssl_cli.data.recipe import Schema
 from jetssl_cli.data.state import Origin, ReaderState
-from jetssl_cli.data.stream import JetStream, before, endless, pieces, to_batch
+from jetssl_cli.data.stream import JetStream, before, endless, pieces
 
 JETS_PER_READ = 10_000
 
@@ -31,6 +31,7 @@ class JetsInMemory(IterableDataset[JetBatch]):
         self.files: tuple[Path, ...] = stream.files
         self.schema: Schema = stream.schema
         self.origin: Origin = replace(stream.origin, in_memory=True)
+        self.order = stream.order
         self._held: JetArrays | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -40,19 +41,18 @@ class JetsInMemory(IterableDataset[JetBatch]):
     @property
     def num_jets(self) -> int:
         """Jets in one pass."""
-        return self._stream.num_jets
+        return sum(self.origin.sizes)
 
     def __iter__(self) -> Iterator[JetBatch]:
         """Every jet once, in the order of the files; the last batch may be smaller."""
         jets = self._jets()
         begins = np.cumsum([0, *self.origin.sizes])
-        for part in pieces(self._stream.order, self.origin.batch_size):
+        for part in pieces(self.order, self.origin.batch_size):
             start, stop = (
                 begins[part[0].file] + part[0].start,
                 begins[part[-1].file] + part[-1].stop,
             )
-            chosen = jets.take(np.arange(start, stop))
-            yield to_batch(chosen, self._stream.subjet_radius, self.origin.max_constituents)
+            yield self._stream.to_batch(jets.take(np.arange(start, stop)))
 
     def forever(self, seed: int, start: ReaderState | None = None) -> Iterator[JetBatch]:
         """Full batches without end, from a state on; each epoch a permutation of all jets.
@@ -65,7 +65,7 @@ class JetsInMemory(IterableDataset[JetBatch]):
         """
         first_batch = before(self, seed, start)
         jets, size = self._jets(), self.origin.batch_size
-        first, last = order.share(len(jets), self._stream.order.rank, self.origin.ranks)
+        first, last = order.share(len(jets), self.order.rank, self.origin.ranks)
 
         @lru_cache(maxsize=1)
         def permutation(epoch: int) -> NDArray[np.int64]:
@@ -74,13 +74,17 @@ class JetsInMemory(IterableDataset[JetBatch]):
         def make(epoch: int, number: int) -> JetArrays:
             return jets.take(permutation(epoch)[number * size : (number + 1) * size])
 
-        yield from endless(make, self.origin, first_batch, self._stream.subjet_radius)
+        yield from endless(make, self.origin, first_batch, self._stream.to_batch)
 
     def _jets(self) -> JetArrays:
         if self._held is None:
-            most = self.origin.max_constituents
-            cut = order.blocks(self.origin.sizes, JETS_PER_READ)
-            with self._stream.reading() as read:
-                parts = (read(part) for part in cut)
-                self._held = concatenate([p if most is None else p.first(most) for p in parts])
+            self._held = concatenate(list(self._parts()))
         return self._held
+
+    def _parts(self) -> Iterator[JetArrays]:
+        """All jets of the stream, some at a time."""
+        most = self.origin.max_constituents
+        with self._stream.reading() as read:
+            for part in order.blocks(self._stream.origin.sizes, JETS_PER_READ):
+                jets = read(part)
+                yield jets if most is None else jets.first(most)

@@ -20,15 +20,20 @@ from jetssl_cli.data.jets import JetArrays, concatenate
 from jetssl_cli.data.recipe import Schema
 from jetssl_cli.data.state import Origin, ReaderState
 from jetssl_cli.data.subjets import check_columns, require_fastjet, subjets
+from jetssl_cli.data.truth import Wanted, columns_of
 from jetssl_cli.errors import DataError
 
 
 def to_batch(
-    jets: JetArrays, subjet_radius: float | None = None, most: int | None = None
+    jets: JetArrays,
+    subjet_radius: float | None = None,
+    most: int | None = None,
+    truth: Sequence[int] = (),
 ) -> JetBatch:
     """The same jets as tensors, the features in float32; with subjets, if their radius is given.
 
-    ``most`` says after how many constituents they were cut.
+    ``most`` says after how many constituents they were cut; ``truth`` which columns of the truth
+    are wanted.
     """
     found = None
     if subjet_radius is not None:
@@ -42,6 +47,7 @@ def to_batch(
         labels=torch.from_numpy(jets.labels).long(),
         subjets=found,
         most=most,
+        truth=torch.from_numpy(jets.truth[:, list(truth)]).long() if truth else None,
     )
 
 
@@ -70,7 +76,7 @@ class JetStream(IterableDataset[JetBatch]):
     Files are opened by the process that reads them, when it comes to them.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         files: Sequence[Path],
         *,
@@ -78,14 +84,15 @@ class JetStream(IterableDataset[JetBatch]):
         max_constituents: int | None = None,
         num_jets: int | None = None,
         subjet_radius: float | None = None,
+        truth: Wanted | None = None,
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
         """Look at the files.
 
         Raises:
-            DataError: a file cannot be read, the files do not fit together, or there are fewer
-                jets than ranks.
+            DataError: a file cannot be read, the files do not fit together or lack the wanted
+                truth, or there are fewer jets than ranks.
             ConfigError: subjets are wanted and FastJet is not installed.
         """
         super().__init__()
@@ -95,6 +102,7 @@ class JetStream(IterableDataset[JetBatch]):
         if subjet_radius is not None:
             require_fastjet()
             check_columns(self.schema, str(self.files[0]))
+        self.truth = columns_of(self.files, truth or {})
         sizes = tuple(order.clamp(found, num_jets))
         self.origin = Origin(sizes, batch_size, max_constituents, ranks)
         self.order = order.Pools(sizes, batch_size, rank, ranks)
@@ -117,8 +125,11 @@ class JetStream(IterableDataset[JetBatch]):
             for part in pieces(self.order, self.origin.batch_size):
                 jets = concatenate([read(piece) for piece in part])
                 most = self.origin.max_constituents
-                cut = jets if most is None else jets.first(most)
-                yield to_batch(cut, self.subjet_radius, most)
+                yield self.to_batch(jets if most is None else jets.first(most))
+
+    def to_batch(self, jets: JetArrays) -> JetBatch:
+        """Jets of this stream as a batch, with all that was asked for."""
+        return to_batch(jets, self.subjet_radius, self.origin.max_constituents, self.truth)
 
     def forever(self, seed: int, start: ReaderState | None = None) -> Iterator[JetBatch]:
         """Full batches without end, from a state on; each epoch in a new order given by the seed.
@@ -132,7 +143,7 @@ class JetStream(IterableDataset[JetBatch]):
         first = before(self, seed, start)
         with self.reading() as read:
             pools = _HeldPools(self.order, read, seed, self.origin.max_constituents)
-            yield from endless(pools.batch, self.origin, first, self.subjet_radius)
+            yield from endless(pools.batch, self.origin, first, self.to_batch)
 
     @contextmanager
     def reading(self) -> Iterator[Callable[[order.Range], JetArrays]]:
@@ -149,7 +160,7 @@ class JetStream(IterableDataset[JetBatch]):
                             f"{file.path}: has {file.num_jets} jets, {expected} when the run began"
                         )
                     files[part.file] = file
-                return files[part.file].read(part.start, part.stop)
+                return files[part.file].read(part.start, part.stop, truth=bool(self.truth))
 
             yield read
 
@@ -222,7 +233,7 @@ def endless(
     make: Callable[[int, int], JetArrays],
     origin: Origin,
     first: int,
-    subjet_radius: float | None = None,
+    finish: Callable[[JetArrays], JetBatch],
 ) -> Iterator[JetBatch]:
     """The batches that this process gives, where the reader begins with batch ``first``.
 
@@ -231,8 +242,7 @@ def endless(
     """
     number, workers = worker()
     for batch in itertools.count(first + number, workers):
-        jets = make(*divmod(batch, origin.batches_per_epoch))
-        yield to_batch(jets, subjet_radius, origin.max_constituents)
+        yield finish(make(*divmod(batch, origin.batches_per_epoch)))
 
 
 def pieces(pools: order.Pools, batch_size: int) -> Iterator[list[order.Range]]:

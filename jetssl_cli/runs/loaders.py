@@ -7,13 +7,15 @@ from typing import Annotated
 
 import torch
 from pydantic import BeforeValidator, NonNegativeInt, PositiveInt
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from jetssl_cli.batch import JetBatch
 from jetssl_cli.config import Strict
 from jetssl_cli.data.memory import JetsInMemory
+from jetssl_cli.data.mixed import MixedJets, Mixture
 from jetssl_cli.data.state import ReaderState
 from jetssl_cli.data.stream import Endless, JetReader, JetStream
+from jetssl_cli.data.truth import Wanted
 from jetssl_cli.errors import DataError
 
 VAL_JETS_AT_A_TIME = 1000
@@ -49,11 +51,14 @@ class DataConfig(Strict):
     """
     in_memory: bool = False
     """Hold all training jets in memory, in each process that reads, and shuffle all at once."""
+    mixture: Mixture | None = None
+    """Two mixed samples of two classes take the place of the labelled jets (held in memory)."""
 
     def train_reader(
         self,
         subjet_radius: float | None = None,
         *,
+        truth: Wanted | None = None,
         batch_size: int | None = None,
         rank: int = 0,
         ranks: int = 1,
@@ -62,12 +67,14 @@ class DataConfig(Strict):
 
         Args:
             subjet_radius: find subjets of this radius.
+            truth: truth about constituents that is wanted.
             batch_size: jets that this process reads at a time, if not all of a batch.
             rank: number of this process.
             ranks: processes that share the jets.
 
         Raises:
-            DataError: a file cannot be read, or there are fewer jets than reading processes.
+            DataError: a file cannot be read or lacks the truth or the classes that are wanted, or
+                there are fewer jets than reading processes.
         """
         stream = JetStream(
             self.train,
@@ -75,6 +82,7 @@ class DataConfig(Strict):
             max_constituents=self.max_constituents,
             num_jets=self.num_jets,
             subjet_radius=subjet_radius,
+            truth=truth,
             rank=rank,
             ranks=ranks,
         )
@@ -83,17 +91,29 @@ class DataConfig(Strict):
                 f"{self.train[0]}: {stream.num_jets} jets are too few for data.workers = "
                 f"{self.workers}"
             )
+        if self.mixture is not None:
+            return MixedJets(stream, self.mixture)
         return JetsInMemory(stream) if self.in_memory else stream
 
-    def val_stream(self, subjet_radius: float | None = None) -> JetStream:
-        """The validation jets, all of them; with subjets, if their radius is given."""
-        return JetStream(
+    def val_stream(
+        self, subjet_radius: float | None = None, truth: Wanted | None = None
+    ) -> JetReader:
+        """The validation jets, all of them; with subjets, if their radius is given.
+
+        Of a mixture, two samples with the same share of signal as those of the training.
+        """
+        stream = JetStream(
             self.val,
             batch_size=min(self.batch_size, VAL_JETS_AT_A_TIME),
             max_constituents=self.max_constituents,
             num_jets=self.num_val_jets,
             subjet_radius=subjet_radius,
+            truth=truth,
         )
+        if self.mixture is None:
+            return stream
+        train = JetStream(self.train, batch_size=1, num_jets=self.num_jets)
+        return MixedJets(stream, self.mixture.of(train).scaled_to(stream))
 
     def endless(
         self, reader: JetReader, seed: int, start: ReaderState | None = None
@@ -111,6 +131,7 @@ class DataConfig(Strict):
             multiprocessing_context="spawn" if self.workers else None,
         )
 
-    def once(self, stream: JetStream) -> DataLoader[JetBatch]:
+    def once(self, reader: JetReader) -> DataLoader[JetBatch]:
         """Every jet once, in order."""
-        return DataLoader(stream, batch_size=None)
+        assert isinstance(reader, IterableDataset)
+        return DataLoader(reader, batch_size=None)

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from jetssl_cli.batch import JetBatch
 from jetssl_cli.config import Strict, to_yaml
 from jetssl_cli.data.recipe import Schema
-from jetssl_cli.data.stream import JetReader, JetStream, look
+from jetssl_cli.data.stream import JetReader, look
 from jetssl_cli.encoder.attention import has_fast_bf16
 from jetssl_cli.encoder.transformer import compile_parts
 from jetssl_cli.errors import RunError
@@ -119,10 +119,12 @@ def run(
     from jetssl_cli.runs.module import JetModule
 
     place = processes.find(cfg.train)
-    radius, accumulate = objective.subjet_radius, cfg.train.accumulate
+    radius, truth, accumulate = objective.subjet_radius, objective.truth, cfg.train.accumulate
     size = place.jets_at_a_time(cfg.data.batch_size, accumulate)
-    reader = cfg.data.train_reader(radius, batch_size=size, rank=place.rank, ranks=place.ranks)
-    val_stream = cfg.data.val_stream(radius)
+    reader = cfg.data.train_reader(
+        radius, truth=truth, batch_size=size, rank=place.rank, ranks=place.ranks
+    )
+    val_reader = cfg.data.val_stream(radius, truth)
     jets_per_step = min(size, reader.num_jets // place.ranks) * place.ranks * accumulate
     if place.first:
         checkpoint.begin(cfg.out, cfg, schema)
@@ -143,7 +145,7 @@ def run(
         if cfg.train.compile:
             compile_parts(objective)
         with together(cfg, place, lambda: tracker.finish("FAILED")):
-            _fit(module, place, cfg, (reader, val_stream))
+            _fit(module, place, cfg, (reader, val_reader))
         if place.first:
             for name, trained in weights.items():
                 checkpoint.save(cfg.out / name, trained)
@@ -151,7 +153,7 @@ def run(
 
 
 def _fit(
-    module: JetModule, place: Place, cfg: RunConfig, readers: tuple[JetReader, JetStream]
+    module: JetModule, place: Place, cfg: RunConfig, readers: tuple[JetReader, JetReader]
 ) -> None:
     import lightning
 
