@@ -12,6 +12,7 @@ Layout (HDF5, format "jetssl-track-scores", version 1)::
     of vertex:                  attrs: threshold
     /vertices (T,)     int32    number of the vertex in its jet; that of the first track is 0
     /pairs    (P,)     float32  score of the pairs (0, 1), (0, 2), (1, 2), (0, 3), ... of each jet
+    /displaced  (T,)   uint8    1 where |d0| > 3 d0_err; where the data have both
 """
 
 from __future__ import annotations
@@ -125,8 +126,8 @@ def export_tracks(
     return out
 
 
-def read_tracks(path: Path, task: str, *names: str) -> TrackSet:
-    """Read the score file of a task, and these arrays of it.
+def read_tracks(path: Path, task: str, *names: str, optional: tuple[str, ...] = ()) -> TrackSet:
+    """Read the score file of a task, and these arrays with a row for each track.
 
     Raises:
         DataError: it is not a whole score file of this task, or its content contradicts itself.
@@ -134,16 +135,16 @@ def read_tracks(path: Path, task: str, *names: str) -> TrackSet:
     with open_complete(path, FORMAT, VERSION) as file, readable(path):
         attributes = dict(file.attrs)
         offsets, truth = file["offsets"][()], file["truth"][()]
-        arrays = {name: file[name][()] for name in names if name in file}
+        arrays = {name: file[name][()] for name in (*names, *optional) if name in file}
         run = str(attributes["run"])
-    if attributes.get("task") != task or len(arrays) < len(names):
+    if attributes.get("task") != task or not arrays.keys() >= set(names):
         raise DataError(f"{path}: holds no scores of the task {task}")
     if len(offsets) < 2 or offsets[0] != 0 or (np.diff(offsets) < 0).any():
         raise DataError(f"{path}: damaged: its offsets are not those of any jets")
     if len(truth) != offsets[-1]:
         raise DataError(f"{path}: damaged: {len(truth)} tracks have truth, expected {offsets[-1]}")
     for name, array in arrays.items():
-        if name != "pairs" and len(array) != len(truth):
+        if len(array) != len(truth):
             raise DataError(
                 f"{path}: damaged: {len(array)} tracks have {name}, expected {len(truth)}"
             )

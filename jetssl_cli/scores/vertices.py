@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 
 from jetssl_cli.batch import JetBatch, Packing
 from jetssl_cli.config import Strict
@@ -27,8 +28,10 @@ MANY = 4
 CAPTION = (
     "Jets with two or more tracks of known vertex, by the number of vertices that these come from. "
     "ARI: adjusted Rand index, mean over jets and its standard error. Exact: share of jets whose "
-    "partition is the true one. One vertex: ARI where all tracks are put into one vertex."
+    "partition is the true one. For comparison the ARI of all tracks in one vertex, and of two: "
+    "that of the tracks with |d0| / d0_err > 3, and that of all others."
 )
+LEAST_SIGNIFICANCE = 3.0
 
 
 class VertexLine(Strict):
@@ -39,6 +42,9 @@ class VertexLine(Strict):
     adjusted_rand: Estimate
     exact: Estimate
     one_vertex: Estimate
+    displaced: Estimate
+    """Of a second vertex for tracks with a significant impact parameter; undefined without d0_err.
+    """
 
 
 class VertexRow(TaskRow):
@@ -58,6 +64,7 @@ class VertexRow(TaskRow):
                 "ARI": line.adjusted_rand,
                 "exact": line.exact,
                 "one vertex": line.one_vertex,
+                "two by d0": line.displaced,
                 "threshold": f"{self.threshold:g}",
             }
             for line in self.by_vertices
@@ -65,7 +72,8 @@ class VertexRow(TaskRow):
 
     def headline(self) -> Mapping[str, Estimate]:
         """Adjusted Rand index by number of vertices."""
-        return {f"adjusted_rand/{x.vertices}": x.adjusted_rand for x in self.by_vertices}
+        named = {x.vertices.replace("+", " or more"): x.adjusted_rand for x in self.by_vertices}
+        return {f"adjusted_rand/{name}": index for name, index in named.items()}
 
 
 def export(run: Path, data: Path, out: Path, batch_size: int) -> Path:
@@ -74,12 +82,18 @@ def export(run: Path, data: Path, out: Path, batch_size: int) -> Path:
     network = loaded[2]
     assert isinstance(network, Vertex)
     threshold = round(float(network.threshold), 6)
+    columns = [column.name for column in loaded[1].constituents]
+    measured = {"d0", "d0_err"} <= set(columns)
 
     def answer(batch: JetBatch) -> dict[str, torch.Tensor]:
         pairs = Pairs.of(batch.packing)
         scores = network.pair_logits(batch, pairs).float().sigmoid()
         vertices = numbered(pairs.components(scores > threshold), batch.packing)
-        return {"vertices": vertices, "pairs": scores}
+        found = {"vertices": vertices, "pairs": scores}
+        if measured:
+            d0, error = (batch.features[:, columns.index(name)] for name in ("d0", "d0_err"))
+            found["displaced"] = (d0.abs() > LEAST_SIGNIFICANCE * error).to(torch.uint8)
+        return found
 
     return export_tracks(
         loaded,
@@ -107,8 +121,8 @@ def evaluate(path: Path) -> VertexRow:
     Raises:
         DataError: it is not one, or no jet has two tracks of known vertex.
     """
-    found = read_tracks(path, TASK, "vertices")
-    index, count, single = by_jet(found)
+    found = read_tracks(path, TASK, "vertices", optional=("displaced",))
+    count, index, single, displaced = by_jet(found)
     chosen = count > 0
     if not chosen.any():
         raise DataError(f"{path}: no jet has two tracks of known vertex")
@@ -126,6 +140,7 @@ def evaluate(path: Path) -> VertexRow:
                 adjusted_rand=mean(index[jets]),
                 exact=mean((index[jets] == 1).astype(float)),
                 one_vertex=mean(single[jets]),
+                displaced=UNDEFINED if displaced is None else mean(displaced[jets]),
             )
             for name, jets in kinds.items()
         ),
@@ -134,29 +149,45 @@ def evaluate(path: Path) -> VertexRow:
 
 def by_jet(
     found: TrackSet,
-) -> tuple[Float[np.ndarray, " J"], Int[np.ndarray, " J"], Float[np.ndarray, " J"]]:
-    """Adjusted Rand index of each jet, its number of true vertices, and that index for one vertex.
+) -> tuple[
+    Int[np.ndarray, " J"],
+    Float[np.ndarray, " J"],
+    Float[np.ndarray, " J"],
+    Float[np.ndarray, " J"] | None,
+]:
+    """Of each jet the number of true vertices, and the adjusted Rand index of three partitions.
 
-    Among the tracks whose vertex is known; the number is 0 where these are fewer than two.
+    That of the network, all tracks in one vertex, and displaced ones in a second, where it is known
+    which these are. Only tracks whose vertex is known count; where these are fewer than two, the
+    number is 0.
     """
     packing = Packing(torch.from_numpy(found.offsets))
     pairs, truth = Pairs.of(packing), torch.from_numpy(found.truth).long()
     known, together = pairs.both(truth >= 0), pairs.same(truth)
-    guess = pairs.same(torch.from_numpy(found.arrays["vertices"]).long())
-    index = pairs.adjusted_rand(guess, together, known)
-    single = pairs.adjusted_rand(torch.ones_like(together), together, known)
+
+    def index(group: NDArray[Any]) -> NDArray[np.float64]:
+        guess = pairs.same(torch.from_numpy(group).long())
+        found: NDArray[np.float64] = pairs.adjusted_rand(guess, together, known).numpy()
+        return found
+
+    displaced = found.arrays.get("displaced")
     table = np.column_stack([found.owner, found.truth])[found.truth >= 0]
     vertices = np.bincount(np.unique(table, axis=0)[:, 0], minlength=found.num_jets)
     tracks = np.bincount(table[:, 0], minlength=found.num_jets)
-    return index.numpy(), np.where(tracks >= 2, vertices, 0), single.numpy()
+    return (
+        np.where(tracks >= 2, vertices, 0),
+        index(found.arrays["vertices"]),
+        index(np.zeros_like(found.truth)),
+        None if displaced is None else index(displaced),
+    )
 
 
 def mean(values: Float[np.ndarray, " N"]) -> Estimate:
-    """Mean and its standard error; undefined of nothing."""
+    """Mean and its standard error, which equal values say nothing about; undefined of nothing."""
     if len(values) == 0:
         return UNDEFINED
     value = float(values.mean())
-    if len(values) < 2:
+    error = float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    if error == 0:
         return Estimate(value, None, None)
-    error = float(values.std(ddof=1)) / math.sqrt(len(values))
     return Estimate(value, value - error, value + error)
