@@ -122,6 +122,8 @@ def test_without_a_pair_the_loss_is_zero_and_has_gradients():
     loss = objective.loss(batch, RNG)["pairs"]
     loss.backward()
     assert float(loss.detach()) == 0
+    heads = [*objective.project.parameters(), *objective.head.parameters()]
+    assert all(parameter.grad is not None for parameter in heads)
 
 
 def test_golden_losses_of_vertices():

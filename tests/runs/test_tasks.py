@@ -9,7 +9,9 @@ import pytest
 import yaml
 from reference.jets import tiny_config
 from reference.tracks import make_backbone, tune
+from typer.testing import CliRunner
 
+from jetssl_cli.cli.main import app
 from jetssl_cli.config import Layer
 from jetssl_cli.data.convert import ConvertConfig, convert
 from jetssl_cli.data.recipe import load_recipe
@@ -164,3 +166,18 @@ def test_signal_is_found_without_labels(many):
     )
     assert row.auc.low > 0.75  # by chance 0.5
     assert row.best.value.low > 2  # without a cut 1
+
+
+def test_the_options_of_the_command_are_the_settings_of_the_mixture(folder, tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr("jetssl_cli.runs.finetune.finetune", lambda cfg: given.append(cfg) or "run")
+    files = ["--train", str(folder / "train.h5"), "--val", str(folder / "val.h5")]
+    words = ["finetune", "--task", "cwola", "--backbone", str(folder / "backbone"), *files]
+    words += ["--out", str(tmp_path / "run"), "--signal", "bottom", "--background", "light"]
+    words += ["--num-signal", "12", "--num-background", "60"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    (cfg,) = given
+    wanted = {"signal": "bottom", "background": "light", "num_signal": 12, "num_background": 60}
+    assert cfg.data.mixture.model_dump(exclude={"seed"}) == wanted
+    assert cfg.objective.name == "cwola"
