@@ -139,6 +139,8 @@ class JetBatch:
     """Subjet of each constituent, counted in its jet from 0; only where it was asked for."""
     most: int | None = None
     """The reader took the first so many constituents of a jet: one that has them may go on."""
+    truth: Int[Tensor, "T truths"] | None = None
+    """Truth about each constituent, the columns that were asked for; negative where unknown."""
 
     def keep(self, chosen: Bool[Tensor, " T"], packing: Packing | None = None) -> JetBatch:
         """The same jets with only the chosen constituents.
@@ -155,6 +157,7 @@ class JetBatch:
             ids=self.ids.index_select(0, rows),
             packing=packing,
             subjets=None if self.subjets is None else self.subjets.index_select(0, rows),
+            truth=None if self.truth is None else self.truth.index_select(0, rows),
         )
 
     def to(self, device: torch.device) -> JetBatch:
@@ -167,6 +170,7 @@ class JetBatch:
             packing=self.packing.to(device),
             labels=self.labels.to(device, non_blocking=True),
             subjets=(None if self.subjets is None else self.subjets.to(device, non_blocking=True)),
+            truth=None if self.truth is None else self.truth.to(device, non_blocking=True),
         )
 
     def pin_memory(self) -> JetBatch:
@@ -179,4 +183,5 @@ class JetBatch:
             packing=Packing(self.packing.host.pin_memory(), self.packing.device),
             labels=self.labels.pin_memory(),
             subjets=None if self.subjets is None else self.subjets.pin_memory(),
+            truth=None if self.truth is None else self.truth.pin_memory(),
         )

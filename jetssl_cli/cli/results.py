@@ -23,7 +23,7 @@ def export(
     out: Annotated[Path, typer.Option(metavar="SCORES.h5", help="The score file.")],
     overwrite: Overwrite = False,
 ) -> None:
-    """Write the scores of a finetuned network on a data set."""
+    """Write the scores of a finetuned network on a data set: of jets, tracks or pairs of tracks."""
     from jetssl_cli.scores.export import ExportConfig
     from jetssl_cli.scores.export import export as execute
 
@@ -83,7 +83,8 @@ def generate(
 @room.command(
     epilog="Examples:\n\n"
     "jetssl evaluate scores/*.h5\n\n"
-    "jetssl evaluate scores/*.h5 --out tables --format markdown"
+    "jetssl evaluate scores/*.h5 --out tables --format markdown\n\n"
+    "jetssl evaluate cwola-*.h5"
 )
 def evaluate(
     scores: Annotated[list[Path], typer.Argument(metavar="SCORES...", help="Score files.")],
@@ -98,7 +99,11 @@ def evaluate(
         typer.Option("--format", metavar="NAME", help="rich, markdown, csv, json or latex."),
     ] = "rich",
 ) -> None:
-    """Print one row per score file: accuracy, AUC and background rejections."""
+    """Print one row per score file: accuracy, AUC and background rejections.
+
+    Of other tasks: balanced accuracy of tracks, adjusted Rand index of vertices by their number, or
+    significance improvement of classifiers without labels.
+    """
     from jetssl_cli.scores.evaluate import EvaluateConfig
     from jetssl_cli.scores.evaluate import evaluate as run
     from jetssl_cli.scores.tables import check_format, render

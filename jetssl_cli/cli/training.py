@@ -47,6 +47,33 @@ OwnConfig = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="YAML file laid over the presets.", show_default=False),
 ]
+Task = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="classify, track-origin, vertex or cwola.", show_default="classify"
+    ),
+]
+Signal = Annotated[
+    str | None,
+    typer.Option(metavar="CLASS", help="cwola: class hidden in M1.", show_default=False),
+]
+Background = Annotated[
+    str | None,
+    typer.Option(metavar="CLASS", help="cwola: class of all other jets.", show_default="QCD"),
+]
+NumSignal = Annotated[
+    int | None,
+    typer.Option(metavar="N", min=0, help="cwola: signal jets in M1.", show_default=False),
+]
+NumBackground = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="cwola: background jets in M1, and as many others in M2.",
+        show_default="half of all",
+    ),
+]
 Steps = Annotated[
     int | None,
     typer.Option(metavar="N", help="End after so many optimizer steps.", show_default=False),
@@ -137,6 +164,8 @@ def pretrain(
     "jetssl finetune --backbone runs/ssfm --train train.h5 --val val.h5 --out runs/random --random"
     "\n\njetssl finetune --backbone runs/ssfm --train train.h5 --val val.h5 --out runs/few "
     "--unfreeze-at 500 --num-jets 1000 --patience 5"
+    "\n\njetssl finetune --task cwola --signal Tbqq --num-signal 500 --backbone runs/ssfm "
+    "--train train.h5 --val val.h5 --out runs/cwola"
 )
 def finetune(
     backbone: Annotated[
@@ -147,6 +176,7 @@ def finetune(
     val: Val = None,
     out: Out = None,
     resume: Resume = None,
+    task: Task = None,
     frozen: Annotated[
         bool, typer.Option("--frozen", help="Keep the backbone as it is; train the head alone.")
     ] = False,
@@ -212,6 +242,10 @@ def finetune(
             show_default=False,
         ),
     ] = None,
+    signal: Signal = None,
+    background: Background = None,
+    num_signal: NumSignal = None,
+    num_background: NumBackground = None,
     config: OwnConfig = None,
     steps: Steps = None,
     jets: Jets = None,
@@ -221,7 +255,11 @@ def finetune(
     attention: Attention = None,
     overrides: Overrides = None,
 ) -> None:
-    """Train a classifier on top of a pretrained backbone.
+    """Train a pretrained backbone for a task: classify jets, or one that needs other truth.
+
+    classify: the classes of jets. track-origin: where each track comes from. vertex: which tracks
+    share a vertex. cwola: tell two mixed samples of jets, without labels.
+
 
     The weights at the smallest validation loss are saved. At most one of --frozen, --full,
     --unfreeze-at, --lora, --from-scratch and --random.
@@ -244,11 +282,14 @@ def finetune(
     loop = {"steps": steps, "jets": jets, "max_time": max_time, "devices": devices, "nodes": nodes}
     needed = {"backbone": backbone, "train": train, "val": val}
     held = num_jets is not None or cache_embeddings
-    data = {"subset": num_jets, "in_memory": True if held else None}
+    mixture: dict[str, Any] = {"signal": signal, "background": background}
+    mixture |= {"num_signal": num_signal, "num_background": num_background}
+    mixture = {name: value for name, value in mixture.items() if value is not None}
+    data = {"subset": num_jets, "in_memory": True if held else None, "mixture": mixture or None}
     options = _options(
         out, resume, needed, loop | {"patience": patience}, words | _encoder(attention), data
     )
-    cfg = load_config(backbone, options, config=config, overrides=overrides or [])
+    cfg = load_config(backbone, options, task=task, config=config, overrides=overrides or [])
     _tell(f"{run(cfg)}: finetuned")
 
 
@@ -332,7 +373,7 @@ def _options(
     needed: Mapping[str, Path | str | None],
     loop: dict[str, int | str | None],
     words: dict[str, Any],
-    data: Mapping[str, int | None] | None = None,
+    data: Mapping[str, object] | None = None,
 ) -> Layer:
     """What the options say; those that a new run needs may be missing where one goes on."""
     from jetssl_cli.runs.checkpoint import is_begun

@@ -207,8 +207,8 @@ class JaggedFile:
             raise DataError(f"{self.path}: damaged: a label is not the index of a class")
         return labels
 
-    def read(self, start: int = 0, stop: int | None = None) -> JetArrays:
-        """Read the jets ``start:stop`` (one contiguous slice per array)."""
+    def read(self, start: int = 0, stop: int | None = None, *, truth: bool = True) -> JetArrays:
+        """Read the jets ``start:stop`` (one contiguous slice per array), with or without truth."""
         stop = self.num_jets if stop is None else min(stop, self.num_jets)
         with readable(self.path):
             offsets: NDArray[np.int64] = self._offsets.read(start, stop + 1)
@@ -217,22 +217,23 @@ class JaggedFile:
                 raise DataError(f"{self.path}: damaged: offsets decrease after jet {start}")
             rows, jets = (int(offsets[0]), int(offsets[-1])), (start, stop)
             count = rows[1] - rows[0]
+            absent = np.zeros((count, 0), np.int32)
             return JetArrays(
                 self._arrays["constituents/features"].read(*rows),
                 self._read("constituents/id", rows, np.zeros(count, np.uint8)),
-                self._read("constituents/truth", rows, np.zeros((count, 0), np.int32)),
+                self._read("constituents/truth", rows, absent) if truth else absent,
                 sizes,
                 self._arrays["jets/features"].read(*jets),
                 self._arrays["jets/labels"].read(*jets),
             )
 
-    def take(self, jets: NDArray[np.int64]) -> JetArrays:
+    def take(self, jets: NDArray[np.int64], *, truth: bool = False) -> JetArrays:
         """Read the jets with these ascending numbers; others only where they lie among them."""
         if not len(jets):
-            return self.read(0, 0)
+            return self.read(0, 0, truth=truth)
         parts = np.split(jets, np.flatnonzero(np.diff(jets) > JETS_BETWEEN) + 1)
-        found = [self.read(int(p[0]), int(p[-1]) + 1).take(p - p[0]) for p in parts]
-        return concatenate(found)
+        spans = ((p, self.read(int(p[0]), int(p[-1]) + 1, truth=truth)) for p in parts)
+        return concatenate([found.take(p - p[0]) for p, found in spans])
 
     def read_jets(self, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Sizes (J,) and jet features (J, G) of the jets ``start:stop``, nothing else."""

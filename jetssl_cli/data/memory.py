@@ -31,6 +31,7 @@ class JetsInMemory(IterableDataset[JetBatch]):
         self.files: tuple[Path, ...] = stream.files
         self.schema: Schema = stream.schema
         self.origin: Origin = replace(stream.origin, in_memory=True)
+        self.order = stream.order
         self._held: JetArrays | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -40,13 +41,13 @@ class JetsInMemory(IterableDataset[JetBatch]):
     @property
     def num_jets(self) -> int:
         """Jets in one pass."""
-        return self.stream.num_jets
+        return sum(self.origin.sizes)
 
     def __iter__(self) -> Iterator[JetBatch]:
         """Every jet once, in the order of the files; the last batch may be smaller."""
         jets = self.jets()
         begins = np.cumsum([0, *self.origin.sizes]).tolist()
-        for part in pieces(self.stream.order, self.origin.batch_size):
+        for part in pieces(self.order, self.origin.batch_size):
             start, stop = (
                 begins[part[0].file] + part[0].start,
                 begins[part[-1].file] + part[-1].stop,
@@ -64,7 +65,7 @@ class JetsInMemory(IterableDataset[JetBatch]):
         """
         first_batch = before(self, seed, start)
         jets, size = self.jets(), self.origin.batch_size
-        first, last = order.share(len(jets), self.stream.order.rank, self.origin.ranks)
+        first, last = order.share(len(jets), self.order.rank, self.origin.ranks)
 
         @lru_cache(maxsize=1)
         def permutation(epoch: int) -> NDArray[np.int64]:
@@ -82,9 +83,13 @@ class JetsInMemory(IterableDataset[JetBatch]):
     def jets(self) -> JetArrays:
         """All jets, read when they are first needed."""
         if self._held is None:
-            most = self.origin.max_constituents
-            cut = order.blocks(self.origin.sizes, JETS_PER_READ)
-            with self.stream.reading() as read:
-                parts = (read(part) for part in cut)
-                self._held = concatenate([p if most is None else p.first(most) for p in parts])
+            self._held = concatenate(list(self._parts()))
         return self._held
+
+    def _parts(self) -> Iterator[JetArrays]:
+        """All jets of the stream, some at a time."""
+        most = self.origin.max_constituents
+        with self.stream.reading() as read:
+            for part in order.blocks(self.stream.origin.sizes, JETS_PER_READ):
+                jets = read(part)
+                yield jets if most is None else jets.first(most)

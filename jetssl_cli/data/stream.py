@@ -21,15 +21,20 @@ from jetssl_cli.data.jets import JetArrays, concatenate
 from jetssl_cli.data.recipe import Schema
 from jetssl_cli.data.state import Origin, ReaderState
 from jetssl_cli.data.subjets import check_columns, require_fastjet, subjets
+from jetssl_cli.data.truth import Wanted, columns_of
 from jetssl_cli.errors import DataError
 
 
 def to_batch(
-    jets: JetArrays, subjet_radius: float | None = None, most: int | None = None
+    jets: JetArrays,
+    subjet_radius: float | None = None,
+    most: int | None = None,
+    truth: Sequence[int] = (),
 ) -> JetBatch:
     """The same jets as tensors, the features in float32; with subjets, if their radius is given.
 
-    ``most`` says after how many constituents they were cut.
+    ``most`` says after how many constituents they were cut; ``truth`` which columns of the truth
+    are wanted.
     """
     found = None
     if subjet_radius is not None:
@@ -43,6 +48,7 @@ def to_batch(
         labels=torch.from_numpy(jets.labels).long(),
         subjets=found,
         most=most,
+        truth=torch.from_numpy(jets.truth[:, list(truth)]).long() if truth else None,
     )
 
 
@@ -80,6 +86,7 @@ class JetStream(IterableDataset[JetBatch]):
         num_jets: int | None = None,
         subjet_radius: float | None = None,
         chosen: Sequence[NDArray[np.int64]] | None = None,
+        truth: Wanted | None = None,
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
@@ -92,12 +99,13 @@ class JetStream(IterableDataset[JetBatch]):
             num_jets: take at most so many jets of the files taken together; all if None.
             subjet_radius: find subjets of this radius.
             chosen: of each file, the ascending numbers of the jets to take; all if None.
+            truth: truth about constituents that is wanted.
             rank: number of this process.
             ranks: processes that share the jets.
 
         Raises:
-            DataError: a file cannot be read, the files do not fit together, or there are fewer
-                jets than ranks.
+            DataError: a file cannot be read, the files do not fit together or lack the wanted
+                truth, or there are fewer jets than ranks.
             ConfigError: subjets are wanted and FastJet is not installed.
         """
         super().__init__()
@@ -110,6 +118,7 @@ class JetStream(IterableDataset[JetBatch]):
         self._chosen = chosen
         if chosen is not None:
             found = [len(jets) for jets in chosen]
+        self.truth = columns_of(self.files, truth or {})
         sizes = tuple(order.clamp(found, num_jets))
         subset = None if chosen is None else digest(*chosen)
         self.origin = Origin(sizes, batch_size, max_constituents, ranks, subset=subset)
@@ -137,7 +146,7 @@ class JetStream(IterableDataset[JetBatch]):
 
     def to_batch(self, jets: JetArrays) -> JetBatch:
         """Jets of this stream as a batch, with all that was asked for."""
-        return to_batch(jets, self.subjet_radius, self.origin.max_constituents)
+        return to_batch(jets, self.subjet_radius, self.origin.max_constituents, self.truth)
 
     def forever(self, seed: int, start: ReaderState | None = None) -> Iterator[JetBatch]:
         """Full batches without end, from a state on; each epoch in a new order given by the seed.
@@ -168,9 +177,11 @@ class JetStream(IterableDataset[JetBatch]):
                             f"{file.path}: has {file.num_jets} jets, {expected} when the run began"
                         )
                     files[part.file] = file
+                truth = bool(self.truth)
                 if self._chosen is not None:
-                    return files[part.file].take(self._chosen[part.file][part.start : part.stop])
-                return files[part.file].read(part.start, part.stop)
+                    chosen = self._chosen[part.file][part.start : part.stop]
+                    return files[part.file].take(chosen, truth=truth)
+                return files[part.file].read(part.start, part.stop, truth=truth)
 
             yield read
 

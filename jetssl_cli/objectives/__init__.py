@@ -6,14 +6,24 @@ from typing import Annotated
 
 from pydantic import Field
 
+from jetssl_cli.objectives.cwola import CWoLaConfig
 from jetssl_cli.objectives.dino import DINOConfig
 from jetssl_cli.objectives.gpt import GPTConfig
 from jetssl_cli.objectives.jepa import JEPAConfig
 from jetssl_cli.objectives.mpm import MPMConfig
 from jetssl_cli.objectives.ssfm import SSFMConfig
+from jetssl_cli.objectives.supervised import SupervisedConfig
+from jetssl_cli.objectives.track_origin import TrackOriginConfig
+from jetssl_cli.objectives.vertex import VertexConfig
 
 ObjectiveConfig = Annotated[
     SSFMConfig | MPMConfig | GPTConfig | DINOConfig | JEPAConfig,
     Field(discriminator="name"),
 ]
 """Settings of any self-supervised method."""
+
+TaskConfig = Annotated[
+    SupervisedConfig | TrackOriginConfig | VertexConfig | CWoLaConfig,
+    Field(discriminator="name"),
+]
+"""Settings of any task that a backbone is finetuned for."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from jaxtyping import Bool, Float
@@ -59,8 +61,13 @@ class Objective(nn.Module):
     """It is trained on the labels, and answers with ``logits`` of the classes."""
     generates: bool = False
     """It has learned to make constituents, and answers to ``generate``."""
+    downstream: bool = False
+    """It is trained on labels or other truth, so that no probe has to watch its encoder."""
     subjet_radius: float | None = None
     """Its batches come with subjets of this radius."""
+    truth: Mapping[str, Sequence[str] | None] = MappingProxyType({})
+    """Its batches come with this truth about constituents: column -> names of the numbers 0, 1, ...
+    where they are classes."""
 
     def logits(self, batch: JetBatch) -> Float[Tensor, "J C"]:
         """Logits of the classes, of an objective that classifies."""

@@ -37,3 +37,12 @@ def mean(errors: Float[Tensor, " *shape"]) -> Float[Tensor, ""]:
         numbers = torch.full((), float(count), dtype=torch.float64, device=errors.device)
         return errors.sum() * (world_size() / summed(numbers).clamp_min(1)).to(errors.dtype)
     return errors.sum() / max(count, 1)
+
+
+def weighted_mean(errors: Float[Tensor, " N"], weights: Float[Tensor, " N"]) -> Float[Tensor, ""]:
+    """The same with weights: their sum takes the place of the count. Without any it is 0."""
+    total = weights.sum(dtype=torch.float64)
+    if world_size() > 1:
+        total = summed(total) / world_size()
+    none = total == 0
+    return (errors * weights).sum() / torch.where(none, 1, total).to(errors.dtype)

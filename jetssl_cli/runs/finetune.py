@@ -1,4 +1,4 @@
-"""``jetssl finetune``: train a classifier on top of a pretrained backbone."""
+"""``jetssl finetune``: train a pretrained backbone, and a head on top of it, for a task."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import ByteSize, Field, NonNegativeInt, PositiveInt
+from pydantic import ByteSize, Field, NonNegativeInt, PositiveInt, model_validator
 from rich.console import Console
 
-from jetssl_cli.config import Layer, load, shipped_file
+from jetssl_cli.config import Layer, load, read_yaml, shipped_file
+from jetssl_cli.data.mixed import SAMPLES
 from jetssl_cli.data.recipe import Schema
 from jetssl_cli.data.sample import Sample
 from jetssl_cli.data.scaling import SCALING_JETS, Scaling, fitted_scaling
+from jetssl_cli.data.stream import JetStream
 from jetssl_cli.encoder.encoder import Encoder, EncoderConfig
 from jetssl_cli.encoder.lora import LoRAConfig
-from jetssl_cli.errors import ConfigError
-from jetssl_cli.objectives.supervised import Supervised, SupervisedConfig
+from jetssl_cli.errors import ConfigError, RunError
+from jetssl_cli.objectives import TaskConfig
+from jetssl_cli.objectives.downstream import Downstream, JetClassifier
+from jetssl_cli.objectives.supervised import SupervisedConfig
 from jetssl_cli.progress import number_of_process
 from jetssl_cli.runs import budget, checkpoint
 from jetssl_cli.runs.budget import Budget
@@ -58,7 +62,16 @@ class FinetuneConfig(RunConfig):
     """Most memory that they may take."""
     encoder: EncoderConfig
     """The encoder of the backbone."""
-    objective: SupervisedConfig = SupervisedConfig()
+    objective: TaskConfig = SupervisedConfig()
+    """The task."""
+
+    @model_validator(mode="after")
+    def _mixture_of_cwola(self) -> FinetuneConfig:
+        if (self.objective.name == "cwola") != (self.data.mixture is not None):
+            raise ValueError(
+                "the task cwola, and no other, needs data.mixture (--signal and --num-signal)"
+            )
+        return self
 
     @property
     def pace(self) -> Pace:
@@ -113,13 +126,16 @@ def load_config(
     backbone: Path | None,
     options: Layer,
     *,
+    task: str | None = None,
     config: Path | None = None,
     overrides: Sequence[str] = (),
 ) -> FinetuneConfig:
     """Lay the preset, what the backbone fixes, the user's file, options and overrides in order.
 
+    The preset is that of the task, which is that of the user's file or classification if not given.
+
     Raises:
-        ConfigError: a setting is not valid.
+        ConfigError: no such task, or a setting that is not valid.
         RunError: ``backbone`` is not a pretraining run.
     """
     run = checkpoint.resumed(options)
@@ -134,8 +150,9 @@ def load_config(
             "max_constituents": source.data.max_constituents,
         },
     }
+    task = task or _task_of(config)
     layers = [
-        Layer.read(shipped_file("configs/finetune", "classify", "task")),
+        Layer.read(shipped_file("configs/finetune", task, "task")),
         Layer(str(backbone / checkpoint.CONFIG), inherited),
     ]
     layers += [Layer.read(config)] if config else []
@@ -148,7 +165,7 @@ def finetune(cfg: FinetuneConfig) -> Path:
     Raises:
         ConfigError: the devices are not there, or cannot share a batch evenly, or settings
             contradict each other.
-        DataError: the data cannot be read.
+        DataError: the data cannot be read, or lack the truth or the classes that the task needs.
         RunError: the data do not fit the backbone, the folder holds a run already, or the
             training had to stop.
     """
@@ -162,6 +179,11 @@ def finetune(cfg: FinetuneConfig) -> Path:
     if told := how.told():
         console = Console(stderr=True, quiet=number_of_process() > 0)
         console.print(f"note: {cfg.data.train[0]}: {told}", highlight=False, soft_wrap=True)
+    if cfg.data.mixture is not None:
+        jets = JetStream(cfg.data.train, batch_size=1, num_jets=cfg.data.num_jets)
+        data = cfg.data.model_copy(update={"mixture": cfg.data.mixture.of(jets)})
+        cfg = cfg.model_copy(update={"data": data})
+        schema = schema.model_copy(update={"classes": SAMPLES})
     torch.manual_seed(cfg.train.seed)
     encoder = load_backbone(
         cfg.backbone,
@@ -178,8 +200,8 @@ def finetune(cfg: FinetuneConfig) -> Path:
     return run(cfg, objective, schema, {checkpoint.MODEL: objective}, through=through)
 
 
-def load_classifier(run: Path) -> tuple[FinetuneConfig, Schema, Supervised]:
-    """The classifier of a finetuning run, ready to predict.
+def load_finetuned(run: Path) -> tuple[FinetuneConfig, Schema, Downstream]:
+    """The network of a finetuning run, ready to predict.
 
     Raises:
         RunError: not a finetuning run, or one without weights.
@@ -188,9 +210,21 @@ def load_classifier(run: Path) -> tuple[FinetuneConfig, Schema, Supervised]:
     schema = checkpoint.read_schema(run)
     anywhere = cfg.encoder.model_copy(update={"attention": "auto"})
     encoder = build_encoder(anywhere, Scaling.unfitted(schema), schema)
-    classifier = cfg.objective.build(encoder, len(schema.classes))
-    checkpoint.restore(run / checkpoint.MODEL, classifier)
-    return cfg, schema, classifier.eval()
+    network = cfg.objective.build(encoder, len(schema.classes))
+    checkpoint.restore(run / checkpoint.MODEL, network)
+    return cfg, schema, network.eval()
+
+
+def load_classifier(run: Path) -> tuple[FinetuneConfig, Schema, JetClassifier]:
+    """The classifier of jets of a finetuning run, ready to predict.
+
+    Raises:
+        RunError: not a finetuning run, one without weights, or one of another task.
+    """
+    cfg, schema, network = load_finetuned(run)
+    if not isinstance(network, JetClassifier):
+        raise RunError(f"{run}: was trained for {cfg.objective.name}, not to classify jets")
+    return cfg, schema, network
 
 
 def _fitted(cfg: FinetuneConfig, how: Transfer) -> Scaling | None:
@@ -262,3 +296,10 @@ def _check_mode(cfg: FinetuneConfig) -> None:
     for broken, name, rule in rules:
         if broken:
             raise ConfigError(f"{name} = {getattr(cfg, name)}: {rule}")
+
+
+def _task_of(config: Path | None) -> str:
+    """The task of a user's file; classification where it names none."""
+    objective = read_yaml(config).get("objective") if config else None
+    name = objective.get("name", "supervised") if isinstance(objective, dict) else "supervised"
+    return "classify" if name == "supervised" else str(name)

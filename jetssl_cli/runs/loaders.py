@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-from pydantic import BeforeValidator, NonNegativeInt, PositiveInt
+from pydantic import BeforeValidator, NonNegativeInt, PositiveInt, model_validator
 from torch.utils.data import DataLoader, IterableDataset
 
 from jetssl_cli.batch import JetBatch
 from jetssl_cli.config import Strict
 from jetssl_cli.data.memory import JetsInMemory
+from jetssl_cli.data.mixed import MixedJets, Mixture
 from jetssl_cli.data.state import ReaderState
 from jetssl_cli.data.stream import Endless, JetReader, JetStream
 from jetssl_cli.data.subset import draw
+from jetssl_cli.data.truth import Wanted
 from jetssl_cli.errors import DataError
 
 VAL_JETS_AT_A_TIME = 1000
@@ -54,11 +56,20 @@ class DataConfig(Strict):
     """
     in_memory: bool = False
     """Hold all training jets in memory, in each process that reads, and shuffle all at once."""
+    mixture: Mixture | None = None
+    """Two mixed samples of two classes take the place of the labelled jets (held in memory)."""
+
+    @model_validator(mode="after")
+    def _one_choice_of_jets(self) -> DataConfig:
+        if self.subset is not None and self.mixture is not None:
+            raise ValueError("data.subset (--num-jets) is not for a mixture: it says its own numbers")
+        return self
 
     def train_reader(
         self,
         subjet_radius: float | None = None,
         *,
+        truth: Wanted | None = None,
         batch_size: int | None = None,
         seed: int = 0,
         rank: int = 0,
@@ -69,12 +80,14 @@ class DataConfig(Strict):
         Args:
             subjet_radius: find subjets of this radius.
             seed: of the subset, if not all jets are used.
+            truth: truth about constituents that is wanted.
             batch_size: jets that this process reads at a time, if not all of a batch.
             rank: number of this process.
             ranks: processes that share the jets.
 
         Raises:
-            DataError: a file cannot be read, or there are fewer jets than reading processes.
+            DataError: a file cannot be read or lacks the truth or the classes that are wanted, or
+                there are fewer jets than reading processes.
         """
         chosen = draw(self.train, self.subset, seed, self.num_jets) if self.subset else None
         stream = JetStream(
@@ -84,6 +97,7 @@ class DataConfig(Strict):
             num_jets=None if chosen else self.num_jets,
             chosen=chosen,
             subjet_radius=subjet_radius,
+            truth=truth,
             rank=rank,
             ranks=ranks,
         )
@@ -92,17 +106,29 @@ class DataConfig(Strict):
                 f"{self.train[0]}: {stream.num_jets} jets are too few for data.workers = "
                 f"{self.workers}"
             )
+        if self.mixture is not None:
+            return MixedJets(stream, self.mixture)
         return JetsInMemory(stream) if self.in_memory else stream
 
-    def val_stream(self, subjet_radius: float | None = None) -> JetStream:
-        """The validation jets, all of them; with subjets, if their radius is given."""
-        return JetStream(
+    def val_stream(
+        self, subjet_radius: float | None = None, truth: Wanted | None = None
+    ) -> JetReader:
+        """The validation jets, all of them; with subjets, if their radius is given.
+
+        Of a mixture, two samples with the same share of signal as those of the training.
+        """
+        stream = JetStream(
             self.val,
             batch_size=min(self.batch_size, VAL_JETS_AT_A_TIME),
             max_constituents=self.max_constituents,
             num_jets=self.num_val_jets,
             subjet_radius=subjet_radius,
+            truth=truth,
         )
+        if self.mixture is None:
+            return stream
+        train = JetStream(self.train, batch_size=1, num_jets=self.num_jets)
+        return MixedJets(stream, self.mixture.of(train).scaled_to(stream))
 
     def endless(
         self, reader: JetReader, seed: int, start: ReaderState | None = None

@@ -98,7 +98,7 @@ class JetModule(lightning.LightningModule):
         self.objective = objective
         self.pace = pace or Pace()
         width = objective.exported().width
-        self.probe = None if objective.classifies else Probe(width, num_classes)
+        self.probe = None if objective.downstream else Probe(width, num_classes)
         self._seldom: list[nn.Parameter] = []
         """Parameters without gradients in some steps; DDP does not know them."""
         if self.probe is not None:
@@ -228,14 +228,13 @@ class JetModule(lightning.LightningModule):
         for name, value in self.objective.loss(batch, self._val_rng).items():
             self._sums[name] += float(value) * num
         self._sums[JETS] += num
-        if self.probe is None:
-            logits = self.objective.logits(batch)
-        else:
+        if self.objective.classifies:
+            self.accuracy.update(self.objective.logits(batch), batch.labels)
+        if self.probe is not None:
             encoded = self.objective.exported()(batch)
-            logits = self.probe(encoded)
+            self.accuracy.update(self.probe(encoded), batch.labels)
             if sum(map(len, self._vectors)) < JETS_FOR_RANK:
                 self._vectors.append(jet_vectors(encoded))
-        self.accuracy.update(logits, batch.labels)
 
     def on_validation_epoch_end(self) -> None:
         """Record what the validation found."""
@@ -243,9 +242,10 @@ class JetModule(lightning.LightningModule):
         found = {f"val/{name}": value / jets for name, value in self._sums.items()}
         found["val/loss"] = sum(found.values())
         found |= {f"val/{name}": value for name, value in self.objective.diagnostics().items()}
-        watched = "accuracy" if self.probe is None else "probe_accuracy"
-        found[f"val/{watched}"] = float(self.accuracy.compute())
-        self.accuracy.reset()
+        if self.objective.classifies or self.probe is not None:
+            watched = "accuracy" if self.probe is None else "probe_accuracy"
+            found[f"val/{watched}"] = float(self.accuracy.compute())
+            self.accuracy.reset()
         if self._vectors:
             vectors = torch.cat(self._vectors).float()
             found["val/effective_rank"] = effective_rank(vectors)
@@ -308,7 +308,8 @@ class JetModule(lightning.LightningModule):
 
     def _note(self) -> str:
         shown = {"train/loss": "loss", "val/loss": "val", "val/probe_accuracy": "probe"}
-        shown["val/accuracy"] = "accuracy"
+        shown |= {"val/accuracy": "accuracy", "val/balanced_accuracy": "balanced accuracy"}
+        shown["val/adjusted_rand"] = "ARI"
         parts = [
             f"{word} {self.latest[key]:.4f}" for key, word in shown.items() if key in self.latest
         ]

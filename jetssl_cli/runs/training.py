@@ -154,11 +154,11 @@ def run(
     from jetssl_cli.runs.module import JetModule
 
     place = processes.find(cfg.train)
-    radius, accumulate = objective.subjet_radius, cfg.train.accumulate
+    radius, truth, accumulate = objective.subjet_radius, objective.truth, cfg.train.accumulate
     size = place.jets_at_a_time(cfg.data.batch_size, accumulate)
     shares = {"seed": cfg.train.seed, "rank": place.rank, "ranks": place.ranks}
-    reader = cfg.data.train_reader(radius, batch_size=size, **shares)
-    val_reader: JetReader = cfg.data.val_stream(radius)
+    reader = cfg.data.train_reader(radius, truth=truth, batch_size=size, **shares)
+    val_reader: JetReader = cfg.data.val_stream(radius, truth)
     if through is not None:
         reader, val_reader = through((reader, val_reader))
     jets_per_step = min(size, reader.num_jets // place.ranks) * place.ranks * accumulate

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pydantic import Field
@@ -20,8 +20,10 @@ from jetssl_cli.scores.metrics import (
     auc_ovo,
     rejection,
 )
+from jetssl_cli.scores.rows import TaskRow
 from jetssl_cli.scores.scorefile import ScoreSet, read_scores
 from jetssl_cli.scores.tables import run_names, to_csv, to_json, to_latex, to_markdown
+from jetssl_cli.scores.tasks import evaluate_tasks
 
 
 class EvaluateConfig(Strict):
@@ -35,21 +37,15 @@ class EvaluateConfig(Strict):
     """Record the tables with MLflow."""
 
 
-def evaluate(cfg: EvaluateConfig) -> list[Row]:
-    """Evaluate score files: one row each, in the order given.
+def evaluate(cfg: EvaluateConfig) -> Sequence[Row | TaskRow]:
+    """Evaluate score files of one task: one row each, in the order given.
 
     Raises:
         DataError: a file is named twice or is not a valid score file, the files do not have the
             same classes, or the tables cannot be written.
     """
     _refuse_repeats(cfg.scores)
-    rows: list[Row] = []
-    first: ScoreSet | None = None
-    for path in cfg.scores:
-        found = read_scores(path)
-        first = first or found
-        _require_same_classes(first, found)
-        rows.append(evaluate_scores(found))
+    rows: Sequence[Row | TaskRow] = evaluate_tasks(cfg.scores) or evaluate_jets(cfg.scores)
     tables = {
         "table.md": to_markdown(rows),
         "table.csv": to_csv(rows),
@@ -63,6 +59,18 @@ def evaluate(cfg: EvaluateConfig) -> list[Row]:
             tracker.text(name, text)
         for name, row in zip(run_names(rows), rows, strict=True):
             tracker.metrics(_figures(name, row), step=0)
+    return rows
+
+
+def evaluate_jets(paths: Sequence[Path]) -> list[Row]:
+    """All figures of score files with the classes of jets."""
+    rows: list[Row] = []
+    first: ScoreSet | None = None
+    for path in paths:
+        found = read_scores(path)
+        first = first or found
+        _require_same_classes(first, found)
+        rows.append(evaluate_scores(found))
     return rows
 
 
@@ -89,11 +97,14 @@ def evaluate_scores(found: ScoreSet) -> Row:
     )
 
 
-def _figures(name: str, row: Row) -> dict[str, float]:
+def _figures(name: str, row: Row | TaskRow) -> dict[str, float]:
     """The defined figures of a row, under names that MLflow takes."""
-    values = {"accuracy": row.accuracy.value, "auc": row.auc.value}
-    for signal, found in row.rejection.items():
-        values[f"rejection/{signal}"] = found.value if found else None
+    if isinstance(row, TaskRow):
+        values = {key: figure.value for key, figure in row.headline().items()}
+    else:
+        values = {"accuracy": row.accuracy.value, "auc": row.auc.value}
+        for signal, found in row.rejection.items():
+            values[f"rejection/{signal}"] = found.value if found else None
     prefix = re.sub(r"[^\w./ -]", "_", name)
     return {f"{prefix}/{key}": value for key, value in values.items() if value is not None}
 

@@ -14,6 +14,7 @@ from jetssl_cli.progress import progress
 from jetssl_cli.runs.checkpoint import match
 from jetssl_cli.runs.finetune import load_classifier
 from jetssl_cli.scores.scorefile import write_scores
+from jetssl_cli.scores.tasks import exporter
 
 
 class ExportConfig(Strict):
@@ -34,6 +35,7 @@ class ExportConfig(Strict):
 def export(cfg: ExportConfig) -> Path:
     """Write scores, logits, labels and jet features of every jet, one batch at a time.
 
+    Of a task other than classification, what ``trackfile.py`` and ``sic.py`` say.
     The network runs in float32. Jets are cut to the constituents that it was trained on.
 
     Raises:
@@ -44,6 +46,9 @@ def export(cfg: ExportConfig) -> Path:
         raise RunError(f"{cfg.out}: is the file of the jets; choose another name")
     if cfg.out.exists() and not cfg.overwrite:
         raise RunError(f"{cfg.out}: is there already; choose another name or --overwrite")
+    export_task = exporter(cfg.run)
+    if export_task is not None:
+        return export_task(cfg.run, cfg.data, cfg.out, cfg.batch_size)
     run_cfg, schema, classifier = load_classifier(cfg.run)
     stream = JetStream(
         [cfg.data], batch_size=cfg.batch_size, max_constituents=run_cfg.data.max_constituents
@@ -57,9 +62,14 @@ def export(cfg: ExportConfig) -> Path:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     classifier = classifier.to(device)
     columns = [feature.name for feature in schema.jets]
-    files = {"run": str(cfg.run), "data": str(cfg.data)}
     with (
-        write_scores(cfg.out, classes=schema.classes, jet_columns=columns, **files) as writer,
+        write_scores(
+            cfg.out,
+            classes=schema.classes,
+            jet_columns=columns,
+            run=str(cfg.run),
+            data=str(cfg.data),
+        ) as writer,
         progress(f"export {cfg.run.name}", stream.num_jets, "jets") as advance,
         torch.inference_mode(),
     ):

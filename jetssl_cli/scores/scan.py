@@ -34,7 +34,7 @@ from jetssl_cli.runs import checkpoint
 from jetssl_cli.runs.finetune import FinetuneConfig, finetune, load_config, mode
 from jetssl_cli.runs.pretrain import PretrainConfig
 from jetssl_cli.runs.tracking import METRICS
-from jetssl_cli.scores.evaluate import EvaluateConfig, evaluate
+from jetssl_cli.scores.evaluate import EvaluateConfig, Row, evaluate
 from jetssl_cli.scores.export import ExportConfig, export
 from jetssl_cli.scores.metrics import WORKING_POINTS
 from jetssl_cli.scores.scorefile import read_scores
@@ -238,6 +238,7 @@ def measure(point: Point, rejection: str | None) -> Measured:
         point.scores.parent.mkdir(parents=True, exist_ok=True)
         export(ExportConfig(run=run, data=point.test, out=point.scores, overwrite=True))
     (row,) = evaluate(EvaluateConfig(scores=(point.scores,), tracking=False))
+    assert isinstance(row, Row)
     assert row.accuracy.value is not None
     found = row.rejection.get(rejection) if rejection else None
     return Measured(

@@ -12,10 +12,11 @@ Layout (HDF5, format "jetssl-scores", version 1)::
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -68,9 +69,17 @@ class ScoreWriter:
 
 @contextmanager
 def write_scores(
-    path: Path, *, classes: Sequence[str], jet_columns: Sequence[str], run: str, data: str
+    path: Path,
+    *,
+    classes: Sequence[str],
+    jet_columns: Sequence[str],
+    run: str,
+    data: str,
+    more: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[ScoreWriter]:
     """Write a score file that appears under its name only when it is complete.
+
+    ``more`` are attributes of the task.
 
     Raises:
         DataError: the file cannot be written.
@@ -82,6 +91,7 @@ def write_scores(
                 "jet_columns": json.dumps(list(jet_columns)),
                 "run": run,
                 "data": data,
+                **more,
             }
         )
         yield ScoreWriter(table, len(classes), len(jet_columns))

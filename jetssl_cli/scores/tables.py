@@ -16,6 +16,7 @@ from rich.text import Text
 
 from jetssl_cli.errors import ConfigError, suggest
 from jetssl_cli.scores.metrics import WORKING_POINTS, Estimate, Rejection, Row
+from jetssl_cli.scores.rows import Cell, TaskRow
 
 FORMATS = ("rich", "markdown", "csv", "json", "latex")
 
@@ -43,7 +44,7 @@ LATEX_SPECIAL = {
 class ScoreTable:
     """A table for a terminal, split into as many blocks of columns as its width demands."""
 
-    def __init__(self, rows: Sequence[Row]) -> None:
+    def __init__(self, rows: Sequence[Row | TaskRow]) -> None:
         self._names, *self._figures = columns(rows)
         self._notes = notes(rows)
 
@@ -74,7 +75,7 @@ def check_format(name: str) -> None:
         raise ConfigError(f"no table format {name!r}; {suggest(name, FORMATS)}")
 
 
-def render(rows: Sequence[Row], *, format: str) -> str | ScoreTable:
+def render(rows: Sequence[Row | TaskRow], *, format: str) -> str | ScoreTable:
     """Render rows in one of ``FORMATS``; "rich" gives something for a rich Console to print.
 
     Raises:
@@ -87,15 +88,17 @@ def render(rows: Sequence[Row], *, format: str) -> str | ScoreTable:
     return writers[format](rows)
 
 
-def to_json(rows: Sequence[Row]) -> str:
+def to_json(rows: Sequence[Row | TaskRow]) -> str:
     """All figures in full precision; what is undefined is null."""
     dumped = [row.model_dump(mode="json") for row in rows]
     return json.dumps(dumped, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def to_csv(rows: Sequence[Row]) -> str:
+def to_csv(rows: Sequence[Row | TaskRow]) -> str:
     """All figures in full precision, one line a row; what is undefined is empty."""
-    records = [_record(row, _signals(rows)) for row in rows]
+    jets, tasks = of_jets(rows), of_tasks(rows)
+    records = [_record(row, _signals(jets)) for row in jets]
+    records += [record for row in tasks for record in _records(row)]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(records[0]), lineterminator="\n")
     writer.writeheader()
@@ -103,7 +106,7 @@ def to_csv(rows: Sequence[Row]) -> str:
     return text.getvalue()
 
 
-def to_markdown(rows: Sequence[Row]) -> str:
+def to_markdown(rows: Sequence[Row | TaskRow]) -> str:
     """A pipe table with the caption below."""
     lines = [[_escape_markdown(cell) for cell in line] for line in zip(*columns(rows), strict=True)]
     widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
@@ -116,7 +119,7 @@ def to_markdown(rows: Sequence[Row]) -> str:
     return "\n\n".join([table, *map(_escape_markdown, notes(rows))]) + "\n"
 
 
-def to_latex(rows: Sequence[Row]) -> str:
+def to_latex(rows: Sequence[Row | TaskRow]) -> str:
     r"""A booktabs tabular with the caption below; it needs \usepackage{booktabs}."""
     lines = zip(*columns(rows), strict=True)
     head, *body = (" & ".join(map(_escape_latex, line)) + r" \\" for line in lines)
@@ -136,8 +139,12 @@ def to_latex(rows: Sequence[Row]) -> str:
     return "\n".join(text) + "\n"
 
 
-def columns(rows: Sequence[Row]) -> list[list[str]]:
+def columns(rows: Sequence[Row | TaskRow]) -> list[list[str]]:
     """The columns of the human tables, headers first; of the rejections, those that any row has."""
+    tasks = of_tasks(rows)
+    if tasks:
+        return _task_columns(tasks)
+    rows = of_jets(rows)
     return [
         ["run", *run_names(rows)],
         ["jets", *(f"{row.num_jets:,}" for row in rows)],
@@ -153,14 +160,17 @@ def columns(rows: Sequence[Row]) -> list[list[str]]:
     ]
 
 
-def notes(rows: Sequence[Row]) -> list[str]:
+def notes(rows: Sequence[Row | TaskRow]) -> list[str]:
     """How to read the human tables: the caption, and the marks that occur in them."""
+    tasks = of_tasks(rows)
+    if tasks:
+        return list(tasks[0].notes)
     cells = " ".join(cell for column in columns(rows)[1:] for cell in column)
     marks = ((">", BOUND_NOTE), ("†", REACHED_NOTE))
     return [CAPTION, *(note for mark, note in marks if mark in cells)]
 
 
-def run_names(rows: Sequence[Row]) -> list[str]:
+def run_names(rows: Sequence[Row | TaskRow]) -> list[str]:
     """What each row is called: its run's folder, with as much more as tells it from the others.
 
     Rows of one run are told apart by their score files.
@@ -173,6 +183,47 @@ def run_names(rows: Sequence[Row]) -> list[str]:
         detail = _shortest_tails(same)[row.scores]
         names.append(short[run] if len(same) == 1 else f"{short[run]} ({detail})")
     return names
+
+
+def of_jets(rows: Sequence[Row | TaskRow]) -> list[Row]:
+    """The rows of the classification of jets."""
+    return [row for row in rows if isinstance(row, Row)]
+
+
+def of_tasks(rows: Sequence[Row | TaskRow]) -> list[TaskRow]:
+    """The rows of another task."""
+    return [row for row in rows if isinstance(row, TaskRow)]
+
+
+def _task_columns(rows: Sequence[TaskRow]) -> list[list[str]]:
+    named = zip(run_names(rows), rows, strict=True)
+    lines = [
+        {"run": name} | {k: _cell(v) for k, v in x.items()}
+        for name, row in named
+        for x in row.lines()
+    ]
+    return [[header, *(line[header] for line in lines)] for header in lines[0]]
+
+
+def _cell(value: Cell) -> str:
+    if isinstance(value, Estimate):
+        return _show(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return "–" if value is None else value
+
+
+def _records(row: TaskRow) -> Iterator[dict[str, object]]:
+    for line in row.lines():
+        record: dict[str, object] = {"scores": row.scores, "run": row.run}
+        for name, value in line.items():
+            if isinstance(value, Estimate):
+                record |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
+            else:
+                record[name] = value
+        yield record
 
 
 def _shortest_tails(paths: Sequence[str]) -> dict[str, str]:

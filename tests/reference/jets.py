@@ -49,6 +49,7 @@ def take(batch: JetBatch, jets: Sequence[int]) -> JetBatch:
         jets=batch.jets[list(jets)],
         packing=Packing.of(torch.tensor(sizes, dtype=torch.int64)),
         labels=batch.labels[list(jets)],
+        truth=None if batch.truth is None else batch.truth[rows],
     )
 
 

@@ -1,0 +1,54 @@
+"""Which module writes and reads the score files of a task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from jetssl_cli.data.hdf5 import open_foreign, readable
+from jetssl_cli.errors import DataError
+from jetssl_cli.runs import checkpoint
+from jetssl_cli.runs.finetune import FinetuneConfig
+from jetssl_cli.scores import sic, tracks, vertices
+from jetssl_cli.scores.rows import TaskRow
+
+MODULES = {module.TASK: module for module in (tracks, vertices, sic)}
+Export = Callable[[Path, Path, Path, int], Path]
+"""Takes the folder of the run, the file of the jets, that to write, and how many jets at a time."""
+
+
+def exporter(run: Path) -> Export | None:
+    """What writes the score file of a run; None where that holds scores of the classes of jets.
+
+    Raises:
+        RunError: not a finetuning run.
+    """
+    module = MODULES.get(checkpoint.read_config(run, FinetuneConfig).objective.name)
+    return module.export if module else None
+
+
+def evaluate_tasks(paths: Sequence[Path]) -> list[TaskRow]:
+    """One row for each score file of one task; none if they hold scores of the classes of jets.
+
+    Files of cwola are such files as well, and are compared with others as those.
+
+    Raises:
+        DataError: a file is not a valid score file, or they are of different tasks.
+    """
+    tasks = [_task(path) for path in paths]
+    if set(tasks) <= {None, sic.TASK} and None in tasks:
+        return []
+    for path, task in zip(paths, tasks, strict=True):
+        if task != tasks[0]:
+            kinds = [f"the task {name}" if name else "classes of jets" for name in (task, tasks[0])]
+            raise DataError(f"{path}: holds scores of {kinds[0]}, {paths[0]} of {kinds[1]}")
+    rows: list[TaskRow] = [
+        MODULES[str(task)].evaluate(path) for path, task in zip(paths, tasks, strict=True)
+    ]
+    return rows
+
+
+def _task(path: Path) -> str | None:
+    with open_foreign(path) as file, readable(path):
+        task = file.attrs.get("task")
+        return str(task) if task in MODULES else None

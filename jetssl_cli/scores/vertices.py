@@ -1,0 +1,193 @@
+"""Vertices: the score file of ``--task vertex``, and the adjusted Rand index of its partitions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+
+from jetssl_cli.batch import JetBatch, Packing
+from jetssl_cli.config import Strict
+from jetssl_cli.errors import DataError
+from jetssl_cli.objectives.pairs import Pairs
+from jetssl_cli.objectives.vertex import Vertex
+from jetssl_cli.runs.finetune import load_finetuned
+from jetssl_cli.scores.metrics import UNDEFINED, Estimate
+from jetssl_cli.scores.rows import Cell, TaskRow
+from jetssl_cli.scores.trackfile import TrackSet, export_tracks, read_tracks
+
+TASK = "vertex"
+MANY = 4
+"""Jets with so many vertices or more are taken together."""
+CAPTION = (
+    "Jets with two or more tracks of known vertex, by the number of vertices that these come from. "
+    "ARI: adjusted Rand index, mean over jets and its standard error. Exact: share of jets whose "
+    "partition is the true one. For comparison the ARI of all tracks in one vertex, and of two: "
+    "that of the tracks with |d0| / d0_err > 3, and that of all others."
+)
+LEAST_SIGNIFICANCE = 3.0
+
+
+class VertexLine(Strict):
+    """The jets with so many true vertices."""
+
+    vertices: str
+    num_jets: int
+    adjusted_rand: Estimate
+    exact: Estimate
+    one_vertex: Estimate
+    displaced: Estimate
+    """Of a second vertex for tracks with a significant impact parameter; undefined without d0_err.
+    """
+
+
+class VertexRow(TaskRow):
+    """How well the tracks of one score file are grouped."""
+
+    notes: ClassVar[tuple[str, ...]] = (CAPTION,)
+    threshold: float
+    """Pairs with a score above it are joined."""
+    by_vertices: tuple[VertexLine, ...]
+
+    def lines(self) -> list[dict[str, Cell]]:
+        """One for each number of vertices, and one for all jets."""
+        return [
+            {
+                "vertices": line.vertices,
+                "jets": line.num_jets,
+                "ARI": line.adjusted_rand,
+                "exact": line.exact,
+                "one vertex": line.one_vertex,
+                "two by d0": line.displaced,
+                "threshold": f"{self.threshold:g}",
+            }
+            for line in self.by_vertices
+        ]
+
+    def headline(self) -> Mapping[str, Estimate]:
+        """Adjusted Rand index by number of vertices."""
+        named = {x.vertices.replace("+", " or more"): x.adjusted_rand for x in self.by_vertices}
+        return {f"adjusted_rand/{name}": index for name, index in named.items()}
+
+
+def export(run: Path, data: Path, out: Path, batch_size: int) -> Path:
+    """Write the scores of all pairs and the vertices of every track; see ``export_tracks``."""
+    loaded = load_finetuned(run)
+    network = loaded[2]
+    assert isinstance(network, Vertex)
+    threshold = round(float(network.threshold), 6)
+    columns = [column.name for column in loaded[1].constituents]
+    measured = {"d0", "d0_err"} <= set(columns)
+
+    def answer(batch: JetBatch) -> dict[str, torch.Tensor]:
+        pairs = Pairs.of(batch.packing)
+        scores = network.pair_logits(batch, pairs).float().sigmoid()
+        vertices = numbered(pairs.components(scores > threshold), batch.packing)
+        found = {"vertices": vertices, "pairs": scores}
+        if measured:
+            d0, error = (batch.features[:, columns.index(name)] for name in ("d0", "d0_err"))
+            found["displaced"] = (d0.abs() > LEAST_SIGNIFICANCE * error).to(torch.uint8)
+        return found
+
+    return export_tracks(
+        loaded,
+        (run, data, out),
+        answer,
+        batch_size=batch_size,
+        attributes={"threshold": str(threshold)},
+    )
+
+
+def numbered(group: Int[torch.Tensor, " T"], packing: Packing) -> Int[torch.Tensor, " T"]:
+    """Groups counted in each jet from 0, in the order of their first rows.
+
+    ``group`` has the number of the first row of each, as ``Pairs.components`` gives it.
+    """
+    rows = torch.arange(packing.total, device=group.device)
+    begins = (group == rows).long().cumsum(0) - 1  # number of the group among all jets
+    before = torch.nn.functional.pad(begins + 1, (1, 0)).index_select(0, packing.offsets)
+    return (begins[group] - before.index_select(0, packing.owner)).int()
+
+
+def evaluate(path: Path) -> VertexRow:
+    """All figures of one score file.
+
+    Raises:
+        DataError: it is not one, or no jet has two tracks of known vertex.
+    """
+    found = read_tracks(path, TASK, "vertices", optional=("displaced",))
+    count, index, single, displaced = by_jet(found)
+    chosen = count > 0
+    if not chosen.any():
+        raise DataError(f"{path}: no jet has two tracks of known vertex")
+    kinds = {str(n): count == n for n in range(1, MANY)}
+    kinds |= {f"{MANY}+": count >= MANY, "2+": count >= 2, "all": chosen}
+    return VertexRow(
+        scores=str(path),
+        run=found.run,
+        num_jets=found.num_jets,
+        threshold=float(found.attributes["threshold"]),
+        by_vertices=tuple(
+            VertexLine(
+                vertices=name,
+                num_jets=int(jets.sum()),
+                adjusted_rand=mean(index[jets]),
+                exact=mean((index[jets] == 1).astype(float)),
+                one_vertex=mean(single[jets]),
+                displaced=UNDEFINED if displaced is None else mean(displaced[jets]),
+            )
+            for name, jets in kinds.items()
+        ),
+    )
+
+
+def by_jet(
+    found: TrackSet,
+) -> tuple[
+    Int[np.ndarray, " J"],
+    Float[np.ndarray, " J"],
+    Float[np.ndarray, " J"],
+    Float[np.ndarray, " J"] | None,
+]:
+    """Of each jet the number of true vertices, and the adjusted Rand index of three partitions.
+
+    That of the network, all tracks in one vertex, and displaced ones in a second, where it is known
+    which these are. Only tracks whose vertex is known count; where these are fewer than two, the
+    number is 0.
+    """
+    packing = Packing(torch.from_numpy(found.offsets))
+    pairs, truth = Pairs.of(packing), torch.from_numpy(found.truth).long()
+    known, together = pairs.both(truth >= 0), pairs.same(truth)
+
+    def index(group: NDArray[Any]) -> NDArray[np.float64]:
+        guess = pairs.same(torch.from_numpy(group).long())
+        found: NDArray[np.float64] = pairs.adjusted_rand(guess, together, known).numpy()
+        return found
+
+    displaced = found.arrays.get("displaced")
+    table = np.column_stack([found.owner, found.truth])[found.truth >= 0]
+    vertices = np.bincount(np.unique(table, axis=0)[:, 0], minlength=found.num_jets)
+    tracks = np.bincount(table[:, 0], minlength=found.num_jets)
+    return (
+        np.where(tracks >= 2, vertices, 0),
+        index(found.arrays["vertices"]),
+        index(np.zeros_like(found.truth)),
+        None if displaced is None else index(displaced),
+    )
+
+
+def mean(values: Float[np.ndarray, " N"]) -> Estimate:
+    """Mean and its standard error, which equal values say nothing about; undefined of nothing."""
+    if len(values) == 0:
+        return UNDEFINED
+    value = float(values.mean())
+    error = float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    if error == 0:
+        return Estimate(value, None, None)
+    return Estimate(value, value - error, value + error)

@@ -1,0 +1,327 @@
+"""Score files and tables of the tasks, against plain definitions and scikit-learn."""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import pairwise
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from reference.tracks import RECIPE, make_backbone, true_jets, tune
+from reference.vertices import grouped, pairs_of, rows_of
+from sklearn.metrics import (
+    adjusted_rand_score,
+    balanced_accuracy_score,
+    confusion_matrix,
+    recall_score,
+    roc_auc_score,
+)
+
+from jetssl_cli.data.jagged import write
+from jetssl_cli.data.stream import JetStream
+from jetssl_cli.errors import DataError, RunError
+from jetssl_cli.runs.finetune import load_classifier, load_finetuned
+from jetssl_cli.scores import sic, tracks, vertices
+from jetssl_cli.scores.evaluate import EvaluateConfig, evaluate
+from jetssl_cli.scores.export import ExportConfig, export
+from jetssl_cli.scores.metrics import Row
+from jetssl_cli.scores.scorefile import read_scores
+from jetssl_cli.scores.tables import render, to_csv
+
+ORIGINS = ("primary", "from_c", "from_b", "other")
+MIXTURE = "data.mixture={signal: bottom, background: light, num_signal: %d, num_background: 60}"
+POOL = "objective.pool={width: 8, heads: 2}"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A backbone, a run and a score file of each task; with tracks of unknown truth."""
+    folder = tmp_path_factory.mktemp("tasks")
+    make_backbone(folder)
+    tune(folder, "track-origin", "track-origin", 6)
+    tune(folder, "vertex", "vertex", 6)
+    tune(folder, "classify", "classify", 2, POOL)
+    for number in (40, 100):
+        tune(folder, "cwola", f"cwola-{number}", 4, MIXTURE % number, POOL)
+    for run in ("track-origin", "vertex", "classify", "cwola-40", "cwola-100"):
+        out = folder / f"{run}.scores.h5"
+        export(ExportConfig(run=folder / run, data=folder / "test.h5", out=out, batch_size=70))
+    return folder
+
+
+def rows(folder, *names):
+    paths = tuple(folder / f"{name}.scores.h5" for name in names)
+    return evaluate(EvaluateConfig(scores=paths, tracking=False))
+
+
+def test_scores_of_tracks_are_those_of_the_network(folder):
+    _, _, network = load_finetuned(folder / "track-origin")
+    (batch,) = JetStream([folder / "test.h5"], batch_size=1000, truth={"origin": ORIGINS})
+    with torch.inference_mode():
+        wanted = network.track_logits(batch).softmax(1).numpy()
+    with h5py.File(folder / "track-origin.scores.h5") as file:
+        np.testing.assert_allclose(file["scores"], wanted, rtol=1e-4, atol=1e-6)
+        assert np.array_equal(file["truth"], batch.truth[:, 0])
+        assert np.array_equal(file["offsets"], batch.packing.host)
+        assert np.array_equal(file["labels"], batch.labels)
+        assert np.array_equal(file["jets"], batch.jets)
+        assert json.loads(file.attrs["classes"]) == list(ORIGINS)
+        assert json.loads(file.attrs["jet_classes"]) == ["light", "charm", "bottom"]
+
+
+def test_balanced_accuracy_is_that_of_scikit_learn(folder):
+    with h5py.File(folder / "track-origin.scores.h5") as file:
+        truth, guess = file["truth"][()], file["scores"][()].argmax(1)
+    known = truth >= 0
+    assert not known.all()
+    (row,) = rows(folder, "track-origin")
+    wanted = balanced_accuracy_score(truth[known], guess[known])
+    assert row.balanced_accuracy.value == pytest.approx(wanted)
+    recalls = recall_score(truth[known], guess[known], average=None)
+    assert [found.value for found in row.recall] == pytest.approx(recalls.tolist())
+    assert np.array_equal(row.confusion, confusion_matrix(truth[known], guess[known]))
+
+
+def test_the_error_of_the_balanced_accuracy_is_the_spread_over_samples_of_jets():
+    """Tracks of a jet are right or wrong together: three times as many tell nothing new."""
+    rng = np.random.default_rng(0)
+
+    def sample():
+        jets = np.arange(400)
+        truth = rng.choice(3, 400, p=[0.6, 0.3, 0.1])
+        guess = np.where(rng.random(400) < [[0.9, 0.6, 0.4][c] for c in truth], truth, 0)
+        return (np.repeat(x, 3) for x in (truth, guess, jets))
+
+    found = [tracks.balanced_accuracy(*sample(), 3) for _ in range(300)]
+    spread = np.std([balanced.value for balanced, _ in found])
+    errors = [(balanced.high - balanced.low) / 2 for balanced, _ in found]
+    assert np.mean(errors) == pytest.approx(spread, rel=0.12)
+    for index in range(3):
+        spread = np.std([recalls[index].value for _, recalls in found])
+        errors = [(recalls[index].high - recalls[index].low) / 2 for _, recalls in found]
+        assert np.mean(errors) == pytest.approx(spread, rel=0.15)
+
+
+def test_classes_without_tracks_are_left_out():
+    truth, guess, jet = np.array([0, 0, 2, 2]), np.array([0, 2, 2, 2]), np.arange(4)
+    balanced, recalls = tracks.balanced_accuracy(truth, guess, jet, 4)
+    assert balanced.value == pytest.approx(balanced_accuracy_score(truth, guess)) == 0.75
+    assert [found.value for found in recalls] == [0.5, None, 1.0, None]
+
+
+def test_vertices_are_what_the_pairs_above_the_threshold_connect(folder):
+    _, _, network = load_finetuned(folder / "vertex")
+    (batch,) = JetStream([folder / "test.h5"], batch_size=1000, truth={"vertex": None})
+    with h5py.File(folder / "vertex.scores.h5") as file:
+        scores, found = file["pairs"][()], file["vertices"][()]
+        threshold = float(file.attrs["threshold"])
+        assert np.array_equal(file["truth"], batch.truth[:, 0])
+        significance = (batch.features[:, 3].abs() / batch.features[:, 4]).numpy()
+        assert np.array_equal(file["displaced"], significance > 3)
+    assert threshold == pytest.approx(float(network.threshold))
+    pairs = dict(zip(pairs_of(batch), (scores > threshold).tolist(), strict=True))
+    group = grouped(pairs, len(found))
+    several = 0
+    for jet in rows_of(batch):
+        names = list(dict.fromkeys(group[row] for row in jet))
+        assert found[list(jet)].tolist() == [names.index(group[row]) for row in jet]
+        several += len(names) > 1
+    assert several > 10
+
+
+def test_the_adjusted_rand_index_by_number_of_vertices_is_that_of_scikit_learn(folder):
+    with h5py.File(folder / "vertex.scores.h5") as file:
+        offsets, truth = file["offsets"][()], file["truth"][()]
+        guesses = {
+            "adjusted_rand": file["vertices"][()],
+            "one_vertex": np.zeros(len(truth)),
+            "displaced": file["displaced"][()],
+        }
+    found = {name: {} for name in guesses}
+    for first, last in pairwise(offsets):
+        known = first + np.flatnonzero(truth[first:last] >= 0)
+        if len(known) < 2:
+            continue
+        number = len(np.unique(truth[known]))
+        for name, guess in guesses.items():
+            value = adjusted_rand_score(truth[known], guess[known])
+            keys = ("all", str(number) if number < 4 else "4+", *["2+"] * (number > 1))
+            for key in keys:
+                found[name].setdefault(key, []).append(value)
+    (row,) = rows(folder, "vertex")
+    assert [line.vertices for line in row.by_vertices] == ["1", "2", "3", "4+", "2+", "all"]
+    for line in row.by_vertices:
+        assert line.num_jets == len(found["adjusted_rand"][line.vertices]) > 0
+        for name, values in found.items():
+            estimate = getattr(line, name)
+            wanted = values[line.vertices]
+            assert estimate.value == pytest.approx(np.mean(wanted))
+            if np.std(wanted) > 0:
+                error = np.std(wanted, ddof=1) / math.sqrt(len(wanted))
+                assert (estimate.high - estimate.low) / 2 == pytest.approx(error)
+        exact = np.mean(np.array(found["adjusted_rand"][line.vertices]) == 1)
+        assert line.exact.value == pytest.approx(exact)
+
+
+def test_scores_of_cwola_are_those_of_signal_and_background_alone(folder):
+    found = read_scores(folder / "cwola-100.scores.h5")
+    _, schema, network = load_classifier(folder / "cwola-100")
+    assert schema.classes == ("M2", "M1")
+    assert found.classes == ("light", "bottom")
+    (batch,) = JetStream([folder / "test.h5"], batch_size=1000)
+    chosen = (batch.labels != 1).numpy()
+    with torch.inference_mode():
+        wanted = network.logits(batch).softmax(1).numpy()[chosen]
+    np.testing.assert_allclose(found.scores, wanted, rtol=1e-4, atol=1e-6)
+    assert np.array_equal(found.labels, (batch.labels.numpy()[chosen] == 2).astype(int))
+    (row,) = rows(folder, "cwola-100")
+    assert row.auc.value == pytest.approx(roc_auc_score(found.labels, found.scores[:, 1]))
+    assert (row.num_signal, row.num_background, row.signal) == (100, 60, "bottom")
+
+
+def plain_sic(signal, background):
+    """All cuts: (TPR, FPR, passing background jets)."""
+    for cut in sorted({*signal, *background}):
+        passing = sum(score >= cut for score in background)
+        tpr = sum(score >= cut for score in signal) / len(signal)
+        yield tpr, passing / len(background), passing
+
+
+@pytest.mark.parametrize("digits", [1, 6])
+def test_significance_improvement_is_that_of_the_definition(digits):
+    """With one digit there are many ties."""
+    rng = np.random.default_rng(0)
+    signal = (rng.normal(1.5, 1, 300)).round(digits)
+    background = rng.normal(0, 1, 700).round(digits)
+    cuts = [cut for cut in plain_sic(signal, background) if cut[2] >= 25]
+    best, at = sic.improvements(signal, background)
+    assert best.value.value == pytest.approx(max(t / math.sqrt(f) for t, f, _ in cuts))
+    for rejection, point in at.items():
+        allowed = [(f, t) for t, f, _ in cuts if f <= 1 / rejection]
+        if not allowed:
+            assert point is None
+            continue
+        f, t = max(allowed)
+        assert (point.background, point.signal) == (f, t)
+        assert point.value.value == pytest.approx(t / math.sqrt(f))
+    assert [rejection for rejection, point in at.items() if point] == [10]
+
+
+def test_the_error_of_the_improvement_is_its_spread():
+    rng = np.random.default_rng(1)
+    points = [
+        sic.improvements(rng.normal(1, 1, 400), rng.normal(0, 1, 2000))[1][10] for _ in range(300)
+    ]
+    cut = 1.2816  # fixed, as the error has it
+    values = []
+    for _ in range(300):
+        tpr = (rng.normal(1, 1, 400) >= cut).mean()
+        values.append(tpr / math.sqrt((rng.normal(0, 1, 2000) >= cut).mean()))
+    errors = [(point.value.high - point.value.low) / 2 for point in points]
+    assert np.mean(errors) == pytest.approx(np.std(values), rel=0.15)
+
+
+def test_no_cut_improves_nothing():
+    best, _ = sic.improvements(np.zeros(50), np.zeros(80))
+    assert best.value.value == 1
+    assert best.background == 1
+
+
+def test_tables_have_a_line_for_each_part_of_each_run(folder):
+    text = render(rows(folder, "cwola-40", "cwola-100"), format="markdown")
+    lines = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("|")]
+    assert lines[2:] == ["cwola-40", "cwola-100"]
+    assert "max SIC" in text
+    text = to_csv(rows(folder, "vertex"))
+    assert text.splitlines()[0].startswith("scores,run,vertices,jets,ARI,ARI_low,ARI_high")
+    assert len(text.splitlines()) == 7
+    assert all(
+        "confusion" in row
+        for row in json.loads(render(rows(folder, "track-origin"), format="json"))
+    )
+
+
+def test_every_format_is_written(folder, tmp_path):
+    for name in ("track-origin", "vertex", "cwola-40"):
+        out = tmp_path / name
+        paths = (folder / f"{name}.scores.h5",)
+        evaluate(EvaluateConfig(scores=paths, out=out, tracking=False))
+        assert sorted(path.suffix for path in out.iterdir()) == [".csv", ".json", ".md", ".tex"]
+
+
+def test_scores_of_different_tasks_are_not_put_into_one_table(folder):
+    with pytest.raises(DataError, match=r"of the task vertex, .* of the task track-origin"):
+        rows(folder, "track-origin", "vertex")
+    with pytest.raises(DataError, match=r"of classes of jets, .* of the task vertex"):
+        rows(folder, "vertex", "classify")
+
+
+def test_scores_of_cwola_are_scores_of_jets_as_well(folder, tmp_path):
+    """Next to those of another classifier of the same classes they are evaluated like these."""
+    plain = tmp_path / "plain.h5"
+    plain.write_bytes((folder / "cwola-40.scores.h5").read_bytes())
+    with h5py.File(plain, "r+") as file:
+        del file.attrs["task"]
+    paths = (plain, folder / "cwola-100.scores.h5")
+    found = evaluate(EvaluateConfig(scores=paths, tracking=False))
+    assert all(isinstance(row, Row) for row in found)
+
+
+def test_a_run_of_another_task_is_no_classifier(folder):
+    with pytest.raises(RunError, match="was trained for vertex, not to classify jets"):
+        load_classifier(folder / "vertex")
+
+
+def test_jets_of_a_missing_class_are_told(folder, tmp_path):
+    jets = true_jets(50, 0)
+    path = tmp_path / "light.h5"
+    with write(path, RECIPE, []) as writer:
+        writer.append(jets.take(np.flatnonzero(jets.labels < 2)))
+    out = tmp_path / "out.h5"
+    with pytest.raises(DataError, match=r"light\.h5: has no jets of bottom"):
+        export(ExportConfig(run=folder / "cwola-40", data=path, out=out))
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "told"),
+    [
+        ("track-origin", lambda file: file["truth"].resize(5, 0), "5 tracks have truth"),
+        (
+            "track-origin",
+            lambda file: file["truth"].write_direct(-np.ones(file["truth"].shape, np.int32)),
+            "no track has a known origin",
+        ),
+        ("track-origin", lambda file: file["scores"].resize(3, 1), "expected 4 finite scores"),
+        ("vertex", lambda file: file["vertices"].resize(5, 0), "5 tracks have vertices"),
+        ("vertex", lambda file: file.__delitem__("vertices"), "no scores of the task vertex"),
+        ("vertex", lambda file: file["offsets"].resize(1, 0), "offsets"),
+    ],
+)
+def test_damaged_score_files_are_refused(folder, tmp_path, name, change, told):
+    path = tmp_path / "damaged.h5"
+    path.write_bytes((folder / f"{name}.scores.h5").read_bytes())
+    with h5py.File(path, "r+") as file:
+        change(file)
+    with pytest.raises(DataError, match=told):
+        (tracks if name == "track-origin" else vertices).evaluate(path)
+
+
+def test_a_network_that_answers_no_numbers_leaves_no_scores(folder, tmp_path, monkeypatch):
+    loaded = load_finetuned(folder / "vertex")
+    with torch.no_grad():
+        loaded[2].project.bias[0] = torch.nan
+    monkeypatch.setattr("jetssl_cli.scores.vertices.load_finetuned", lambda _: loaded)
+    out = tmp_path / "scores.h5"
+    with pytest.raises(RunError, match="not finite"):
+        export(ExportConfig(run=folder / "vertex", data=folder / "test.h5", out=out))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_data_without_truth_are_told(folder, tmp_path, jagged):
+    out = tmp_path / "scores.h5"
+    with pytest.raises(DataError, match=r"test\.h5: has no truth 'vertex' about constituents"):
+        export(ExportConfig(run=folder / "vertex", data=jagged / "test.h5", out=out))
