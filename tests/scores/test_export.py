@@ -39,7 +39,7 @@ def runs(jagged, tmp_path_factory):
         num_val_jets=8,
     )
     common = {"encoder": tiny_config(), "data": data, "tracking": False}
-    common |= {"optim": OptimConfig(lr=1e-2), "train": TrainConfig(steps=4)}
+    common |= {"optim": OptimConfig(lr=1e-2), "train": TrainConfig(steps=4, precision="32")}
     pretrain(PretrainConfig(out=folder / "pre", objective=SSFMConfig(time_features=4), **common))
     head = SupervisedConfig(pool=PoolConfig(width=8, heads=2))
     finetune(FinetuneConfig(out=folder / "fine", backbone=folder / "pre", objective=head, **common))
@@ -49,7 +49,9 @@ def runs(jagged, tmp_path_factory):
 @pytest.fixture(scope="module")
 def scores(runs, jagged):
     out = runs / "scores.h5"
-    assert export(ExportConfig(run=runs / "fine", data=jagged / "test.h5", out=out)) == out
+    report = export(ExportConfig(run=runs / "fine", data=jagged / "test.h5", out=out))
+    assert report.files == {"--out": out}
+    assert report.num_jets == 500
     return out
 
 
@@ -157,7 +159,7 @@ def test_a_broken_network_leaves_no_scores(runs, jagged, tmp_path, monkeypatch):
     classifier = load_classifier(runs / "fine")
     with torch.no_grad():
         classifier[2].pool.head.bias[3] = torch.nan
-    monkeypatch.setattr("jetssl_cli.scores.export.load_classifier", lambda _: classifier)
+    monkeypatch.setattr("jetssl_cli.scores.network.load_classifier", lambda _: classifier)
     out = tmp_path / "scores.h5"
     with pytest.raises(RunError, match="not finite"):
         export(ExportConfig(run=runs / "fine", data=jagged / "test.h5", out=out))
