@@ -51,7 +51,12 @@ class DenseNetwork(nn.Module):
 
     def __init__(self, encoder: Encoder, head: AttentionPool) -> None:
         super().__init__()
+        scaling = encoder.scaling
+        assert isinstance(scaling, Scaling)
         self.encoder, self.head = encoder, head
+        self.scale_constituents = IndexedScaler(scaling.constituents)
+        self.scale_jets = IndexedScaler(scaling.jets)
+        self.present = nn.Embedding.from_pretrained((~scaling.absent).float())
 
     def forward(
         self,
@@ -61,30 +66,39 @@ class DenseNetwork(nn.Module):
         ids: Int[Tensor, "J N"] | None = None,
     ) -> tuple[Float[Tensor, "J C"], Float[Tensor, "J C"]]:
         """Scores and logits of each jet."""
-        scaling = self.encoder.scaling
-        assert isinstance(scaling, Scaling)
-        ids = torch.zeros_like(mask, dtype=torch.int64) if ids is None else ids * mask
-        features = constituents.masked_fill(~mask[..., None], 0)
-        missing = torch.nn.functional.embedding(ids, scaling.absent.to(features.dtype))
-        features = scaled(scaling.constituents, features) * (1 - missing)
-        tokens, real = dense.encode(self.encoder, features, ids, mask, scaled(scaling.jets, jets))
+        ids = mask.long() * 0 if ids is None else ids * mask
+        features = self.scale_constituents(constituents.masked_fill(~mask[..., None], 0))
+        features = features * self.present(ids)
+        tokens, real = dense.encode(self.encoder, features, ids, mask, self.scale_jets(jets))
         logits = dense.pool(self.head, tokens, real)
         return logits.softmax(-1), logits
 
 
-def scaled(scaler: QuantileScaler, values: Float[Tensor, "*rows F"]) -> Float[Tensor, "*rows F"]:
-    """What the scaler computes, by indexing and arithmetic alone."""
-    count = scaler.knots.shape[1]
-    column = torch.arange(scaler.knots.shape[0], device=values.device) * count
-    knots, line = scaler.knots.flatten(), torch.zeros_like(values, dtype=torch.int64)
-    for power in reversed(range(count.bit_length())):
-        further = line + 2**power
-        inside = further < count
-        below = knots[column + further.clamp(max=count - 1)] <= values
-        line = torch.where(below & inside, further, line)
-    line = column + line
-    share = scaler.offsets.flatten()[line] + scaler.slopes.flatten()[line] * values.double()
-    return normal_quantile(share).clamp(-LIMIT, LIMIT).to(values.dtype)
+class IndexedScaler(nn.Module):
+    """What a scaler computes, by indexing and arithmetic alone."""
+
+    knots: Float[Tensor, " F_times_M"]
+    offsets: Float[Tensor, " F_times_M"]
+    slopes: Float[Tensor, " F_times_M"]
+    columns: Int[Tensor, " F"]
+
+    def __init__(self, scaler: QuantileScaler) -> None:
+        super().__init__()
+        count = scaler.knots.shape[1]
+        self.steps = (count - 1).bit_length()
+        more = 2**self.steps - count
+        for name, beyond in (("knots", torch.inf), ("offsets", 0.0), ("slopes", 0.0)):
+            table = nn.functional.pad(getattr(scaler, name), (0, more), value=beyond)
+            self.register_buffer(name, table.flatten())
+        self.register_buffer("columns", torch.arange(len(scaler.knots)) * 2**self.steps)
+
+    def forward(self, values: Float[Tensor, "*rows F"]) -> Float[Tensor, "*rows F"]:
+        """Scale physical values."""
+        line = torch.zeros_like(values, dtype=torch.int64) + self.columns
+        for power in reversed(range(self.steps)):
+            line = line + (self.knots[line + 2**power] <= values) * 2**power
+        share = self.offsets[line] + self.slopes[line] * values.double()
+        return normal_quantile(share).clamp(-LIMIT, LIMIT).to(values.dtype)
 
 
 # fmt: off
@@ -123,13 +137,9 @@ def normal_quantile(share: Float[Tensor, "*rows"]) -> Float[Tensor, "*rows"]:
 
 
 def _ratio(coefficients: tuple[Sequence[float], Sequence[float]], x: Tensor) -> Tensor:
-    values = []
-    for polynomial in coefficients:
-        value = torch.full_like(x, polynomial[-1])
-        for coefficient in reversed(polynomial[:-1]):
-            value = value * x + coefficient
-        values.append(value)
-    return values[0] / values[1]
+    powers = x[..., None] ** torch.arange(len(coefficients[0]), dtype=x.dtype, device=x.device)
+    above, below = (powers @ torch.tensor(coefficients, dtype=x.dtype).T).unbind(-1)
+    return above / below
 
 
 def padded(batch: JetBatch, length: int) -> dict[str, Tensor]:

@@ -101,10 +101,18 @@ def group(run: Path) -> str:
     told = _relevant(settings)
     backbone = settings.get("backbone")
     if isinstance(backbone, str) and not settings.get("random"):
-        found = (Path(backbone) / checkpoint.CONFIG).is_file()
-        told["backbone"] = group(Path(backbone)) if found else Path(backbone).name
+        places = (Path(backbone), _began_in(run, settings) / backbone)
+        found = next((place for place in places if (place / checkpoint.CONFIG).is_file()), None)
+        told["backbone"] = group(found) if found else Path(backbone).name
     text = json.dumps(told, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _began_in(run: Path, settings: dict[str, Any]) -> Path:
+    """The folder that relative paths in a run's settings start from, as far as its own tells."""
+    place, out = run.resolve(), Path(str(settings.get("out", "")))
+    known = not out.is_absolute() and place.parts[-len(out.parts) :] == out.parts
+    return place.parents[len(out.parts) - 1] if known else place.parent
 
 
 def _relevant(settings: Any) -> Any:
