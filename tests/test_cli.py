@@ -26,7 +26,7 @@ from jetssl_cli.cli.main import app
 COMMANDS = ("simulate", "convert", "merge", "pretrain", "finetune", "export", "evaluate")
 HEAVY = (
     "torch", "lightning", "mlflow", "uproot", "awkward", "h5py", "sklearn", "matplotlib",
-    "pythia8mc", "fastjet",
+    "pythia8mc", "fastjet", "onnx", "onnxruntime",
 )  # fmt: skip
 
 
@@ -62,7 +62,7 @@ def commands_of(page):
     ]
 
 
-@pytest.mark.parametrize("page", ["README.md", "Makefile", "docs/simulation.md"])
+@pytest.mark.parametrize("page", ["README.md", "Makefile", "docs/simulation.md", "docs/export.md"])
 def test_documented_commands_are_understood(page):
     """Every command that a page shows has only options that exist, and all that are required."""
     root = Path(__file__).parent.parent

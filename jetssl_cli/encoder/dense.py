@@ -97,7 +97,8 @@ def plan(keys: Bool[Tensor, "J M"], *, causal: bool = False) -> Attend:
         """softmax(q k^T / sqrt(K)) v."""
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         with torch.autocast(q.device.type, enabled=False):
-            logits = q @ k.transpose(2, 3) * q.shape[-1] ** -0.5 + hidden.to(q.dtype)[:, None]
+            bias, scale = hidden.to(q.dtype)[:, None], q.shape[-1] ** -0.5
+            logits = torch.add(bias, q @ k.transpose(2, 3), alpha=scale)
             return (logits.softmax(-1) @ v).transpose(1, 2)
 
     return attend

@@ -49,6 +49,8 @@ NUM_COMPARED = 2 * sum(SIZES)
 class DenseNetwork(nn.Module):
     """Padded jets in physical units to scores and logits, by the modules of a classifier."""
 
+    present: Float[Tensor, "classes F"]
+
     def __init__(self, encoder: Encoder, head: AttentionPool) -> None:
         super().__init__()
         scaling = encoder.scaling
@@ -56,7 +58,7 @@ class DenseNetwork(nn.Module):
         self.encoder, self.head = encoder, head
         self.scale_constituents = IndexedScaler(scaling.constituents)
         self.scale_jets = IndexedScaler(scaling.jets)
-        self.present = nn.Embedding.from_pretrained((~scaling.absent).float())
+        self.register_buffer("present", (~scaling.absent).float())
 
     def forward(
         self,
@@ -68,7 +70,7 @@ class DenseNetwork(nn.Module):
         """Scores and logits of each jet."""
         ids = mask.long() * 0 if ids is None else ids * mask
         features = self.scale_constituents(constituents.masked_fill(~mask[..., None], 0))
-        features = features * self.present(ids)
+        features = features * self.present[ids]
         tokens, real = dense.encode(self.encoder, features, ids, mask, self.scale_jets(jets))
         logits = dense.pool(self.head, tokens, real)
         return logits.softmax(-1), logits
