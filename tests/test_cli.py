@@ -299,6 +299,18 @@ class TestPretrain:
         assert (train["steps"], train["jets"], train["max_time"]) == (None, 100, None)
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ((), "nothing to write: give --out, --embeddings, --root or --onnx"),
+        (("--out", "s.h5", "--precision", "16"), "precision = '16'"),
+        (("--out", "s.h5"), "no such run folder"),
+    ],
+)
+def test_what_export_refuses(jetssl, tmp_path, jagged, words, told):
+    refused(jetssl("export", "run", "--data", jagged / "test.h5", *words), tmp_path, told)
+
+
 def test_evaluate_refuses_scores_without_class_names(jetssl, tmp_path):
     with h5py.File(tmp_path / "s.h5", "w") as file:
         file["scores"] = np.full((4, 2), 0.5, np.float32)
@@ -336,6 +348,11 @@ def test_the_whole_road(jetssl, tmp_path, samples):
     for name, words in modes.items():
         do("finetune", "--backbone", "ssfm", *data, "--out", name, *words)
         do("export", name, "--data", "test.h5", "--out", f"{name}.h5")
+    do("export", "ssfm", "--data", "test.h5", "--embeddings", "vectors.h5")
+    told = do("export", "frozen", "--data", "test.h5", "--root", "s.root", "--onnx", "n.onnx")
+    assert told.splitlines()[0].startswith("s.root: scores of 500 jets")
+    assert told.splitlines()[1].startswith("n.onnx: network")
+    assert uproot.open(tmp_path / "s.root")["scores"].num_entries == 500
     rows = json.loads(
         do("evaluate", "frozen.h5", "full.h5", "random.h5", "--format", "json", "--out", "tables")
     )
