@@ -26,7 +26,7 @@ from jetssl_cli.cli.main import app
 COMMANDS = ("simulate", "convert", "merge", "pretrain", "finetune", "scan", "export", "evaluate")
 HEAVY = (
     "torch", "lightning", "mlflow", "uproot", "awkward", "h5py", "sklearn", "matplotlib",
-    "pythia8mc", "fastjet",
+    "pythia8mc", "fastjet", "onnx", "onnxruntime",
 )  # fmt: skip
 
 
@@ -63,7 +63,8 @@ def commands_of(page):
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "Makefile", "docs/simulation.md", "docs/finetune.md"]
+    "page",
+    ["README.md", "Makefile", "docs/simulation.md", "docs/finetune.md", "docs/export.md"],
 )
 def test_documented_commands_are_understood(page):
     """Every command that a page shows has only options that exist, and all that are required."""
@@ -313,6 +314,18 @@ class TestPretrain:
         assert (train["steps"], train["jets"], train["max_time"]) == (None, 100, None)
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ((), "nothing to write: give --out, --embeddings, --root or --onnx"),
+        (("--out", "s.h5", "--precision", "16"), "precision = '16'"),
+        (("--out", "s.h5"), "no such run folder"),
+    ],
+)
+def test_what_export_refuses(jetssl, tmp_path, jagged, words, told):
+    refused(jetssl("export", "run", "--data", jagged / "test.h5", *words), tmp_path, told)
+
+
 class TestFinetune:
     @pytest.fixture
     def words(self, jagged):
@@ -375,6 +388,11 @@ def test_the_whole_road(jetssl, tmp_path, samples):
     for name, words in modes.items():
         do("finetune", "--backbone", "ssfm", *data, "--out", name, *words)
         do("export", name, "--data", "test.h5", "--out", f"{name}.h5")
+    do("export", "ssfm", "--data", "test.h5", "--embeddings", "vectors.h5")
+    told = do("export", "frozen", "--data", "test.h5", "--root", "s.root", "--onnx", "n.onnx")
+    assert told.splitlines()[0].startswith("s.root: scores of 500 jets")
+    assert told.splitlines()[1].startswith("n.onnx: network")
+    assert uproot.open(tmp_path / "s.root")["scores"].num_entries == 500
     rows = json.loads(
         do("evaluate", "frozen.h5", "full.h5", "random.h5", "--format", "json", "--out", "tables")
     )

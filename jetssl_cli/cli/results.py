@@ -16,18 +16,102 @@ from jetssl_cli.config import Layer
 room = typer.Typer()
 
 
-@room.command(epilog="Example:\n\njetssl export runs/frozen --data test.h5 --out scores/frozen.h5")
+@room.command(
+    epilog="Examples:\n\n"
+    "jetssl export runs/frozen --data test.h5 --out scores/frozen.h5\n\n"
+    "jetssl export runs/frozen --data test.h5 --onnx frozen.onnx\n\n"
+    "jetssl export runs/ssfm --data test.h5 --embeddings vectors.h5"
+)
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finetuning run.")],
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN",
+            help="Folder of a finetuning run, or, for embeddings, of a pretraining run.",
+        ),
+    ],
     data: Annotated[Path, typer.Option(metavar="FILE", help="Jagged HDF5 file of the jets.")],
-    out: Annotated[Path, typer.Option(metavar="SCORES.h5", help="The score file.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="SCORES.h5", help="Score file.", show_default=False)
+    ] = None,
+    embeddings: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.h5", help="Mean backbone vector of each jet.", show_default=False
+        ),
+    ] = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.root", help="Scores as a TTree, to be a friend.", show_default=False
+        ),
+    ] = None,
+    onnx: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.onnx",
+            help="The network itself, from physical units to scores (extra 'onnx').",
+            show_default=False,
+        ),
+    ] = None,
+    num_jets: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="The first N jets only.", show_default=False),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Jets at a time in the network; 32 on a CPU, 1000 on a GPU.",
+            show_default=False,
+        ),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Arithmetic: auto, 32 or bf16-mixed; like that of the run if not given.",
+            show_default=False,
+        ),
+    ] = None,
+    attention: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Attention back end: auto, flash-attn, varlen, padded or reference.",
+            show_default=False,
+        ),
+    ] = None,
+    unlabelled: Annotated[
+        bool,
+        typer.Option(
+            "--unlabelled", help="The data have other classes than the network: labels are -1."
+        ),
+    ] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write the scores of a finetuned network on a data set: of jets, tracks or pairs of tracks."""
+    """Write scores or embeddings of jets (HDF5, ROOT), or the network as ONNX.
+
+    Scores are float32, in the order of the data file, whatever the arithmetic. Of a task other than
+    classification they are those of tracks or pairs of tracks, and go to --out alone.
+    """
+    from jetssl_cli.config import load
     from jetssl_cli.scores.export import ExportConfig
     from jetssl_cli.scores.export import export as execute
 
-    typer.echo(f"{execute(ExportConfig(run=run, data=data, out=out, overwrite=overwrite))}: scores")
+    files = {"run": run, "data": data, "out": out, "embeddings": embeddings, "root": root}
+    numbers = {"onnx": onnx, "num_jets": num_jets, "batch_size": batch_size}
+    how = {"precision": precision, "attention": attention, "unlabelled": unlabelled}
+    given = {**files, **numbers, **how, "overwrite": overwrite}
+    given = {name: value for name, value in given.items() if value is not None}
+    report = execute(load(ExportConfig, [Layer(COMMAND_LINE, given)]))
+    for option, path in report.files.items():
+        if option == "--onnx":
+            told = f"network; scores as PyTorch's within {report.onnx_difference:.1g}"
+        else:
+            what = "vectors" if option == "--embeddings" else "scores"
+            told = f"{what} of {report.num_jets:,} jets, computed in {report.precision}"
+        typer.echo(f"{path}: {told}")
 
 
 @room.command(

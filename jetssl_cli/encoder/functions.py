@@ -28,20 +28,24 @@ def rms_norm(x: Float[Tensor, "*rows D"], weight: Float[Tensor, " D"]) -> Float[
 
 
 def modulated_norm(
-    x: Float[Tensor, "T D"],
-    scale: Float[Tensor, "J D"],
-    shift: Float[Tensor, "J D"],
-    owner: Int[Tensor, " T"],
-) -> Float[Tensor, "T D"]:
-    """Compute x / rms(x) * scale + shift, scale and shift being those of the jet."""
+    x: Float[Tensor, "*rows D"],
+    scale: Float[Tensor, "*jets D"],
+    shift: Float[Tensor, "*jets D"],
+    owner: Int[Tensor, " T"] | None,
+) -> Float[Tensor, "*rows D"]:
+    """Compute x / rms(x) * scale + shift, scale and shift being those of the jet.
+
+    Without an owner they are spread by their shape, (J, 1, D) over (J, N, D); no derivatives then.
+    """
     if torch.compiler.is_compiling():
-        spread = _normed(x) * scale.index_select(0, owner) + shift.index_select(0, owner)
-        return spread.to(x.dtype)
+        return (_normed(x) * _spread(scale, owner) + _spread(shift, owner)).to(x.dtype)
+    if owner is None:
+        return torch.addcmul(shift, x * _inverse_rms(x), scale)
     out: Tensor = _ModulatedNorm.apply(x, scale, shift, owner)  # type: ignore[no-untyped-call]
     return out
 
 
-def swiglu(x: Float[Tensor, "T two_hidden"]) -> Float[Tensor, "T hidden"]:
+def swiglu(x: Float[Tensor, "*rows two_hidden"]) -> Float[Tensor, "*rows hidden"]:
     """silu(first half) * second half; Shazeer, arXiv:2002.05202, (5)."""
     if torch.compiler.is_compiling():
         gate, value = x.chunk(2, -1)
@@ -51,16 +55,22 @@ def swiglu(x: Float[Tensor, "T two_hidden"]) -> Float[Tensor, "T hidden"]:
 
 
 def gated(
-    x: Float[Tensor, "T D"],
-    y: Float[Tensor, "T D"],
-    gate: Float[Tensor, "J D"],
-    owner: Int[Tensor, " T"],
-) -> Float[Tensor, "T D"]:
-    """Compute x + gate * y, with the gate of the jet that owns the token."""
+    x: Float[Tensor, "*rows D"],
+    y: Float[Tensor, "*rows D"],
+    gate: Float[Tensor, "*jets D"],
+    owner: Int[Tensor, " T"] | None,
+) -> Float[Tensor, "*rows D"]:
+    """Compute x + gate * y, with the gate of the jet that owns the token; as ``modulated_norm``."""
     if torch.compiler.is_compiling():
-        return x + gate.index_select(0, owner) * y
+        return x + _spread(gate, owner) * y
+    if owner is None:
+        return torch.addcmul(x, y, gate)
     out: Tensor = _Gated.apply(x, y, gate, owner)  # type: ignore[no-untyped-call]
     return out
+
+
+def _spread(of_jets: Tensor, owner: Tensor | None) -> Tensor:
+    return of_jets if owner is None else of_jets.index_select(0, owner)
 
 
 def _normed(x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from jetssl_cli.batch import Packing
 from jetssl_cli.config import Strict
-from jetssl_cli.encoder.attention import plan
+from jetssl_cli.encoder.attention import Attend, plan
 from jetssl_cli.encoder.encoder import Encoded
 from jetssl_cli.encoder.transformer import Branch, CrossAttention, RMSNorm, SwiGLU
 
@@ -53,8 +53,16 @@ class AttentionPool(nn.Module):
         one_each = torch.arange(encoded.packing.num_jets + 1)
         queries = Packing(one_each, encoded.packing.device)
         attend = plan(queries, encoded.packing, backend=encoded.backend)
-        memory = self.norm_tokens(encoded.rows)
         x = self.query.expand(encoded.packing.num_jets, -1)
+        return self.run(x, attend, encoded.rows)
+
+    def run(self, x: Tensor, attend: Attend, tokens: Tensor) -> Tensor:
+        """Outputs of each query; ``attend`` knows which tokens are its own.
+
+        The last layer stays in single precision, as half would make ties among the outputs.
+        """
+        memory = self.norm_tokens(tokens)
         for read, transform in zip(self.layers[::2], self.layers[1::2], strict=True):
             x = transform(read(x, None, attend, memory), None)
-        return self.head(self.norm(x))
+        with torch.autocast(x.device.type, enabled=False):
+            return self.head(self.norm(x))

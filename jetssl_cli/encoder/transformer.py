@@ -13,7 +13,8 @@ from torch.nn.functional import silu
 from jetssl_cli.encoder.attention import Attend
 from jetssl_cli.encoder.functions import gated, modulated_norm, rms_norm, swiglu
 
-Tokens = Float[Tensor, "T D"]
+Tokens = Float[Tensor, "*T D"]
+"""Packed, (T, D), or padded, (J, N, D)."""
 
 
 class ZeroLinear(nn.Linear):
@@ -50,9 +51,9 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tokens, attend: Attend) -> Tokens:
         """Mix the tokens of each jet."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(1)  # (T, H, K) each
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(-3)  # (T, H, K) each
         mixed = attend(self.norm_q(q).to(v.dtype), self.norm_k(k).to(v.dtype), v)
-        return self.out(self.norm(mixed.flatten(1)))
+        return self.out(self.norm(mixed.flatten(-2)))
 
 
 class CrossAttention(nn.Module):
@@ -67,12 +68,12 @@ class CrossAttention(nn.Module):
         self.norm = RMSNorm(width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tokens, attend: Attend, memory: Float[Tensor, "M E"]) -> Tokens:
+    def forward(self, x: Tokens, attend: Attend, memory: Float[Tensor, "*M E"]) -> Tokens:
         """Read from the memory of each jet."""
         q = self.q(x).unflatten(-1, (self.heads, -1))  # (T, H, K)
-        k, v = self.kv(memory).unflatten(-1, (2, self.heads, -1)).unbind(1)  # (M, H, K) each
+        k, v = self.kv(memory).unflatten(-1, (2, self.heads, -1)).unbind(-3)  # (M, H, K) each
         mixed = attend(self.norm_q(q).to(v.dtype), self.norm_k(k).to(v.dtype), v)
-        return self.out(self.norm(mixed.flatten(1)))
+        return self.out(self.norm(mixed.flatten(-2)))
 
 
 class SwiGLU(nn.Module):
@@ -92,9 +93,9 @@ class SwiGLU(nn.Module):
 class Context:
     """What modulates the blocks: one vector for each jet."""
 
-    vectors: Float[Tensor, "J X"]
-    owner: Int[Tensor, " T"]
-    """The jet that each token belongs to."""
+    vectors: Float[Tensor, "*J X"]
+    owner: Int[Tensor, " T"] | None
+    """The jet that each token belongs to; None where the vectors have the shape (J, 1, X)."""
 
 
 class Branch(nn.Module):

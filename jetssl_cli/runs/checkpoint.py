@@ -167,6 +167,15 @@ def _weights(path: Path) -> dict[str, Tensor]:
     return weights
 
 
+def read_command(run: Path) -> str:
+    """Which command has made a run.
+
+    Raises:
+        RunError: not a run folder.
+    """
+    return str(_read(run / CONFIG).get("command"))
+
+
 def read_config(run: Path, cls: type[C]) -> C:
     """The resolved configuration of a run of one kind.
 

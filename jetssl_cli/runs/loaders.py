@@ -62,7 +62,9 @@ class DataConfig(Strict):
     @model_validator(mode="after")
     def _one_choice_of_jets(self) -> DataConfig:
         if self.subset is not None and self.mixture is not None:
-            raise ValueError("data.subset (--num-jets) is not for a mixture: it says its own numbers")
+            raise ValueError(
+                "data.subset (--num-jets) is not for a mixture: it says its own numbers"
+            )
         return self
 
     def train_reader(

@@ -2,11 +2,17 @@
 
 Layout (HDF5, format "jetssl-scores", version 1)::
 
-    /        attrs: classes, jet_columns (JSON lists of names), run (its folder), data (the file)
+    /        attrs: classes, jet_columns (JSON lists of names), jet_units (JSON list), and what
+             ``provenance.py`` tells: run (its folder), data (the file), run_id, weights_hash,
+             data_hash, group, seed, precision
     /scores  (J, C) float32   softmax, in the order of ``classes``
     /logits  (J, C) float32
-    /labels  (J,)   int64     index into ``classes``
+    /labels  (J,)   int64     index into ``classes``; -1 where the class is not known
     /jets    (J, G) float32   jet features, in the order of ``jet_columns``
+    /config  (1,)   string    resolved configuration of the run, YAML
+
+A file of vectors (format "jetssl-embeddings", version 1) has /vectors (J, D) float32 in the place
+of scores and logits: the mean of what the backbone makes of a jet's constituents and registers.
 """
 
 from __future__ import annotations
@@ -25,8 +31,10 @@ from numpy.typing import NDArray
 
 from jetssl_cli.data.hdf5 import Table, create, open_complete, readable
 from jetssl_cli.errors import DataError
+from jetssl_cli.scores.provenance import Provenance
 
 FORMAT = "jetssl-scores"
+VECTORS_FORMAT = "jetssl-embeddings"
 VERSION = 1
 SUM_TOLERANCE = 1e-3
 """How far the scores of one jet may sum from 1."""
@@ -67,14 +75,35 @@ class ScoreWriter:
         self._table.append("jets", jets.astype(np.float32, copy=False))
 
 
+class VectorWriter:
+    """Takes the jets chunk by chunk; made by ``write_vectors``."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+
+    def append(
+        self,
+        vectors: Float[np.ndarray, "J D"],
+        labels: Int[np.ndarray, " J"],
+        jets: Float[np.ndarray, "J G"],
+    ) -> None:
+        """Add a chunk of jets; numbers are kept in float32, labels in int64."""
+        assert len(vectors) == len(labels) == len(jets)
+        self._table.append("vectors", vectors.astype(np.float32, copy=False))
+        self._table.append("labels", labels.astype(np.int64, copy=False))
+        self._table.append("jets", jets.astype(np.float32, copy=False))
+
+
 @contextmanager
-def write_scores(
+def write_scores(  # noqa: PLR0913
     path: Path,
     *,
     classes: Sequence[str],
     jet_columns: Sequence[str],
     run: str,
     data: str,
+    jet_units: Sequence[str] = (),
+    origin: Provenance | None = None,
     more: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[ScoreWriter]:
     """Write a score file that appears under its name only when it is complete.
@@ -85,16 +114,43 @@ def write_scores(
         DataError: the file cannot be written.
     """
     with create(path, FORMAT, VERSION) as table:
-        table.describe(
-            {
-                "classes": json.dumps(list(classes)),
-                "jet_columns": json.dumps(list(jet_columns)),
-                "run": run,
-                "data": data,
-                **more,
-            }
-        )
+        _describe(table, classes, jet_columns, jet_units)
+        table.describe({"run": run, "data": data, **more})
+        if origin is not None:
+            _tell(table, origin)
         yield ScoreWriter(table, len(classes), len(jet_columns))
+
+
+@contextmanager
+def write_vectors(
+    path: Path,
+    *,
+    classes: Sequence[str],
+    jet_columns: Sequence[str],
+    jet_units: Sequence[str],
+    origin: Provenance,
+) -> Iterator[VectorWriter]:
+    """Write a file of vectors that appears under its name only when it is complete.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    with create(path, VECTORS_FORMAT, VERSION) as table:
+        _describe(table, classes, jet_columns, jet_units)
+        _tell(table, origin)
+        yield VectorWriter(table)
+
+
+def _describe(
+    table: Table, classes: Sequence[str], jet_columns: Sequence[str], jet_units: Sequence[str]
+) -> None:
+    names = {"classes": classes, "jet_columns": jet_columns, "jet_units": jet_units}
+    table.describe({key: json.dumps(list(value)) for key, value in names.items()})
+
+
+def _tell(table: Table, origin: Provenance) -> None:
+    table.append_text("config", [origin.config])
+    table.describe(origin.attributes())
 
 
 def read_scores(path: Path) -> ScoreSet:

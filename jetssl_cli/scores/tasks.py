@@ -21,8 +21,10 @@ def exporter(run: Path) -> Export | None:
     """What writes the score file of a run; None where that holds scores of the classes of jets.
 
     Raises:
-        RunError: not a finetuning run.
+        RunError: not a run.
     """
+    if checkpoint.read_command(run) != "finetune":
+        return None
     module = MODULES.get(checkpoint.read_config(run, FinetuneConfig).objective.name)
     return module.export if module else None
 
