@@ -1,13 +1,8 @@
-"""Histograms of every feature, by class: physical and scaled, in the style of mplhep.
-
-Figures are drawn without pyplot, so that neither a display nor ``MPLBACKEND`` matters. Settings in
-a matplotlibrc of the user's own win over the style.
-"""
+"""Histograms of every feature, by class: physical and scaled."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,25 +16,13 @@ from jetssl_cli.data.jets import JetArrays
 from jetssl_cli.data.recipe import Feature, Schema
 from jetssl_cli.data.scaling import LIMIT, fit_scaling
 from jetssl_cli.data.stream import to_batch
-from jetssl_cli.errors import DataError
+from jetssl_cli.data.style import legend, line, panels, save, settings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 MOST_CLASSES = 10
-COLOURS = (
-    "#3f90da", "#bd1f01", "#ffa90e", "#832db6", "#717581",
-    "#e76300", "#2b6b4f", "#a96b59", "#000000", "#94a4a2",
-)  # fmt: skip
-"""Those of M. Petroff (arXiv:2107.02270), two of them darker."""
-DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)), (0, (2.5, 1)))
-"""With two widths, ten lines that differ without colour."""
-STYLE = {
-    "font.size": 13, "axes.linewidth": 1, "lines.linewidth": 1.4,
-    "xtick.major.size": 6, "xtick.minor.size": 3, "ytick.major.size": 6, "ytick.minor.size": 3,
-    "savefig.dpi": 150,
-}  # fmt: skip
 FEWEST_BINS, MOST_BINS = 15, 100
 TAILS = (0.5, 1.0, 2.5, 5.0)
 """Percent of the values on each side that may lie beyond an axis: the first with which the axis is
@@ -97,8 +80,8 @@ def plot(report: InspectReport, schema: Schema, jets: JetArrays, folder: Path) -
         "jets_scaled": lambda: _grid(of_jets(scaled.jets.numpy()), style, note, _scaled),
         "classes": lambda: _overview(report, schema, jets, style, note),
     }
-    with _settings():
-        return [path for name, figure in draw.items() for path in _save(figure(), folder / name)]
+    with settings():
+        return [path for name, figure in draw.items() for path in save(figure(), folder / name)]
 
 
 class _Style:
@@ -109,14 +92,7 @@ class _Style:
 
     def line(self, index: int) -> dict[str, Any]:
         """How the class of this index is drawn."""
-        place = self.shown.index(index)
-        wide = place // len(DASHES) % 2
-        return {
-            "color": COLOURS[place % len(COLOURS)],
-            "linestyle": DASHES[place % len(DASHES)],
-            "linewidth": (1.3, 2.2)[wide],
-            "label": self.classes[index],
-        }
+        return {**line(self.shown.index(index)), "label": self.classes[index]}
 
     @property
     def title(self) -> str:
@@ -137,58 +113,18 @@ def _label(feature: Feature) -> str:
     return f"{feature.name}{unit}" + (", charged" if feature.charged_only else "")
 
 
-@contextmanager
-def _settings() -> Iterator[None]:
-    """The style, and over it what a matplotlibrc of the user's own sets."""
-    import matplotlib as mpl
-    import mplhep
-
-    own = Path(mpl.matplotlib_fname())
-    settings: Any = {**mplhep.style.ROOT, **STYLE}
-    if not own.is_relative_to(mpl.get_data_path()):
-        settings |= mpl.rc_params_from_file(own, use_default_template=False)
-        settings.pop("backend", None)
-    with mpl.rc_context(settings):
-        yield
-
-
 def _grid(
-    panels: Sequence[_Values],
+    shown: Sequence[_Values],
     style: _Style,
     note: str,
     draw: Callable[[Axes, _Values, _Style], None],
 ) -> Figure:
     """One panel per column, and the legend in the cell behind the last."""
-    columns = max(2, round(np.sqrt(1.5 * (len(panels) + 1))))
-    figure, axes = _axes(len(panels) + 1, columns, note)
-    for axis, panel in zip(axes, panels, strict=False):
+    figure, axes = panels(len(shown) + 1, note)
+    for axis, panel in zip(axes, shown, strict=False):
         draw(axis, panel, style)
-    _legend(axes[-1], axes[0], style)
+    legend(axes[-1], axes[0], style.title)
     return figure
-
-
-def _axes(count: int, columns: int, note: str) -> tuple[Figure, list[Axes]]:
-    from matplotlib.figure import Figure
-
-    rows = -(-count // columns)
-    figure = Figure(figsize=(4.3 * columns, 3.7 * rows + 0.4), layout="constrained")
-    axes = [figure.add_subplot(rows, columns, place + 1) for place in range(count)]
-    figure.supxlabel(note, fontsize="x-small", color="0.35", x=0.01, ha="left")
-    return figure, axes
-
-
-def _legend(axis: Axes, source: Axes, style: _Style) -> None:
-    axis.set_axis_off()
-    handles, labels = source.get_legend_handles_labels()
-    axis.legend(
-        handles,
-        labels,
-        title=style.title,
-        loc="center",
-        handlelength=3.2,
-        fontsize="small",
-        alignment="left",
-    )
 
 
 def _histogram(axis: Axes, panel: _Values, style: _Style) -> None:
@@ -272,7 +208,7 @@ def _overview(
     report: InspectReport, schema: Schema, jets: JetArrays, style: _Style, note: str
 ) -> Figure:
     """Jets of each class, constituents of each jet, and the particle classes."""
-    figure, axes = _axes(4 if schema.ids else 3, 2, note)
+    figure, axes = panels(4 if schema.ids else 3, note, columns=2)
     names = [schema.classes[index] for index in style.shown]
     counts = [report.classes[name] for name in names]
     colours = [style.line(index)["color"] for index in style.shown]
@@ -290,16 +226,5 @@ def _overview(
         axes[2].set_ylabel("share of the constituents")
         axes[2].set_xticks(range(len(schema.ids)), schema.ids, rotation=40, ha="right")
         axes[2].tick_params(axis="x", which="both", top=False, bottom=False, labelsize="small")
-    _legend(axes[-1], axes[1], style)
+    legend(axes[-1], axes[1], style.title)
     return figure
-
-
-def _save(figure: Figure, stem: Path) -> list[Path]:
-    paths = [stem.with_name(f"{stem.name}{suffix}") for suffix in (".png", ".pdf")]
-    try:
-        stem.parent.mkdir(parents=True, exist_ok=True)
-        for path in paths:
-            figure.savefig(path)
-    except OSError as err:
-        raise DataError(f"{stem.parent}: cannot be written: {err.strerror or err}") from None
-    return paths

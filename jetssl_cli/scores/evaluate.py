@@ -1,55 +1,112 @@
-"""``jetssl evaluate``: score files -> figures with uncertainties -> tables."""
+"""``jetssl evaluate``: score files -> figures with uncertainties -> tables, plots and a report."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
-from pydantic import Field
+import numpy as np
+from pydantic import Field, NonNegativeInt
 
 from jetssl_cli.config import Strict
-from jetssl_cli.errors import DataError
+from jetssl_cli.data.recipe import load_recipe
+from jetssl_cli.errors import ConfigError, DataError, suggest
 from jetssl_cli.runs.tracking import track
+from jetssl_cli.scores.compare import (
+    Answers,
+    Comparison,
+    Difference,
+    compare,
+    compare_accuracy,
+    compare_auc,
+    compare_rejection,
+    generator,
+)
+from jetssl_cli.scores.curves import Curves, curves_of
+from jetssl_cli.scores.foreign import read_any
 from jetssl_cli.scores.metrics import (
     BACKGROUND,
+    REPLICAS,
     WORKING_POINTS,
-    Row,
     accuracy,
-    auc_ovo,
+    auc,
+    calibration,
+    confusion,
+    discriminants,
+    placements,
     rejection,
 )
-from jetssl_cli.scores.scorefile import ScoreSet, read_scores
-from jetssl_cli.scores.tables import run_names, to_csv, to_json, to_latex, to_markdown
+from jetssl_cli.scores.rows import (
+    Row,
+    average,
+    common_name,
+    figure,
+    figures,
+    mark_best,
+    ordered,
+    run_names,
+)
+from jetssl_cli.scores.scorefile import ScoreSet, same_jets
+from jetssl_cli.scores.tables import to_csv, to_json, to_latex, to_markdown
 
 
 class EvaluateConfig(Strict):
     """Which score files to evaluate."""
 
     scores: tuple[Path, ...] = Field(min_length=1)
-    """Score files, as written by ``jetssl export``."""
+    """Score files of ``jetssl export``; or ROOT, CSV and parquet files of other tools."""
     out: Path | None = None
     """Folder for table.md, table.csv, table.json and table.tex."""
+    plots: Path | None = None
+    """Folder for plots, as PNG and PDF."""
+    report: Path | None = None
+    """HTML page with tables and plots."""
+    compare: tuple[str, str] | None = None
+    """Two runs to compare, by score file or name; else each is compared with the best."""
+    groups: tuple[str, ...] = ()
+    """``NAME=PATTERN``: runs to average over, by their name or their score file."""
+    replicas: int = Field(default=REPLICAS, ge=100)
+    """Replicas of the bootstrap."""
+    seed: NonNegativeInt = 0
+    """Seed of the bootstrap."""
     tracking: bool = True
     """Record the tables with MLflow."""
 
 
+@dataclass(frozen=True)
+class Evaluated:
+    """All that is kept of one score file; the scores themselves are let go."""
+
+    row: Row
+    answers: Answers
+    jets: Mapping[str, str]
+    """Which jets they are."""
+    seed: int | None
+    group: str | None
+    curves: Curves | None
+
+
 def evaluate(cfg: EvaluateConfig) -> list[Row]:
-    """Evaluate score files: one row each, in the order given.
+    """Evaluate score files: a row for each run, the highest accuracy first.
+
+    Runs that differ by their seed alone are averaged, if their files say so or ``groups`` does.
 
     Raises:
+        ConfigError: a group or a run to compare is not there.
         DataError: a file is named twice or is not a valid score file, the files do not have the
-            same classes, or the tables cannot be written.
+            same classes, or the results cannot be written.
     """
     _refuse_repeats(cfg.scores)
-    rows: list[Row] = []
-    first: ScoreSet | None = None
+    runs: list[Evaluated] = []
     for path in cfg.scores:
-        found = read_scores(path)
-        first = first or found
-        _require_same_classes(first, found)
-        rows.append(evaluate_scores(found))
+        found = read_any(path)
+        found = found.in_order(_classes(found, runs))
+        runs.append(_evaluate_one(found, cfg))
+    rows = _compared(_grouped(runs, cfg.groups), runs, cfg)
     tables = {
         "table.md": to_markdown(rows),
         "table.csv": to_csv(rows),
@@ -58,44 +115,200 @@ def evaluate(cfg: EvaluateConfig) -> list[Row]:
     }
     if cfg.out is not None:
         _write_all(cfg.out, tables)
+    shown = {row.scores: runs[_place(row.scores, runs)].curves for row in rows}
+    if cfg.plots is not None:
+        from jetssl_cli.scores.plots import plot
+
+        plot(rows, shown, cfg.plots)
+    if cfg.report is not None:
+        from jetssl_cli.scores.report import write_report
+
+        write_report(rows, shown, cfg.report)
     with track("evaluate", None, enabled=cfg.tracking) as tracker:
         for name, text in tables.items():
             tracker.text(name, text)
         for name, row in zip(run_names(rows), rows, strict=True):
-            tracker.metrics(_figures(name, row), step=0)
+            tracker.metrics(_metrics(name, row), step=0)
     return rows
 
 
-def evaluate_scores(found: ScoreSet) -> Row:
-    """All figures of one score file.
+def evaluate_scores(
+    found: ScoreSet, *, replicas: int = REPLICAS, seed: int = 0
+) -> tuple[Row, Answers]:
+    """All figures of one score file, and what comparing it with another needs.
 
     A class with a working point that the file does not name has no rejection; one that it names
     but has no jets of has an undefined one.
     """
-    named = [name for name in WORKING_POINTS if name in found.classes]
-    return Row(
+    scores, labels, classes = found.scores, found.labels, found.classes
+    answers = scores.argmax(axis=1)
+    correct = answers == labels
+    placed = placements(scores, labels)
+    signals = [name for name in WORKING_POINTS if {name, BACKGROUND} <= set(classes)]
+    odds = {name: discriminants(scores, labels, classes, name) for name in signals}
+    row = Row(
         scores=str(found.path),
         run=found.run,
-        num_jets=len(found.labels),
-        accuracy=accuracy(found.scores, found.labels),
-        auc=auc_ovo(found.scores, found.labels),
+        num_jets=len(labels),
+        accuracy=accuracy(correct),
+        auc=auc(placed),
+        calibration=calibration(
+            scores.max(axis=1), correct, replicas=replicas, rng=np.random.default_rng(seed)
+        ),
         rejection={
-            name: rejection(
-                found.scores, found.labels, found.classes, name, efficiency=WORKING_POINTS[name]
-            )
-            for name in named
-            if BACKGROUND in found.classes
+            name: cuts
+            and rejection(cuts, WORKING_POINTS[name], replicas=replicas, rng=generator(seed, name))
+            for name, cuts in odds.items()
         },
+        classes=classes,
+        confusion=tuple(map(tuple, confusion(answers, labels, len(classes)).tolist())),
     )
+    return row, Answers(correct, placed, odds)
 
 
-def _figures(name: str, row: Row) -> dict[str, float]:
+def _evaluate_one(found: ScoreSet, cfg: EvaluateConfig) -> Evaluated:
+    row, answers = evaluate_scores(found, replicas=cfg.replicas, seed=cfg.seed)
+    wanted = cfg.plots is not None or cfg.report is not None
+    curves = curves_of(found, answers.discriminants) if wanted else None
+    return Evaluated(row, answers, found.identity(), found.seed, found.group, curves)
+
+
+def _classes(found: ScoreSet, before: Sequence[Evaluated]) -> tuple[str, ...]:
+    """The order of all: that of the project where it knows the classes, else of the first file."""
+    if before:
+        _require_same_classes(before[0].row, found)
+        return before[0].row.classes
+    known = load_recipe("jetclass").labels.classes
+    return known if set(known) == set(found.classes) else found.classes
+
+
+def _grouped(runs: Sequence[Evaluated], patterns: Sequence[str]) -> list[Row]:
+    """One row for each run, or for all of a group."""
+    names = run_names([run.row for run in runs])
+    groups: dict[str, list[int]] = {}
+    for pattern in patterns:
+        name, equals, glob = pattern.partition("=")
+        if not name or not equals or not glob:
+            raise ConfigError(f"group {pattern!r}: expected NAME=PATTERN")
+        members = [
+            place
+            for place, run in enumerate(runs)
+            if any(fnmatch(text, glob) for text in (names[place], run.row.run, run.row.scores))
+        ]
+        if not members:
+            raise ConfigError(f"group {pattern!r}: no run is named so; {suggest(glob, names)}")
+        taken = {place for others in groups.values() for place in others}.intersection(members)
+        if taken:
+            raise ConfigError(f"group {pattern!r}: {names[min(taken)]} is in another group already")
+        groups[name] = members
+    left = set(range(len(runs))) - {place for members in groups.values() for place in members}
+    for members in _by_seed(runs, sorted(left)):
+        groups[common_name([names[place] for place in members])] = members
+    rows = [
+        average([runs[place].row for place in members], name)
+        for name, members in groups.items()
+        if len(members) > 1
+    ]
+    several = {score for row in rows for score in row.seeds}
+    return rows + [run.row for run in runs if run.row.scores not in several]
+
+
+def _by_seed(runs: Sequence[Evaluated], places: Sequence[int]) -> list[list[int]]:
+    """Runs on the same jets whose files say that they differ by the seed alone."""
+    groups: list[list[int]] = []
+    for place in places:
+        own = runs[place]
+        if own.group is None:
+            continue
+        for members in groups:
+            first = runs[members[0]]
+            seeds = {runs[member].seed for member in members}
+            if (
+                first.group == own.group
+                and own.seed not in seeds
+                and same_jets(first.jets, own.jets)
+            ):
+                members.append(place)
+                break
+        else:
+            groups.append([place])
+    return [members for members in groups if len(members) > 1]
+
+
+def _compared(rows: Sequence[Row], runs: Sequence[Evaluated], cfg: EvaluateConfig) -> list[Row]:
+    """The rows in order, with the best marked and runs on the same jets held against each other."""
+    rows = mark_best(ordered(rows), _paired(runs, cfg))
+    if cfg.compare is not None:
+        one, other = (_place(name, runs) for name in cfg.compare)
+        if not same_jets(runs[one].jets, runs[other].jets):
+            raise DataError(
+                f"{runs[one].row.scores}: its jets are not those of {runs[other].row.scores}; "
+                "only runs on the same jets can be compared"
+            )
+        pairs = [(one, other)]
+    else:
+        single = [_place(row.scores, runs) for row in rows if not row.seeds]
+        pairs = [(place, single[0]) for place in single[1:]]
+    made: dict[str, Comparison] = {}
+    for one, other in pairs:
+        if same_jets(runs[one].jets, runs[other].jets):
+            made[runs[one].row.scores] = compare(
+                runs[one].answers,
+                runs[other].answers,
+                files=(runs[one].row.scores, runs[other].row.scores),
+                replicas=cfg.replicas,
+                seed=cfg.seed,
+            )
+    return [
+        row.model_copy(update={"comparisons": tuple(made[s] for s in _files(row) if s in made)})
+        for row in rows
+    ]
+
+
+def _files(row: Row) -> tuple[str, ...]:
+    return row.seeds or (row.scores,)
+
+
+def _paired(
+    runs: Sequence[Evaluated], cfg: EvaluateConfig
+) -> Callable[[str, Row, Row], Difference | None]:
+    """How the figures of two rows are compared, where they are single runs on the same jets."""
+
+    def paired(name: str, row: Row, other: Row) -> Difference | None:
+        if row.seeds or other.seeds:
+            return None
+        one, two = (runs[_place(each.scores, runs)] for each in (row, other))
+        if name == "ece" or not same_jets(one.jets, two.jets):
+            return None
+        if name == "accuracy":
+            return compare_accuracy(one.answers.correct, two.answers.correct)
+        if name == "auc":
+            return compare_auc(one.answers.placements, two.answers.placements)
+        settings = {"replicas": cfg.replicas, "seed": cfg.seed}
+        return compare_rejection(one.answers, two.answers, name, **settings)
+
+    return paired
+
+
+def _place(name: str, runs: Sequence[Evaluated]) -> int:
+    """The run that a user means: by its score file, its folder or its name in the table."""
+    rows = [run.row for run in runs]
+    names = run_names(rows)
+    for known in ([row.scores for row in rows], [row.run for row in rows], names):
+        if known.count(name) == 1:
+            return known.index(name)
+    raise ConfigError(f"no run {name!r}; {suggest(name, names)}")
+
+
+def _metrics(name: str, row: Row) -> dict[str, float]:
     """The defined figures of a row, under names that MLflow takes."""
-    values = {"accuracy": row.accuracy.value, "auc": row.auc.value}
-    for signal, found in row.rejection.items():
-        values[f"rejection/{signal}"] = found.value if found else None
     prefix = re.sub(r"[^\w./ -]", "_", name)
-    return {f"{prefix}/{key}": value for key, value in values.items() if value is not None}
+    found = {key: figure(row, key) for key in figures([row])}
+    return {
+        f"{prefix}/{'rejection/' * (key in WORKING_POINTS)}{key}": value.value
+        for key, value in found.items()
+        if value is not None and value.value is not None
+    }
 
 
 def _refuse_repeats(paths: tuple[Path, ...]) -> None:
@@ -106,7 +319,7 @@ def _refuse_repeats(paths: tuple[Path, ...]) -> None:
         seen.add(path.resolve())
 
 
-def _require_same_classes(first: ScoreSet, other: ScoreSet) -> None:
+def _require_same_classes(first: Row, other: ScoreSet) -> None:
     """The order may differ: everything goes by name."""
     missing = sorted(set(first.classes) - set(other.classes))
     extra = sorted(set(other.classes) - set(first.classes))
@@ -114,7 +327,7 @@ def _require_same_classes(first: ScoreSet, other: ScoreSet) -> None:
         differences = [f"lacks {', '.join(missing)}"] * bool(missing)
         differences += [f"adds {', '.join(extra)}"] * bool(extra)
         raise DataError(
-            f"{other.path}: its classes are not those of {first.path}: {'; '.join(differences)}"
+            f"{other.path}: its classes are not those of {first.scores}: {'; '.join(differences)}"
         )
 
 

@@ -8,16 +8,24 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from jetssl_cli.scores.metrics import (
-    UNDEFINED,
-    WORKING_POINTS,
-    Estimate,
-    accuracy,
-    auc_ovo,
-    rejection,
-)
+from jetssl_cli.scores import metrics
+from jetssl_cli.scores.metrics import UNDEFINED, WORKING_POINTS, Estimate, Rejection
 
 QCD_HBB = ("QCD", "Hbb")
+
+
+def accuracy(scores, labels):
+    return metrics.accuracy(scores.argmax(axis=1) == labels)
+
+
+def auc_ovo(scores, labels):
+    return metrics.auc(metrics.placements(scores, labels))
+
+
+def rejection(scores, labels, classes, signal, *, background="QCD", efficiency=0.5, replicas=200):
+    found = metrics.discriminants(scores, labels, classes, signal, background)
+    rng = np.random.default_rng(0)
+    return found and metrics.rejection(found, efficiency, replicas=replicas, rng=rng)
 
 
 def softmax_scores(num_jets, num_classes, *, seed, strength=1.0, steps=None):
@@ -194,10 +202,10 @@ class TestRejection:
     def test_by_hand(self):
         scores, labels = two_classes([0.1, 0.2, 0.3, 0.6, 0.9], [0.4, 0.5, 0.7, 0.8])
         found = rejection(scores, labels, QCD_HBB, "Hbb", efficiency=0.5)
-        # Threshold 0.7 keeps 2 of 4; 1 of 5 passes: (1.5 -+ sqrt(4/5 + 1/4)) / 6
-        low, high = (1.5 - 1.05**0.5) / 6, (1.5 + 1.05**0.5) / 6
+        # Threshold 0.7 keeps 2 of 4; 1 of 5 passes
         assert (found.value, found.efficiency, found.bound) == (5.0, 0.5, False)
-        assert (found.low, found.high) == pytest.approx((1 / high, 1 / low))
+        assert found.low < 5
+        assert found.high is None  # in one replica of three no background jet passes
 
     def test_tied_scores_enter_together(self):
         scores, labels = two_classes([0.1, 0.7, 0.7, 0.2], [0.1, 0.7, 0.7, 0.9])
@@ -218,8 +226,7 @@ class TestRejection:
 
     def test_all_background_passes(self):
         found = rejection(*two_classes([0.5] * 4, [0.5] * 3), QCD_HBB, "Hbb")
-        assert (found.value, found.low, found.efficiency) == (1.0, pytest.approx(1.0), 1.0)
-        assert found.high > 1
+        assert found == Rejection(1.0, 1.0, 1.0, 1.0, bound=False)
 
     def test_one_jet_of_each(self):
         found = rejection(*two_classes([0.9], [0.8]), QCD_HBB, "Hbb", efficiency=0.995)
@@ -278,5 +285,5 @@ class TestRejection:
         assert found.efficiency == np.mean(signal >= cut) >= efficiency
         assert found.bound == (passing == 0)
         assert found.value == pytest.approx(len(background) / (passing or 3))
-        assert found.low <= found.value * (1 + 1e-12)
-        assert found.bound or found.value <= found.high * (1 + 1e-12)
+        assert found.low <= found.value
+        assert found.high is None or found.value <= found.high
