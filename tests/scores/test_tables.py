@@ -184,7 +184,8 @@ class TestFormats:
         assert head == r"run & jets & accuracy & AUC & ECE & Hbb 50\% \\"
         assert line == (
             r"{[}a\_b\&c\%d\#e\$f\{g\}\textasciitilde{}h\textasciicircum{}i\textbackslash{}j"
-            r" & 20,000 & 0.712 $\pm$ 0.014 & 0.98681 $\pm$ 0.00036 & 0.0210 $\pm$ 0.0010 & $>$ 33.3$^\dagger$ \\"
+            r" & 20,000 & 0.712 $\pm$ 0.014 & 0.98681 $\pm$ 0.00036"
+            r" & 0.0210 $\pm$ 0.0010 & $>$ 33.3$^\dagger$ \\"
         )
         assert r"\begin{tabular}{lrrrrr}" in text
         assert text.isascii()
