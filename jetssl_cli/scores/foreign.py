@@ -48,6 +48,8 @@ def read_any(path: Path) -> ScoreSet:
             raise DataError(f"{path}: {name} and {names[_class_of(name)]} are of the same class")
     if not names:
         raise DataError(f"{path}: has no scores; {CONVENTION}")
+    if not len(columns[scored[0]]):
+        raise DataError(f"{path}: holds no jets")
     scores = np.stack([_numbers(path, columns, name) for name in names.values()], axis=1)
     labels = _labels(path, columns, list(names))
     check(path, tuple(names), scores, labels)
