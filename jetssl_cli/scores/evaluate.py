@@ -116,20 +116,30 @@ def evaluate(cfg: EvaluateConfig) -> list[Row]:
     if cfg.out is not None:
         _write_all(cfg.out, tables)
     shown = {row.scores: runs[_place(row.scores, runs)].curves for row in rows}
-    if cfg.plots is not None:
-        from jetssl_cli.scores.plots import plot
-
-        plot(rows, shown, cfg.plots)
-    if cfg.report is not None:
-        from jetssl_cli.scores.report import write_report
-
-        write_report(rows, shown, cfg.report)
+    _draw(rows, shown, cfg)
     with track("evaluate", None, enabled=cfg.tracking) as tracker:
         for name, text in tables.items():
             tracker.text(name, text)
         for name, row in zip(run_names(rows), rows, strict=True):
             tracker.metrics(_metrics(name, row), step=0)
     return rows
+
+
+def _draw(rows: Sequence[Row], curves: Mapping[str, Curves | None], cfg: EvaluateConfig) -> None:
+    """Write the plots and the page, if they are asked for."""
+    if cfg.plots is None and cfg.report is None:
+        return
+    from jetssl_cli.data.style import save, settings
+    from jetssl_cli.scores.plots import draw
+    from jetssl_cli.scores.report import write_report
+
+    with settings():
+        figures = dict(draw(rows, curves))
+        if cfg.plots is not None:
+            for stem, figure in figures.items():
+                save(figure, cfg.plots / stem)
+        if cfg.report is not None:
+            write_report(rows, figures, cfg.report)
 
 
 def evaluate_scores(

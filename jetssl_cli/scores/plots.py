@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jetssl_cli.data.style import line, panels, save, settings
+from jetssl_cli.data.style import line, panels
 from jetssl_cli.scores.curves import Curves
 from jetssl_cli.scores.metrics import BACKGROUND, WORKING_POINTS, wilson
 from jetssl_cli.scores.rows import Row, run_names
@@ -25,20 +24,10 @@ BACKGROUND_LINE: dict[str, Any] = {"color": "#bd1f01", "linestyle": "-", "linewi
 OTHERS_LINE: dict[str, Any] = {"color": "#000000", "linestyle": (0, (2.5, 1.2)), "linewidth": 1.4}
 
 
-def plot(rows: Sequence[Row], curves: Mapping[str, Curves | None], folder: Path) -> list[Path]:
-    """Write all figures of ``draw``; the names of runs become parts of the names of files.
-
-    Raises:
-        DataError: the files cannot be written.
-    """
-    with settings():
-        return [path for stem, figure in draw(rows, curves) for path in save(figure, folder / stem)]
-
-
 def draw(rows: Sequence[Row], curves: Mapping[str, Curves | None]) -> Iterator[tuple[str, Figure]]:
     """Yield ``roc``, ``calibration``, and of each row ``confusion_NAME`` and ``scores_NAME``.
 
-    To be called within ``settings()``.
+    To be called, and the figures to be saved, within ``settings()``.
 
     Args:
         rows: of the table.
@@ -75,7 +64,7 @@ def _roc(runs: Sequence[tuple[str, Row, Curves]]) -> Figure:
             axis.plot(x, 1 / passed, label=name, **style)
             band = {"color": style["color"], "alpha": 0.15, "linewidth": 0}
             axis.fill_between(x, (1 - half) / passed, (1 + half) / passed, **band)
-            least = min(least, *x)
+            least = min([least, *x])
             if (point := row.rejection.get(signal)) is not None:
                 above = point.value if point.high is None else point.high - point.value
                 axis.errorbar(

@@ -12,10 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jetssl_cli import __version__
-from jetssl_cli.data.style import settings
 from jetssl_cli.errors import DataError
-from jetssl_cli.scores.curves import Curves
-from jetssl_cli.scores.plots import draw
 from jetssl_cli.scores.rows import Row, run_names
 from jetssl_cli.scores.tables import COMPARED_NOTE, bold, columns, comparisons, confusions, notes
 
@@ -73,13 +70,13 @@ PAGE = """<!DOCTYPE html>
 """
 
 
-def write_report(rows: Sequence[Row], curves: Mapping[str, Curves | None], path: Path) -> None:
+def write_report(rows: Sequence[Row], figures: Mapping[str, Figure], path: Path) -> None:
     """Write the page; it appears under its name only when it is complete.
 
     Raises:
         DataError: it cannot be written.
     """
-    text = page(rows, curves)
+    text = page(rows, figures)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -92,8 +89,8 @@ def write_report(rows: Sequence[Row], curves: Mapping[str, Curves | None], path:
             partial.unlink(missing_ok=True)
 
 
-def page(rows: Sequence[Row], curves: Mapping[str, Curves | None]) -> str:
-    """The page as a text."""
+def page(rows: Sequence[Row], figures: Mapping[str, Figure]) -> str:
+    """The page as a text; the figures are those of ``plots.draw``."""
     names = run_names(rows)
     title = f"Evaluation of {', '.join(names[:3])}{' and others' if len(names) > 3 else ''}"
     files = [file for row in rows for file in row.seeds or (row.scores,)]
@@ -108,11 +105,8 @@ def page(rows: Sequence[Row], curves: Mapping[str, Curves | None]) -> str:
     if compared := comparisons(rows):
         parts += ["<h2>Comparison</h2>", _table(compared, [])]
         parts += [f'<p class="soft">{escape(COMPARED_NOTE)}</p>']
-    with settings():
-        figures = {stem: _figure(stem, figure) for stem, figure in draw(rows, curves)}
-    parts += ["<h2>ROC curves</h2>", figures.pop("roc")]
-    parts += ["<h2>Calibration</h2>", figures.pop("calibration")]
-    each = list(figures.values())
+    roc, calibration, *each = (_figure(stem, figure) for stem, figure in figures.items())
+    parts += ["<h2>ROC curves</h2>", roc, "<h2>Calibration</h2>", calibration]
     for place, (name, (heading, matrix)) in enumerate(zip(names, confusions(rows), strict=True)):
         parts += [f"<h2>{escape(name)}</h2>", *each[2 * place : 2 * place + 2]]
         parts += [f"<h3>{escape(heading)}</h3>", _table(matrix, [])]
