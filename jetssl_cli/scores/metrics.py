@@ -159,14 +159,15 @@ def placements(scores: Float[np.ndarray, "J C"], labels: Int[np.ndarray, " J"]) 
     small = labels.astype(np.min_scalar_type(len(counts)))
     total = 0.0
     for a in present:
-        order, ends = _order(scores[:, a])
+        order, ties = _order(scores[:, a])
         kinds = small[order]
-        own = kinds == a
-        placed = np.where(own, 0.0, share[kinds])
-        placed = _below(placed, ends)
-        above = 1 - _below(own * share[a], ends)
-        total += float(placed[own].mean())
-        np.copyto(placed, above, where=~own)
+        own, others = np.zeros(len(counts)), share.copy()
+        own[a], others[a] = share[a], 0.0
+        placed = _below(others[kinds], ties)
+        above = 1 - _below(own[kinds], ties)
+        mine = kinds == a
+        total += float(placed[mine].mean())
+        np.copyto(placed, above, where=~mine)
         psi[order] += placed
     psi /= pairs
     return Placements(total / pairs, psi, labels)
@@ -305,8 +306,19 @@ def _odds(
     return odds
 
 
-def _order(values: Float[np.ndarray, " J"]) -> tuple[NDArray[np.uint32], NDArray[np.int64] | None]:
-    """The jets by rising value, and the last of each set of equal ones; None if all differ.
+@dataclass(frozen=True)
+class _Ties:
+    """Sets of equal values in an order."""
+
+    places: NDArray[np.int64]
+    """Of all values that have an equal one."""
+    first: NDArray[np.int64]
+    """The place of the first of each set, and below of the last."""
+    last: NDArray[np.int64]
+
+
+def _order(values: Float[np.ndarray, " J"]) -> tuple[NDArray[np.uint32], _Ties]:
+    """The jets by rising value, and which of them tie.
 
     A float32 that is not negative is ordered as its bits are; with the number of the jet below them
     they are sorted several times as fast as by argsort.
@@ -317,24 +329,24 @@ def _order(values: Float[np.ndarray, " J"]) -> tuple[NDArray[np.uint32], NDArray
         keys <<= np.uint64(32)
         keys |= np.arange(len(values), dtype=np.uint64)
         keys.sort()
-        low_first = keys.view(np.dtype("<u4")).reshape(-1, 2)
-        order, ordered = np.ascontiguousarray(low_first[:, 0]), low_first[:, 1]
+        order = keys.astype(np.uint32)  # the lower half
+        keys >>= np.uint64(32)
+        equal = keys[1:] == keys[:-1]
     else:
         order = np.argsort(values).astype(np.uint32)
-        ordered = values[order]
-    last = np.flatnonzero(ordered[1:] != ordered[:-1])
-    if len(last) == len(values) - 1:
-        return order, None
-    return order, np.append(last, len(values) - 1)
+        equal = values[order[1:]] == values[order[:-1]]
+    before, behind = np.append(False, equal), np.append(equal, False)
+    return order, _Ties(
+        np.flatnonzero(before | behind),
+        np.flatnonzero(~before & behind),
+        np.flatnonzero(before & ~behind),
+    )
 
 
-def _below(
-    weights: Float[np.ndarray, " J"], ends: NDArray[np.int64] | None
-) -> Float[np.ndarray, " J"]:
+def _below(weights: Float[np.ndarray, " J"], ties: _Ties) -> Float[np.ndarray, " J"]:
     """For each place in an order the sum of the weights below it, those of equal ones halved."""
     sums = np.cumsum(weights)
-    if ends is None:
-        return sums - weights / 2
-    behind = sums[ends]
-    before = np.concatenate([[0.0], behind[:-1]])
-    return np.repeat((before + behind) / 2, np.diff(ends, prepend=-1))
+    below = sums - weights / 2
+    middle = (sums[ties.first] - weights[ties.first] + sums[ties.last]) / 2
+    below[ties.places] = np.repeat(middle, ties.last - ties.first + 1)
+    return below
