@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -31,7 +32,10 @@ from jetssl_cli.scores.foreign import read_any
 from jetssl_cli.scores.metrics import (
     BACKGROUND,
     REPLICAS,
+    THREADS,
     WORKING_POINTS,
+    Discriminants,
+    Rejection,
     accuracy,
     auc,
     calibration,
@@ -155,7 +159,15 @@ def evaluate_scores(
     correct = answers == labels
     placed = placements(scores, labels)
     signals = [name for name in WORKING_POINTS if {name, BACKGROUND} <= set(classes)]
-    odds = {name: discriminants(scores, labels, classes, name) for name in signals}
+
+    def cut(name: str) -> tuple[Discriminants | None, Rejection | None]:
+        odds = discriminants(scores, labels, classes, name)
+        rng, asked = generator(seed, name), WORKING_POINTS[name]
+        found = rejection(odds, asked, replicas=replicas, rng=rng) if odds else None
+        return odds, found
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        cuts = dict(zip(signals, pool.map(cut, signals), strict=True))
     row = Row(
         scores=str(found.path),
         run=found.run,
@@ -165,15 +177,11 @@ def evaluate_scores(
         calibration=calibration(
             scores.max(axis=1), correct, replicas=replicas, rng=np.random.default_rng(seed)
         ),
-        rejection={
-            name: cuts
-            and rejection(cuts, WORKING_POINTS[name], replicas=replicas, rng=generator(seed, name))
-            for name, cuts in odds.items()
-        },
+        rejection={name: found for name, (_, found) in cuts.items()},
         classes=classes,
         confusion=tuple(map(tuple, confusion(answers, labels, len(classes)).tolist())),
     )
-    return row, Answers(correct, placed, odds)
+    return row, Answers(correct, placed, {name: odds for name, (odds, _) in cuts.items()})
 
 
 def _evaluate_one(found: ScoreSet, cfg: EvaluateConfig) -> Evaluated:

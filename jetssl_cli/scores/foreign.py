@@ -150,7 +150,13 @@ def _parquet(path: Path) -> Columns:
 
 def _of_arrow(table: Any) -> Columns:
     """Numbers as they are, missing ones as NaN; everything else as objects."""
-    return {name: table[name].to_numpy() for name in _wanted(table.column_names)}
+    import pyarrow as pa
+
+    columns = {name: table[name] for name in _wanted(table.column_names)}
+    return {
+        name: (column.cast(pa.float32()) if pa.types.is_null(column.type) else column).to_numpy()
+        for name, column in columns.items()
+    }
 
 
 def _unreadable(path: Path, kind: str, err: Exception) -> DataError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +35,8 @@ BACKGROUND = "QCD"
 REPLICAS = 1000
 BINS = 15
 """Of the confidence, in the calibration."""
+THREADS = 2
+"""Sorts run beside each other in so many; each takes 40 bytes a jet."""
 ONE_SIGMA = (0.1587, 0.8413)
 """The share of a normal distribution below -1 and below 1."""
 
@@ -150,15 +153,16 @@ def placements(scores: Float[np.ndarray, "J C"], labels: Int[np.ndarray, " J"]) 
     that run along the order, and tied jets get the mean of the sums before and behind the tie.
     """
     counts = np.bincount(labels, minlength=scores.shape[1])
-    present = np.flatnonzero(counts)
+    present = np.flatnonzero(counts).tolist()
     pairs = len(present) * (len(present) - 1)
     psi = np.zeros(len(labels))
     if pairs == 0:
         return Placements(None, psi, labels)
     share = 1 / np.maximum(counts, 1)
     small = labels.astype(np.min_scalar_type(len(counts)))
-    total = 0.0
-    for a in present:
+
+    def placed_by(a: int) -> tuple[NDArray[np.uint32], NDArray[np.float64], float]:
+        """The order of p_a, the placements in it, and the sum over b of A(a|b)."""
         order, ties = _order(scores[:, a])
         kinds = small[order]
         own, others = np.zeros(len(counts)), share.copy()
@@ -166,9 +170,16 @@ def placements(scores: Float[np.ndarray, "J C"], labels: Int[np.ndarray, " J"]) 
         placed = _below(others[kinds], ties)
         above = 1 - _below(own[kinds], ties)
         mine = kinds == a
-        total += float(placed[mine].mean())
+        total = float(placed[mine].mean())
         np.copyto(placed, above, where=~mine)
-        psi[order] += placed
+        return order, placed, total
+
+    total = 0.0
+    with ThreadPoolExecutor(THREADS) as pool:
+        for start in range(0, len(present), THREADS):  # no more at a time, to hold few of them
+            for order, placed, part in pool.map(placed_by, present[start : start + THREADS]):
+                psi[order] += placed
+                total += part
     psi /= pairs
     return Placements(total / pairs, psi, labels)
 
