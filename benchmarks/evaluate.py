@@ -29,9 +29,9 @@ from rich.table import Table
 from sklearn.metrics import accuracy_score, roc_auc_score, roc_curve
 
 from jetssl_cli.data.recipe import load_recipe
-from jetssl_cli.scores.evaluate import evaluate_scores
 from jetssl_cli.scores.metrics import BACKGROUND, REPLICAS, WORKING_POINTS
 from jetssl_cli.scores.scorefile import ScoreSet, read_scores, write_scores
+from jetssl_cli.scores.single import evaluate_scores
 
 JETS, SAMPLE = 10_000_000, 200_000
 SECONDS, GIGABYTES = 60.0, 4.0

@@ -5,12 +5,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 
-import numpy as np
 from pydantic import Field, NonNegativeInt
 
 from jetssl_cli.config import Strict
@@ -18,43 +14,20 @@ from jetssl_cli.data.recipe import load_recipe
 from jetssl_cli.errors import ConfigError, DataError, suggest
 from jetssl_cli.runs.tracking import track
 from jetssl_cli.scores.compare import (
-    Answers,
     Comparison,
     Difference,
     compare,
     compare_accuracy,
     compare_auc,
     compare_rejection,
-    generator,
 )
 from jetssl_cli.scores.curves import Curves, curves_of
 from jetssl_cli.scores.foreign import read_any
-from jetssl_cli.scores.metrics import (
-    BACKGROUND,
-    REPLICAS,
-    THREADS,
-    WORKING_POINTS,
-    Discriminants,
-    Rejection,
-    accuracy,
-    auc,
-    calibration,
-    confusion,
-    discriminants,
-    placements,
-    rejection,
-)
-from jetssl_cli.scores.rows import (
-    Row,
-    average,
-    common_name,
-    figure,
-    figures,
-    mark_best,
-    ordered,
-    run_names,
-)
+from jetssl_cli.scores.groups import grouped
+from jetssl_cli.scores.metrics import REPLICAS, WORKING_POINTS
+from jetssl_cli.scores.rows import Row, figure, figures, mark_best, ordered, run_names
 from jetssl_cli.scores.scorefile import ScoreSet, same_jets
+from jetssl_cli.scores.single import Evaluated, evaluate_scores
 from jetssl_cli.scores.tables import to_csv, to_json, to_latex, to_markdown
 
 
@@ -81,19 +54,6 @@ class EvaluateConfig(Strict):
     """Record the tables with MLflow."""
 
 
-@dataclass(frozen=True)
-class Evaluated:
-    """All that is kept of one score file; the scores themselves are let go."""
-
-    row: Row
-    answers: Answers
-    jets: Mapping[str, str]
-    """Which jets they are."""
-    seed: int | None
-    group: str | None
-    curves: Curves | None
-
-
 def evaluate(cfg: EvaluateConfig) -> list[Row]:
     """Evaluate score files: a row for each run, the highest accuracy first.
 
@@ -110,7 +70,7 @@ def evaluate(cfg: EvaluateConfig) -> list[Row]:
         found = read_any(path)
         found = found.in_order(_classes(found, runs))
         runs.append(_evaluate_one(found, cfg))
-    rows = _compared(_grouped(runs, cfg.groups), runs, cfg)
+    rows = _compared(grouped(runs, cfg.groups), runs, cfg)
     tables = {
         "table.md": to_markdown(rows),
         "table.csv": to_csv(rows),
@@ -146,44 +106,6 @@ def _draw(rows: Sequence[Row], curves: Mapping[str, Curves | None], cfg: Evaluat
             write_report(rows, figures, cfg.report)
 
 
-def evaluate_scores(
-    found: ScoreSet, *, replicas: int = REPLICAS, seed: int = 0
-) -> tuple[Row, Answers]:
-    """All figures of one score file, and what comparing it with another needs.
-
-    A class with a working point that the file does not name has no rejection; one that it names
-    but has no jets of has an undefined one.
-    """
-    scores, labels, classes = found.scores, found.labels, found.classes
-    answers = scores.argmax(axis=1)
-    correct = answers == labels
-    placed = placements(scores, labels)
-    signals = [name for name in WORKING_POINTS if {name, BACKGROUND} <= set(classes)]
-
-    def cut(name: str) -> tuple[Discriminants | None, Rejection | None]:
-        odds = discriminants(scores, labels, classes, name)
-        rng, asked = generator(seed, name), WORKING_POINTS[name]
-        found = rejection(odds, asked, replicas=replicas, rng=rng) if odds else None
-        return odds, found
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        cuts = dict(zip(signals, pool.map(cut, signals), strict=True))
-    row = Row(
-        scores=str(found.path),
-        run=found.run,
-        num_jets=len(labels),
-        accuracy=accuracy(correct),
-        auc=auc(placed),
-        calibration=calibration(
-            scores.max(axis=1), correct, replicas=replicas, rng=np.random.default_rng(seed)
-        ),
-        rejection={name: found for name, (_, found) in cuts.items()},
-        classes=classes,
-        confusion=tuple(map(tuple, confusion(answers, labels, len(classes)).tolist())),
-    )
-    return row, Answers(correct, placed, {name: odds for name, (odds, _) in cuts.items()})
-
-
 def _evaluate_one(found: ScoreSet, cfg: EvaluateConfig) -> Evaluated:
     row, answers = evaluate_scores(found, replicas=cfg.replicas, seed=cfg.seed)
     wanted = cfg.plots is not None or cfg.report is not None
@@ -198,59 +120,6 @@ def _classes(found: ScoreSet, before: Sequence[Evaluated]) -> tuple[str, ...]:
         return before[0].row.classes
     known = load_recipe("jetclass").labels.classes
     return known if set(known) == set(found.classes) else found.classes
-
-
-def _grouped(runs: Sequence[Evaluated], patterns: Sequence[str]) -> list[Row]:
-    """One row for each run, or for all of a group."""
-    names = run_names([run.row for run in runs])
-    groups: dict[str, list[int]] = {}
-    for pattern in patterns:
-        name, equals, glob = pattern.partition("=")
-        if not name or not equals or not glob:
-            raise ConfigError(f"group {pattern!r}: expected NAME=PATTERN")
-        members = [
-            place
-            for place, run in enumerate(runs)
-            if any(fnmatch(text, glob) for text in (names[place], run.row.run, run.row.scores))
-        ]
-        if not members:
-            raise ConfigError(f"group {pattern!r}: no run is named so; {suggest(glob, names)}")
-        taken = {place for others in groups.values() for place in others}.intersection(members)
-        if taken:
-            raise ConfigError(f"group {pattern!r}: {names[min(taken)]} is in another group already")
-        groups[name] = members
-    left = set(range(len(runs))) - {place for members in groups.values() for place in members}
-    for members in _by_seed(runs, sorted(left)):
-        groups[common_name([names[place] for place in members])] = members
-    rows = [
-        average([runs[place].row for place in members], name)
-        for name, members in groups.items()
-        if len(members) > 1
-    ]
-    several = {score for row in rows for score in row.seeds}
-    return rows + [run.row for run in runs if run.row.scores not in several]
-
-
-def _by_seed(runs: Sequence[Evaluated], places: Sequence[int]) -> list[list[int]]:
-    """Runs on the same jets whose files say that they differ by the seed alone."""
-    groups: list[list[int]] = []
-    for place in places:
-        own = runs[place]
-        if own.group is None:
-            continue
-        for members in groups:
-            first = runs[members[0]]
-            seeds = {runs[member].seed for member in members}
-            if (
-                first.group == own.group
-                and own.seed not in seeds
-                and same_jets(first.jets, own.jets)
-            ):
-                members.append(place)
-                break
-        else:
-            groups.append([place])
-    return [members for members in groups if len(members) > 1]
 
 
 def _compared(rows: Sequence[Row], runs: Sequence[Evaluated], cfg: EvaluateConfig) -> list[Row]:

@@ -29,11 +29,8 @@ CAPTIONS = {
 STYLE = """
 :root { color-scheme: light dark; --paper: #fdfdfc; --ink: #1d2430; --soft: #5d6675;
   --line: #d9dce1; --best: #eaf2fb; }
-@media (prefers-color-scheme: dark) {
-  :root { --paper: #14171c; --ink: #e4e7ec; --soft: #9aa3b2; --line: #333a45; --best: #1d2c40; }
-  img { filter: invert(1) hue-rotate(180deg); mix-blend-mode: screen; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 84rem; padding: 2.5rem 1.5rem 4rem; background: var(--paper);
+body { margin: 0 auto; max-width: 88rem; padding: 2.5rem 1.5rem 4rem; background: var(--paper);
   color: var(--ink); font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .3rem; letter-spacing: -.01em; }
 h2 { font-size: 1.2rem; margin: 2.8rem 0 .8rem; padding-bottom: .3rem;
@@ -49,8 +46,11 @@ thead th { border-bottom: 2px solid var(--line); font-weight: 600; }
 tbody tr + tr td { border-top: 1px solid var(--line); }
 td.best { font-weight: 700; background: var(--best); }
 figure { margin: 1rem 0; }
-img { display: block; max-width: 100%; height: auto; }
+img { display: block; max-width: 100%; height: auto; mix-blend-mode: multiply; }
 figcaption { margin-top: .4rem; }
+@media (prefers-color-scheme: dark) {
+  :root { --paper: #14171c; --ink: #e4e7ec; --soft: #9aa3b2; --line: #333a45; --best: #1d2c40; }
+  img { filter: invert(1) hue-rotate(180deg); mix-blend-mode: screen; } }
 .narrow img { max-width: min(100%, 40rem); }
 """
 PAGE = """<!DOCTYPE html>

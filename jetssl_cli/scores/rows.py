@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
-import statistics
 from collections.abc import Callable, Sequence
 from pathlib import PurePath
 
 from jetssl_cli.config import Strict
 from jetssl_cli.scores.compare import Comparison, Difference
 from jetssl_cli.scores.metrics import (
-    UNDEFINED,
     WORKING_POINTS,
     Calibration,
     Estimate,
@@ -85,39 +82,6 @@ def mark_best(rows: Sequence[Row], paired: Paired) -> list[Row]:
     return [row.model_copy(update={"best": tuple(b)}) for row, b in zip(rows, best, strict=True)]
 
 
-def average(rows: Sequence[Row], run: str) -> Row:
-    """The mean of each figure over runs that differ by their seed, and their standard deviation."""
-    signals = [name for name in WORKING_POINTS if all(name in row.rejection for row in rows)]
-    return Row(
-        scores=rows[0].scores,
-        run=run,
-        num_jets=rows[0].num_jets,
-        accuracy=_mean([row.accuracy for row in rows]),
-        auc=_mean([row.auc for row in rows]),
-        calibration=_mean_calibration([row.calibration for row in rows]),
-        rejection={
-            name: _mean_rejection([row.rejection[name] for row in rows]) for name in signals
-        },
-        classes=rows[0].classes,
-        confusion=tuple(
-            tuple(map(sum, zip(*lines, strict=True)))
-            for lines in zip(*(row.confusion for row in rows), strict=True)
-        ),
-        seeds=tuple(row.scores for row in rows),
-    )
-
-
-def common_name(names: Sequence[str]) -> str:
-    """What the names of runs begin with, without what announces a seed."""
-    shared = ""
-    for letters in zip(*names, strict=False):
-        if len(set(letters)) > 1:
-            break
-        shared += letters[0]
-    shared = re.sub(r"[-_. /]*(seeds?|s)?[-_. /]*$", "", shared)
-    return shared or names[0]
-
-
 def run_names(rows: Sequence[Row]) -> list[str]:
     """What each row is called: its run's folder, with as much more as tells it from the others.
 
@@ -172,46 +136,3 @@ def half_width(found: Estimate | Rejection | None) -> float:
     if found is None or found.value is None or found.low is None:
         return 0.0
     return found.value - found.low if found.high is None else (found.high - found.low) / 2
-
-
-def _mean(estimates: Sequence[Estimate]) -> Estimate:
-    values = [found.value for found in estimates if found.value is not None]
-    if len(values) < len(estimates):
-        return UNDEFINED
-    mean, spread = statistics.fmean(values), statistics.stdev(values)
-    return Estimate(mean, mean - spread, mean + spread)
-
-
-def _mean_rejection(rejections: Sequence[Rejection | None]) -> Rejection | None:
-    """A bound among them makes the mean a bound."""
-    there = [found for found in rejections if found is not None]
-    if len(there) < len(rejections):
-        return None
-    mean = statistics.fmean(found.value for found in there)
-    efficiency = statistics.fmean(found.efficiency for found in there)
-    if any(found.bound for found in there):
-        return Rejection(mean, mean, None, efficiency, bound=True)
-    spread = statistics.stdev(found.value for found in there)
-    return Rejection(mean, mean - spread, mean + spread, efficiency, bound=False)
-
-
-def _mean_calibration(calibrations: Sequence[Calibration]) -> Calibration:
-    """All jets of all runs in one diagram."""
-    counts = [found.num_jets for found in calibrations]
-
-    def pooled(each: Sequence[tuple[float | None, ...]]) -> tuple[float | None, ...]:
-        return tuple(
-            sum(n * (value or 0.0) for n, value in zip(numbers, values, strict=True)) / sum(numbers)
-            if sum(numbers)
-            else None
-            for numbers, values in zip(
-                zip(*counts, strict=True), zip(*each, strict=True), strict=True
-            )
-        )
-
-    return Calibration(
-        _mean([found.error for found in calibrations]),
-        tuple(map(sum, zip(*counts, strict=True))),
-        pooled([found.confidence for found in calibrations]),
-        pooled([found.accuracy for found in calibrations]),
-    )

@@ -16,10 +16,11 @@ import pytest
 from jetssl_cli.data.style import settings
 from jetssl_cli.errors import DataError
 from jetssl_cli.scores.curves import POINTS, curves_of
-from jetssl_cli.scores.evaluate import EvaluateConfig, evaluate, evaluate_scores
+from jetssl_cli.scores.evaluate import EvaluateConfig, evaluate
 from jetssl_cli.scores.plots import draw
 from jetssl_cli.scores.report import write_report
 from jetssl_cli.scores.scorefile import read_scores, write_scores
+from jetssl_cli.scores.single import evaluate_scores
 
 CLASSES = ("QCD", "Hbb", "Hcc")
 CHROMIUM = next(

@@ -12,8 +12,9 @@ from jetssl_cli.data.hdf5 import create
 from jetssl_cli.errors import ConfigError
 from jetssl_cli.scores.compare import Difference
 from jetssl_cli.scores.evaluate import EvaluateConfig, evaluate
+from jetssl_cli.scores.groups import average, common_name
 from jetssl_cli.scores.metrics import Calibration, Estimate, Rejection
-from jetssl_cli.scores.rows import Row, average, common_name, mark_best, ordered
+from jetssl_cli.scores.rows import Row, mark_best, ordered
 from jetssl_cli.scores.scorefile import FORMAT, VERSION
 from jetssl_cli.scores.tables import columns, render
 
