@@ -106,6 +106,8 @@ def test_other_jets_are_not_compared(tmp_path, jets):
     assert same_jets(found[0], found[0])
     assert not same_jets(found[0], found[1])
     assert not same_jets(found[2], found[2])  # labels alone do not say which jets they are
+    relabelled = write(tmp_path / "d.csv", weaver((scores, np.roll(labels, 1), pt)))
+    assert not same_jets(found[0], read_any(relabelled).identity())
     rows = evaluate(EvaluateConfig(scores=paths, tracking=False))
     assert not any(row.comparisons for row in rows)
     with pytest.raises(DataError, match=r"a\.csv: its jets are not those of .*b\.csv"):
