@@ -2,12 +2,14 @@
 
 One column for each class, ``score_label_CLASS`` (weaver's name) or ``score_CLASS``. The truth is
 either one flag for each class, ``label_CLASS``, of which exactly one is set, or one column
-``label`` with the name of the class. Numeric columns ``jet_*`` say which jets they are. Whatever
-else there is, is not read.
+``label`` with the name of the class; in the ROOT files of ``jetssl export`` its number, with the
+names beside the tree. Numeric columns ``jet_*`` say which jets they are. Whatever else there is, is
+not read.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jetssl_cli.errors import DataError, suggest
-from jetssl_cli.scores.scorefile import ScoreSet, check, hash_of, read_scores
+from jetssl_cli.scores.scorefile import ScoreSet, check, check_labels, hash_of, read_scores
 
 SCORE, LABEL, JET = "score_", "label_", "jet_"
-TRUTH = "label"
+TRUTH, ABOUT = "label", "about"
 CONVENTION = (
     "expected score_CLASS or score_label_CLASS of each class, with label_CLASS of each or one "
     "column label with names"
@@ -121,10 +123,24 @@ def _root(path: Path) -> Columns:
             for name in trees:
                 wanted = _wanted(file[name].keys())
                 if any(branch.startswith(SCORE) for branch in wanted):
-                    return dict(file[name].arrays(wanted, library="np"))
+                    columns = dict(file[name].arrays(wanted, library="np"))
+                    about = str(file[ABOUT]) if ABOUT in file.keys(cycle=False) else "{}"
+                    return _named(path, columns, json.loads(about).get("classes", []))
+    except DataError:
+        raise
     except Exception as err:  # uproot raises whatever the bytes lead to
         raise _unreadable(path, "ROOT", err) from None
     raise DataError(f"{path}: no tree ({', '.join(trees) or 'there is none'}) has {SCORE} branches")
+
+
+def _named(path: Path, columns: dict[str, NDArray[Any]], classes: Sequence[str]) -> Columns:
+    """The same with the names of the labels, where there are numbers and the names are known."""
+    labels = columns.get(TRUTH)
+    if not classes or labels is None or labels.dtype.kind not in "iu":
+        return columns
+    check_labels(path, labels, len(classes))
+    names = np.array(["".join(c if c.isalnum() else "_" for c in name) for name in classes])
+    return {**columns, TRUTH: names[labels]}
 
 
 def _csv(path: Path) -> Columns:

@@ -156,7 +156,7 @@ def check(path: Path, classes: Sequence[str], scores: NDArray[Any], labels: NDAr
     Raises:
         DataError: no jets, a label that is none of the classes, or scores that do not sum to 1.
     """
-    _check_labels(path, labels, len(classes))
+    check_labels(path, labels, len(classes))
     _check_scores(path, scores, classes)
 
 
@@ -185,7 +185,12 @@ def _names(path: Path, text: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _check_labels(path: Path, labels: NDArray[Any], num_classes: int) -> None:
+def check_labels(path: Path, labels: NDArray[Any], num_classes: int) -> None:
+    """Labels are whole numbers from 0 on, one for each of at least one jet.
+
+    Raises:
+        DataError: they are not.
+    """
     if labels.ndim != 1 or labels.dtype.kind != "i":
         raise DataError(f"{path}: labels: expected one integer for each jet")
     if len(labels) == 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 
 import numpy as np
 import pyarrow as pa
@@ -112,6 +113,25 @@ def test_other_jets_are_not_compared(tmp_path, jets):
     assert not any(row.comparisons for row in rows)
     with pytest.raises(DataError, match=r"a\.csv: its jets are not those of .*b\.csv"):
         evaluate(EvaluateConfig(scores=paths, compare=("a.csv", "b.csv"), tracking=False))
+
+
+def test_numbers_of_classes_with_their_names_beside_the_tree(tmp_path, jets):
+    """A tree as ``jetssl export`` writes it."""
+    scores, labels, _ = jets
+    columns = {f"score_{name}": scores[:, c] for c, name in enumerate(CLASSES)}
+    columns["label"] = labels.astype(np.int32)
+    path = tmp_path / "scores.root"
+    for wrong in (0, -1, 10):
+        columns["label"][7] = wrong or labels[7]
+        with uproot.recreate(path) as file:
+            file["about"] = json.dumps({"classes": CLASSES})
+            file.mktree("scores", {name: values.dtype for name, values in columns.items()})
+            file["scores"].extend(columns)
+        if wrong:
+            with pytest.raises(DataError, match=rf"jet 7: label {wrong} is not in 0\.\.9"):
+                read_any(path)
+        else:
+            np.testing.assert_array_equal(read_any(path).labels, labels)
 
 
 def changed(columns, drop=(), **new):
