@@ -66,22 +66,44 @@ class Comparison(Strict):
     """This rejection over the other; p of the bootstrap."""
 
 
-def compare(
-    one: Answers, other: Answers, *, files: tuple[str, str], replicas: int, seed: int
-) -> Comparison:
-    """All differences of two runs on the same jets, which are called by their score files."""
-    return Comparison(
-        scores=files[0],
-        to=files[1],
-        only_this=int(np.count_nonzero(one.correct & ~other.correct)),
-        only_other=int(np.count_nonzero(other.correct & ~one.correct)),
-        accuracy=compare_accuracy(one.correct, other.correct),
-        auc=compare_auc(one.placements, other.placements),
-        rejection={
-            signal: compare_rejection(one, other, signal, replicas=replicas, seed=seed)
-            for signal in one.discriminants
-        },
-    )
+class Pairs:
+    """Runs on the same jets in pairs; each difference is computed once."""
+
+    def __init__(self, answers: Mapping[str, Answers], *, replicas: int, seed: int) -> None:
+        """``answers`` are those of each score file."""
+        self._answers, self._replicas, self._seed = answers, replicas, seed
+        self._found: dict[tuple[str, str, str], Difference | None] = {}
+
+    def difference(self, figure: str, scores: str, to: str) -> Difference | None:
+        """How much better the accuracy, the auc, or the rejection of a signal is."""
+        key = figure, scores, to
+        if key not in self._found:
+            one, other = self._answers[scores], self._answers[to]
+            if figure == "accuracy":
+                found: Difference | None = compare_accuracy(one.correct, other.correct)
+            elif figure == "auc":
+                found = compare_auc(one.placements, other.placements)
+            else:
+                settings = {"replicas": self._replicas, "seed": self._seed}
+                found = compare_rejection(one, other, figure, **settings)
+            self._found[key] = found
+        return self._found[key]
+
+    def comparison(self, scores: str, to: str) -> Comparison:
+        """All differences of two runs."""
+        one, other = self._answers[scores], self._answers[to]
+        accuracy, auc = (self.difference(name, scores, to) for name in ("accuracy", "auc"))
+        assert accuracy is not None
+        assert auc is not None
+        return Comparison(
+            scores=scores,
+            to=to,
+            only_this=int(np.count_nonzero(one.correct & ~other.correct)),
+            only_other=int(np.count_nonzero(other.correct & ~one.correct)),
+            accuracy=accuracy,
+            auc=auc,
+            rejection={name: self.difference(name, scores, to) for name in one.discriminants},
+        )
 
 
 def compare_accuracy(one: Bool[np.ndarray, " J"], other: Bool[np.ndarray, " J"]) -> Difference:

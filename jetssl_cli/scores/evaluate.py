@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pydantic import Field, NonNegativeInt
@@ -13,14 +13,7 @@ from jetssl_cli.config import Strict
 from jetssl_cli.data.recipe import load_recipe
 from jetssl_cli.errors import ConfigError, DataError, suggest
 from jetssl_cli.runs.tracking import track
-from jetssl_cli.scores.compare import (
-    Comparison,
-    Difference,
-    compare,
-    compare_accuracy,
-    compare_auc,
-    compare_rejection,
-)
+from jetssl_cli.scores.compare import Difference, Pairs
 from jetssl_cli.scores.curves import Curves, curves_of
 from jetssl_cli.scores.foreign import read_any
 from jetssl_cli.scores.groups import grouped
@@ -124,28 +117,30 @@ def _classes(found: ScoreSet, before: Sequence[Evaluated]) -> tuple[str, ...]:
 
 def _compared(rows: Sequence[Row], runs: Sequence[Evaluated], cfg: EvaluateConfig) -> list[Row]:
     """The rows in order, with the best marked and runs on the same jets held against each other."""
-    rows = mark_best(ordered(rows), _paired(runs, cfg))
+    answers = {run.row.scores: run.answers for run in runs}
+    pairs = Pairs(answers, replicas=cfg.replicas, seed=cfg.seed)
+    jets = {run.row.scores: run.jets for run in runs}
+
+    def paired(name: str, row: Row, other: Row) -> Difference | None:
+        """Of single runs on the same jets alone."""
+        together = same_jets(jets[row.scores], jets[other.scores])
+        if name == "ece" or row.seeds or other.seeds or not together:
+            return None
+        return pairs.difference(name, row.scores, other.scores)
+
+    rows = mark_best(ordered(rows), paired)
     if cfg.compare is not None:
-        one, other = (_place(name, runs) for name in cfg.compare)
-        if not same_jets(runs[one].jets, runs[other].jets):
+        one, other = (runs[_place(name, runs)].row.scores for name in cfg.compare)
+        if not same_jets(jets[one], jets[other]):
             raise DataError(
-                f"{runs[one].row.scores}: its jets are not those of {runs[other].row.scores}; "
+                f"{one}: its jets are not those of {other}; "
                 "only runs on the same jets can be compared"
             )
-        pairs = [(one, other)]
+        wanted = {one: other}
     else:
-        single = [_place(row.scores, runs) for row in rows if not row.seeds]
-        pairs = [(place, single[0]) for place in single[1:]]
-    made: dict[str, Comparison] = {}
-    for one, other in pairs:
-        if same_jets(runs[one].jets, runs[other].jets):
-            made[runs[one].row.scores] = compare(
-                runs[one].answers,
-                runs[other].answers,
-                files=(runs[one].row.scores, runs[other].row.scores),
-                replicas=cfg.replicas,
-                seed=cfg.seed,
-            )
+        best, *others = [row.scores for row in rows if not row.seeds] or [""]
+        wanted = {one: best for one in others if same_jets(jets[one], jets[best])}
+    made = {one: pairs.comparison(one, other) for one, other in wanted.items()}
     return [
         row.model_copy(update={"comparisons": tuple(made[s] for s in _files(row) if s in made)})
         for row in rows
@@ -154,27 +149,6 @@ def _compared(rows: Sequence[Row], runs: Sequence[Evaluated], cfg: EvaluateConfi
 
 def _files(row: Row) -> tuple[str, ...]:
     return row.seeds or (row.scores,)
-
-
-def _paired(
-    runs: Sequence[Evaluated], cfg: EvaluateConfig
-) -> Callable[[str, Row, Row], Difference | None]:
-    """How the figures of two rows are compared, where they are single runs on the same jets."""
-
-    def paired(name: str, row: Row, other: Row) -> Difference | None:
-        if row.seeds or other.seeds:
-            return None
-        one, two = (runs[_place(each.scores, runs)] for each in (row, other))
-        if name == "ece" or not same_jets(one.jets, two.jets):
-            return None
-        if name == "accuracy":
-            return compare_accuracy(one.answers.correct, two.answers.correct)
-        if name == "auc":
-            return compare_auc(one.answers.placements, two.answers.placements)
-        settings = {"replicas": cfg.replicas, "seed": cfg.seed}
-        return compare_rejection(one.answers, two.answers, name, **settings)
-
-    return paired
 
 
 def _place(name: str, runs: Sequence[Evaluated]) -> int:

@@ -9,7 +9,7 @@ from scipy.stats import chi2
 
 from jetssl_cli.scores.compare import (
     Answers,
-    compare,
+    Pairs,
     compare_accuracy,
     compare_auc,
     compare_rejection,
@@ -140,9 +140,8 @@ class TestRejection:
     def test_a_class_without_jets(self):
         one, other, labels = two_runs(300, seed=9)
         left = np.where(labels == 1, 0, labels)
-        found = compare(
-            answers(one, left), answers(other, left), files=("a", "b"), replicas=100, seed=0
-        )
+        runs = {"a": answers(one, left), "b": answers(other, left)}
+        found = Pairs(runs, replicas=100, seed=0).comparison("a", "b")
         assert found.rejection["Hbb"] is None
         assert found.rejection["Hcc"] is not None
         assert (found.scores, found.to) == ("a", "b")
