@@ -31,11 +31,13 @@ def grouped(runs: Sequence[Evaluated], patterns: Sequence[str]) -> list[Row]:
         ConfigError: a pattern that means nothing, or two that mean the same run.
     """
     names = run_names([run.row for run in runs])
-    groups: dict[str, list[int]] = {}
+    groups: list[tuple[str, list[int]]] = []
     for pattern in patterns:
         name, equals, glob = pattern.partition("=")
         if not name or not equals or not glob:
             raise ConfigError(f"group {pattern!r}: expected NAME=PATTERN")
+        if name in dict(groups):
+            raise ConfigError(f"group {pattern!r}: the name {name!r} is given twice")
         members = [
             place
             for place, run in enumerate(runs)
@@ -43,16 +45,16 @@ def grouped(runs: Sequence[Evaluated], patterns: Sequence[str]) -> list[Row]:
         ]
         if not members:
             raise ConfigError(f"group {pattern!r}: no run is named so; {suggest(glob, names)}")
-        taken = {place for others in groups.values() for place in others}.intersection(members)
+        taken = {place for _, others in groups for place in others}.intersection(members)
         if taken:
             raise ConfigError(f"group {pattern!r}: {names[min(taken)]} is in another group already")
-        groups[name] = members
-    left = set(range(len(runs))) - {place for members in groups.values() for place in members}
+        groups.append((name, members))
+    left = set(range(len(runs))) - {place for _, members in groups for place in members}
     for members in _by_seed(runs, sorted(left)):
-        groups[common_name([names[place] for place in members])] = members
+        groups.append((common_name([names[place] for place in members]), members))
     rows = [
         average([runs[place].row for place in members], name)
-        for name, members in groups.items()
+        for name, members in groups
         if len(members) > 1
     ]
     several = {score for row in rows for score in row.seeds}

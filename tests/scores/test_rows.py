@@ -168,6 +168,18 @@ class TestGroups:
         four = tell(write(tmp_path / "d.h5", seed=4), seed=3, group="f00", data_hash="y")
         assert all(not row.seeds for row in self.run([three, four]))
 
+    def test_groups_of_one_name_stay_apart(self, tmp_path):
+        paths = []
+        for group in ("f00", "bar"):
+            (tmp_path / group).mkdir()
+            for seed in (1, 2):
+                path = write(tmp_path / group / f"x-{seed}.h5", seed=len(paths))
+                paths.append(tell(path, seed=seed, group=group))
+        rows = self.run(paths)
+        assert [len(row.seeds) for row in rows] == [2, 2]
+        assert {score for row in rows for score in row.seeds} == set(map(str, paths))
+        assert len(set(columns(rows)[0])) == 3
+
     def test_by_a_pattern(self, tmp_path):
         paths = [write(tmp_path / f"{name}.h5", seed=s) for s, name in enumerate(("a1", "a2", "b"))]
         rows = self.run(paths, groups=("mine=a?",))
@@ -179,6 +191,7 @@ class TestGroups:
             (("a?",), "expected NAME=PATTERN"),
             (("a=c*",), "no run is named so; valid: a1, a2, b"),
             (("a=a*", "b=*2"), "a2 is in another group already"),
+            (("a=a*", "a=b"), "the name 'a' is given twice"),
         ],
     )
     def test_patterns_that_mean_nothing(self, tmp_path, groups, problem):
