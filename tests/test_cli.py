@@ -355,6 +355,20 @@ def test_evaluate_refuses_scores_without_class_names(jetssl, tmp_path):
     refused(done, tmp_path, "s.h5", "class names", kept=["s.h5"])
 
 
+BAD_SCORES = {
+    "label,score_QCD,score_Hbb\nQCD,nan,0.5\n": "jet 0: a score is not finite",
+    "label,score_QCD,score_Zqq\nQCD,0.5,0.5\n": "lacks Hbb; adds Zqq",
+}
+
+
+@pytest.mark.parametrize(("text", "problem"), BAD_SCORES.items(), ids=BAD_SCORES.values())
+def test_evaluate_refuses_bad_scores_in_one_line(jetssl, tmp_path, text, problem):
+    (tmp_path / "good.csv").write_text("label,score_QCD,score_Hbb\nQCD,0.5,0.5\nHbb,0.5,0.5\n")
+    (tmp_path / "bad.csv").write_text(text)
+    words = ("evaluate", "good.csv", "bad.csv", "--out", "tables", "--report", "report.html")
+    refused(jetssl(*words), tmp_path, "bad.csv", problem, kept=["good.csv", "bad.csv"])
+
+
 def test_evaluate_refuses_an_unknown_format(jetssl, tmp_path):
     done = jetssl("evaluate", "s.h5", "--format", "jsn")
     refused(done, tmp_path, "'jsn'", "did you mean 'json'?")
@@ -365,7 +379,7 @@ TINY = ("encoder.width=16", "encoder.depth=1", "encoder.heads=2", "encoder.regis
 
 
 @pytest.mark.slow
-def test_the_whole_road(jetssl, tmp_path, samples):
+def test_the_whole_road(jetssl, tmp_path, samples):  # noqa: PLR0915
     """ROOT files to a score table, every step through the command line."""
 
     def do(*words):
@@ -393,10 +407,14 @@ def test_the_whole_road(jetssl, tmp_path, samples):
     assert told.splitlines()[0].startswith("s.root: scores of 500 jets")
     assert told.splitlines()[1].startswith("n.onnx: network")
     assert uproot.open(tmp_path / "s.root")["scores"].num_entries == 500
-    rows = json.loads(
-        do("evaluate", "frozen.h5", "full.h5", "random.h5", "--format", "json", "--out", "tables")
-    )
-    assert [row["scores"] for row in rows] == ["frozen.h5", "full.h5", "random.h5"]
+    words = ("--format", "json", "--out", "tables", "--plots", "plots", "--report", "report.html")
+    rows = json.loads(do("evaluate", "frozen.h5", "full.h5", "random.h5", *words))
+    assert {row["scores"] for row in rows} == {"frozen.h5", "full.h5", "random.h5"}
+    accuracies = [row["accuracy"]["value"] for row in rows]
+    assert accuracies == sorted(accuracies, reverse=True)
+    assert [len(row["comparisons"]) for row in rows] == [0, 1, 1]  # the jets are the same
+    assert (tmp_path / "plots" / "confusion_full.pdf").exists()
+    assert (tmp_path / "report.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     for row in rows:
         assert row["num_jets"] == 500
         assert row["accuracy"].keys() == {"value", "low", "high"}
@@ -419,7 +437,8 @@ def test_the_whole_road(jetssl, tmp_path, samples):
         "table.tex",
     }
     for form, sign in {"rich": "±", "markdown": "|", "csv": ",", "latex": "&"}.items():
-        table = do("evaluate", "frozen.h5", "random.h5", "--format", form)
+        compared = ("--compare", "frozen", "random", "--confusion")
+        table = do("evaluate", "frozen.h5", "random.h5", "--format", form, *compared)
         assert all(word in table for word in ("frozen", "random", sign))
     assert not list(tmp_path.rglob("*.partial"))
 

@@ -167,33 +167,92 @@ def generate(
 @room.command(
     epilog="Examples:\n\n"
     "jetssl evaluate scores/*.h5\n\n"
-    "jetssl evaluate scores/*.h5 --out tables --format markdown\n\n"
+    "jetssl evaluate scores/*.h5 --out tables --plots plots --report report.html\n\n"
+    "jetssl evaluate scores/*.h5 --compare frozen random\n\n"
+    "jetssl evaluate scores/*.h5 --group 'frozen=frozen-*' --group 'full=full-*'\n\n"
+    "jetssl evaluate scores/frozen.h5 weaver/pred.root\n\n"
     "jetssl evaluate cwola-*.h5"
 )
 def evaluate(
-    scores: Annotated[list[Path], typer.Argument(metavar="SCORES...", help="Score files.")],
+    scores: Annotated[
+        list[Path], typer.Argument(metavar="SCORES...", help="Score files, also of other tools.")
+    ],
     out: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR", help="Also write the table there in every format.", show_default=False
         ),
     ] = None,
+    plots: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Also plot ROC curves, confusion, scores and calibration there, as PNG and PDF.",
+            show_default=False,
+        ),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.html",
+            help="Also write one page with the tables and plots.",
+            show_default=False,
+        ),
+    ] = None,
+    compare: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            metavar="A B",
+            help="Compare these two runs on the same jets; else each with the best.",
+            show_default=False,
+        ),
+    ] = None,
+    group: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=PATTERN",
+            help="Average over the runs whose name or file matches, with their spread.",
+            show_default=False,
+        ),
+    ] = None,
+    confusion: Annotated[
+        bool, typer.Option("--confusion", help="Also print the confusion matrices.")
+    ] = False,
+    bootstrap: Annotated[
+        int, typer.Option(metavar="N", min=100, help="Replicas of the bootstrap.")
+    ] = 1000,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of the bootstrap.")] = 0,
     fmt: Annotated[
         str,
         typer.Option("--format", metavar="NAME", help="rich, markdown, csv, json or latex."),
     ] = "rich",
 ) -> None:
-    """Print one row per score file: accuracy, AUC and background rejections.
+    """Print a row for each run, the best first: accuracy, AUC, calibration, background rejections.
 
+    Runs that differ by their seed alone are averaged; runs on the same jets are compared in pairs.
     Of other tasks: balanced accuracy of tracks, adjusted Rand index of vertices by their number, or
     significance improvement of classifiers without labels.
+
+    Scores of other tools are read from .root (as weaver writes them), .csv and .parquet:
+    score_CLASS or score_label_CLASS of each class, with label_CLASS of each (1 for the true one) or
+    one column label with names.
     """
     from jetssl_cli.scores.evaluate import EvaluateConfig
     from jetssl_cli.scores.evaluate import evaluate as run
     from jetssl_cli.scores.tables import check_format, render
 
     check_format(fmt)  # before any work
-    table = render(run(EvaluateConfig(scores=tuple(scores), out=out)), format=fmt)
+    cfg = EvaluateConfig(
+        scores=tuple(scores),
+        out=out,
+        plots=plots,
+        report=report,
+        compare=compare,
+        groups=tuple(group or ()),
+        replicas=bootstrap,
+        seed=seed,
+    )
+    table = render(run(cfg), format=fmt, confusion=confusion)
     if isinstance(table, str):
         typer.echo(table, nl=False)
     else:

@@ -1,4 +1,4 @@
-"""``jetssl evaluate``: score files -> figures with uncertainties -> tables."""
+"""``jetssl evaluate``: score files -> figures with uncertainties -> tables, plots and a report."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, NonNegativeInt
 
 from jetssl_cli.config import Strict
-from jetssl_cli.errors import DataError
+from jetssl_cli.data.recipe import load_recipe
+from jetssl_cli.errors import ConfigError, DataError, suggest
 from jetssl_cli.runs.tracking import track
-from jetssl_cli.scores.metrics import (
-    BACKGROUND,
-    WORKING_POINTS,
-    Row,
-    accuracy,
-    auc_ovo,
-    rejection,
-)
-from jetssl_cli.scores.rows import TaskRow
-from jetssl_cli.scores.scorefile import ScoreSet, read_scores
-from jetssl_cli.scores.tables import run_names, to_csv, to_json, to_latex, to_markdown
+from jetssl_cli.scores.compare import Difference, Pairs
+from jetssl_cli.scores.curves import Curves, curves_of
+from jetssl_cli.scores.foreign import read_any
+from jetssl_cli.scores.groups import grouped
+from jetssl_cli.scores.metrics import REPLICAS, WORKING_POINTS
+from jetssl_cli.scores.rows import Row, figure, figures, mark_best, ordered, run_names
+from jetssl_cli.scores.scorefile import ScoreSet, same_jets
+from jetssl_cli.scores.single import Evaluated, evaluate_scores
+from jetssl_cli.scores.tables import to_csv, to_json, to_latex, to_markdown
+from jetssl_cli.scores.taskrows import TaskRow
 from jetssl_cli.scores.tasks import evaluate_tasks
 
 
@@ -30,22 +30,54 @@ class EvaluateConfig(Strict):
     """Which score files to evaluate."""
 
     scores: tuple[Path, ...] = Field(min_length=1)
-    """Score files, as written by ``jetssl export``."""
+    """Score files of ``jetssl export``; or ROOT, CSV and parquet files of other tools."""
     out: Path | None = None
     """Folder for table.md, table.csv, table.json and table.tex."""
+    plots: Path | None = None
+    """Folder for plots, as PNG and PDF."""
+    report: Path | None = None
+    """HTML page with tables and plots."""
+    compare: tuple[str, str] | None = None
+    """Two runs to compare, by score file or name; else each is compared with the best."""
+    groups: tuple[str, ...] = ()
+    """``NAME=PATTERN``: runs to average over, by their name or their score file."""
+    replicas: int = Field(default=REPLICAS, ge=100)
+    """Replicas of the bootstrap."""
+    seed: NonNegativeInt = 0
+    """Seed of the bootstrap."""
     tracking: bool = True
     """Record the tables with MLflow."""
 
 
-def evaluate(cfg: EvaluateConfig) -> Sequence[Row | TaskRow]:
-    """Evaluate score files of one task: one row each, in the order given.
+def evaluate(cfg: EvaluateConfig) -> list[Row] | list[TaskRow]:
+    """Evaluate score files of one task; of jets a row for each run, the highest accuracy first.
+
+    Runs that differ by their seed alone are averaged, if their files say so or ``groups`` does.
 
     Raises:
+        ConfigError: a group or a run to compare is not there.
         DataError: a file is named twice or is not a valid score file, the files do not have the
-            same classes, or the tables cannot be written.
+            same classes, or the results cannot be written.
     """
     _refuse_repeats(cfg.scores)
-    rows: Sequence[Row | TaskRow] = evaluate_tasks(cfg.scores) or evaluate_jets(cfg.scores)
+    tasks = evaluate_tasks(cfg.scores)
+    if tasks:
+        _refuse_what_is_for_jets(cfg)
+        _publish(tasks, cfg)
+        return tasks
+    runs: list[Evaluated] = []
+    for path in cfg.scores:
+        found = read_any(path)
+        found = found.in_order(_classes(found, runs))
+        runs.append(_evaluate_one(found, cfg))
+    rows = _compared(grouped(runs, cfg.groups), runs, cfg)
+    _publish(rows, cfg)
+    _draw(rows, {row.scores: runs[_place(row.scores, runs)].curves for row in rows}, cfg)
+    return rows
+
+
+def _publish(rows: Sequence[Row] | Sequence[TaskRow], cfg: EvaluateConfig) -> None:
+    """Write the tables, and record them with MLflow."""
     tables = {
         "table.md": to_markdown(rows),
         "table.csv": to_csv(rows),
@@ -57,56 +89,110 @@ def evaluate(cfg: EvaluateConfig) -> Sequence[Row | TaskRow]:
     with track("evaluate", None, enabled=cfg.tracking) as tracker:
         for name, text in tables.items():
             tracker.text(name, text)
-        for name, row in zip(run_names(rows), rows, strict=True):
-            tracker.metrics(_figures(name, row), step=0)
-    return rows
+        named: list[Row | TaskRow] = [*rows]
+        for name, row in zip(run_names(rows), named, strict=True):
+            tracker.metrics(_metrics(name, row), step=0)
 
 
-def evaluate_jets(paths: Sequence[Path]) -> list[Row]:
-    """All figures of score files with the classes of jets."""
-    rows: list[Row] = []
-    first: ScoreSet | None = None
-    for path in paths:
-        found = read_scores(path)
-        first = first or found
-        _require_same_classes(first, found)
-        rows.append(evaluate_scores(found))
-    return rows
+def _refuse_what_is_for_jets(cfg: EvaluateConfig) -> None:
+    asked = (("--plots", cfg.plots), ("--report", cfg.report), ("--compare", cfg.compare))
+    for option, value in (*asked, ("--group", cfg.groups)):
+        if value:
+            raise ConfigError(f"{option}: is for scores of the classes of jets")
 
 
-def evaluate_scores(found: ScoreSet) -> Row:
-    """All figures of one score file.
+def _draw(rows: Sequence[Row], curves: Mapping[str, Curves | None], cfg: EvaluateConfig) -> None:
+    """Write the plots and the page, if they are asked for."""
+    if cfg.plots is None and cfg.report is None:
+        return
+    from jetssl_cli.data.style import save, settings
+    from jetssl_cli.scores.plots import draw
+    from jetssl_cli.scores.report import write_report
 
-    A class with a working point that the file does not name has no rejection; one that it names
-    but has no jets of has an undefined one.
-    """
-    named = [name for name in WORKING_POINTS if name in found.classes]
-    return Row(
-        scores=str(found.path),
-        run=found.run,
-        num_jets=len(found.labels),
-        accuracy=accuracy(found.scores, found.labels),
-        auc=auc_ovo(found.scores, found.labels),
-        rejection={
-            name: rejection(
-                found.scores, found.labels, found.classes, name, efficiency=WORKING_POINTS[name]
+    with settings():
+        figures = dict(draw(rows, curves))
+        if cfg.plots is not None:
+            for stem, figure in figures.items():
+                save(figure, cfg.plots / stem)
+        if cfg.report is not None:
+            write_report(rows, figures, cfg.report)
+
+
+def _evaluate_one(found: ScoreSet, cfg: EvaluateConfig) -> Evaluated:
+    row, answers = evaluate_scores(found, replicas=cfg.replicas, seed=cfg.seed)
+    wanted = cfg.plots is not None or cfg.report is not None
+    curves = curves_of(found, answers.discriminants) if wanted else None
+    return Evaluated(row, answers, found.identity(), found.seed, found.group, curves)
+
+
+def _classes(found: ScoreSet, before: Sequence[Evaluated]) -> tuple[str, ...]:
+    """The order of all: that of the project where it knows the classes, else of the first file."""
+    if before:
+        _require_same_classes(before[0].row, found)
+        return before[0].row.classes
+    known = load_recipe("jetclass").labels.classes
+    return known if set(known) == set(found.classes) else found.classes
+
+
+def _compared(rows: Sequence[Row], runs: Sequence[Evaluated], cfg: EvaluateConfig) -> list[Row]:
+    """The rows in order, with the best marked and runs on the same jets held against each other."""
+    answers = {run.row.scores: run.answers for run in runs}
+    pairs = Pairs(answers, replicas=cfg.replicas, seed=cfg.seed)
+    jets = {run.row.scores: run.jets for run in runs}
+
+    def paired(name: str, row: Row, other: Row) -> Difference | None:
+        """Of single runs on the same jets alone."""
+        together = same_jets(jets[row.scores], jets[other.scores])
+        if name == "ece" or row.seeds or other.seeds or not together:
+            return None
+        return pairs.difference(name, row.scores, other.scores)
+
+    rows = mark_best(ordered(rows), paired)
+    if cfg.compare is not None:
+        one, other = (runs[_place(name, runs)].row.scores for name in cfg.compare)
+        if not same_jets(jets[one], jets[other]):
+            raise DataError(
+                f"{one}: its jets are not those of {other}; "
+                "only runs on the same jets can be compared"
             )
-            for name in named
-            if BACKGROUND in found.classes
-        },
-    )
+        wanted = {one: other}
+    else:
+        best, *others = [row.scores for row in rows if not row.seeds] or [""]
+        wanted = {one: best for one in others if same_jets(jets[one], jets[best])}
+    made = {one: pairs.comparison(one, other) for one, other in wanted.items()}
+    return [
+        row.model_copy(update={"comparisons": tuple(made[s] for s in _files(row) if s in made)})
+        for row in rows
+    ]
 
 
-def _figures(name: str, row: Row | TaskRow) -> dict[str, float]:
+def _files(row: Row) -> tuple[str, ...]:
+    return row.seeds or (row.scores,)
+
+
+def _place(name: str, runs: Sequence[Evaluated]) -> int:
+    """The run that a user means: by its score file, its folder or its name in the table."""
+    rows = [run.row for run in runs]
+    names = run_names(rows)
+    for known in ([row.scores for row in rows], [row.run for row in rows], names):
+        if known.count(name) == 1:
+            return known.index(name)
+    raise ConfigError(f"no run {name!r}; {suggest(name, names)}")
+
+
+def _metrics(name: str, row: Row | TaskRow) -> dict[str, float]:
     """The defined figures of a row, under names that MLflow takes."""
     if isinstance(row, TaskRow):
-        values = {key: figure.value for key, figure in row.headline().items()}
+        headline = {key: found.value for key, found in row.headline().items()}
     else:
-        values = {"accuracy": row.accuracy.value, "auc": row.auc.value}
-        for signal, found in row.rejection.items():
-            values[f"rejection/{signal}"] = found.value if found else None
+        named = {key: figure(row, key) for key in figures([row])}
+        headline = {
+            f"{'rejection/' * (key in WORKING_POINTS)}{key}": found.value
+            for key, found in named.items()
+            if found is not None
+        }
     prefix = re.sub(r"[^\w./ -]", "_", name)
-    return {f"{prefix}/{key}": value for key, value in values.items() if value is not None}
+    return {f"{prefix}/{key}": value for key, value in headline.items() if value is not None}
 
 
 def _refuse_repeats(paths: tuple[Path, ...]) -> None:
@@ -117,7 +203,7 @@ def _refuse_repeats(paths: tuple[Path, ...]) -> None:
         seen.add(path.resolve())
 
 
-def _require_same_classes(first: ScoreSet, other: ScoreSet) -> None:
+def _require_same_classes(first: Row, other: ScoreSet) -> None:
     """The order may differ: everything goes by name."""
     missing = sorted(set(first.classes) - set(other.classes))
     extra = sorted(set(other.classes) - set(first.classes))
@@ -125,7 +211,7 @@ def _require_same_classes(first: ScoreSet, other: ScoreSet) -> None:
         differences = [f"lacks {', '.join(missing)}"] * bool(missing)
         differences += [f"adds {', '.join(extra)}"] * bool(extra)
         raise DataError(
-            f"{other.path}: its classes are not those of {first.path}: {'; '.join(differences)}"
+            f"{other.path}: its classes are not those of {first.scores}: {'; '.join(differences)}"
         )
 
 

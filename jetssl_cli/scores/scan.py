@@ -34,9 +34,10 @@ from jetssl_cli.runs import checkpoint
 from jetssl_cli.runs.finetune import FinetuneConfig, finetune, load_config, mode
 from jetssl_cli.runs.pretrain import PretrainConfig
 from jetssl_cli.runs.tracking import METRICS
-from jetssl_cli.scores.evaluate import EvaluateConfig, Row, evaluate
+from jetssl_cli.scores.evaluate import EvaluateConfig, evaluate
 from jetssl_cli.scores.export import ExportConfig, export
 from jetssl_cli.scores.metrics import WORKING_POINTS
+from jetssl_cli.scores.rows import Row
 from jetssl_cli.scores.scorefile import read_scores
 
 Mode = Literal["frozen", "full", "from-scratch", "random"]

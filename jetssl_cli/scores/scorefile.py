@@ -4,7 +4,7 @@ Layout (HDF5, format "jetssl-scores", version 1)::
 
     /        attrs: classes, jet_columns (JSON lists of names), jet_units (JSON list), and what
              ``provenance.py`` tells: run (its folder), data (the file), run_id, weights_hash,
-             data_hash, group, seed, precision
+             data_hash, group (equal for runs that differ by the seed alone), seed, precision
     /scores  (J, C) float32   softmax, in the order of ``classes``
     /logits  (J, C) float32
     /labels  (J,)   int64     index into ``classes``; -1 where the class is not known
@@ -17,10 +17,11 @@ of scores and logits: the mean of what the backbone makes of a jet's constituent
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -29,7 +30,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
-from jetssl_cli.data.hdf5 import Table, create, open_complete, readable
+from jetssl_cli.data.hdf5 import Rows, Table, create, open_complete, readable
 from jetssl_cli.errors import DataError
 from jetssl_cli.scores.provenance import Provenance
 
@@ -50,6 +51,39 @@ class ScoreSet:
     classes: tuple[str, ...]
     scores: Float[np.ndarray, "J C"]
     labels: Int[np.ndarray, " J"]
+    jets: Mapping[str, str] = field(default_factory=dict)
+    """Hashes of the jets: of the file they come from, and of each jet feature by its name."""
+    seed: int | None = None
+    group: str | None = None
+    """Equal for runs that differ by the seed alone."""
+
+    def in_order(self, classes: Sequence[str]) -> ScoreSet:
+        """The same scores with the classes in another order."""
+        if tuple(classes) == self.classes:
+            return self
+        order = [self.classes.index(name) for name in classes]
+        labels = np.argsort(order)[self.labels]
+        return replace(self, classes=tuple(classes), scores=self.scores[:, order], labels=labels)
+
+    def identity(self) -> dict[str, str]:
+        """What says which jets they are: ``jets``, and a hash of the labels by their names."""
+        ranks = np.argsort(np.argsort(self.classes))
+        return {**self.jets, HASH_OF_LABELS: hash_of(ranks[self.labels])}
+
+
+HASH_OF_DATA, HASH_OF_LABELS = "data_hash", "labels"
+
+
+def same_jets(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    """Whether two identities are those of the same jets in the same order.
+
+    The labels have to agree, and the data or, where only one file tells its data, all jet features
+    that both have. Labels alone say nothing.
+    """
+    common = one.keys() & other.keys() - {HASH_OF_LABELS}
+    if HASH_OF_DATA in common:
+        common = {HASH_OF_DATA}
+    return bool(common) and all(one[name] == other[name] for name in (*common, HASH_OF_LABELS))
 
 
 class ScoreWriter:
@@ -160,16 +194,44 @@ def read_scores(path: Path) -> ScoreSet:
         DataError: it is not a whole score file, or its content contradicts itself.
     """
     with open_complete(path, FORMAT, VERSION) as file, readable(path):
-        classes = _names(path, str(file.attrs.get("classes", "[]")))
-        lengths = {name: len(file[name]) for name in ("scores", "logits", "labels", "jets")}
-        run, data = str(file.attrs["run"]), str(file.attrs["data"])
-        scores, labels = file["scores"][()], file["labels"][()]
+        attributes = dict(file.attrs)
+        classes = _names(path, str(attributes.get("classes", "[]")))
+        arrays = {name: Rows(file[name]) for name in ("scores", "logits", "labels", "jets")}
+        run, data = str(attributes["run"]), str(attributes["data"])
+        scores, labels = arrays["scores"].read(), arrays["labels"].read()
+        jets = _hashes(arrays["jets"], json.loads(attributes.get("jet_columns", "[]")))
+    lengths = {name: len(rows) for name, rows in arrays.items()}
     if len(set(lengths.values())) > 1:
         listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
         raise DataError(f"{path}: the arrays have different numbers of jets: {listed}")
-    _check_labels(path, labels, len(classes))
+    if HASH_OF_DATA in attributes:
+        jets[HASH_OF_DATA] = str(attributes[HASH_OF_DATA])
+    check(path, classes, scores, labels)
+    found = ScoreSet(path, run, data, classes, scores, labels, jets)
+    seed, group = attributes.get("seed"), attributes.get("group")
+    if seed is not None and group is not None:
+        return replace(found, seed=int(seed), group=str(group))
+    return found
+
+
+def check(path: Path, classes: Sequence[str], scores: NDArray[Any], labels: NDArray[Any]) -> None:
+    """Look at every label and every score.
+
+    Raises:
+        DataError: no jets, a label that is none of the classes, or scores that do not sum to 1.
+    """
+    check_labels(path, labels, len(classes))
     _check_scores(path, scores, classes)
-    return ScoreSet(path, run, data, classes, scores, labels)
+
+
+def hash_of(values: NDArray[Any]) -> str:
+    """Of one jet feature, in float32."""
+    return hashlib.blake2b(values.astype(np.float32).tobytes(), digest_size=16).hexdigest()
+
+
+def _hashes(jets: Rows, columns: Sequence[str]) -> dict[str, str]:
+    table = jets.read()
+    return {name: hash_of(column) for name, column in zip(columns, table.T, strict=False)}
 
 
 def _names(path: Path, text: str) -> tuple[str, ...]:
@@ -187,11 +249,18 @@ def _names(path: Path, text: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _check_labels(path: Path, labels: NDArray[Any], num_classes: int) -> None:
+def check_labels(path: Path, labels: NDArray[Any], num_classes: int) -> None:
+    """Labels are whole numbers from 0 on, one for each of at least one jet.
+
+    Raises:
+        DataError: they are not.
+    """
     if labels.ndim != 1 or labels.dtype.kind != "i":
         raise DataError(f"{path}: labels: expected one integer for each jet")
     if len(labels) == 0:
         raise DataError(f"{path}: holds no jets")
+    if (labels == -1).all():
+        raise DataError(f"{path}: has no labels (it was exported with --unlabelled)")
     outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if len(outside):
         jet = outside[0]
@@ -206,9 +275,11 @@ def _check_scores(path: Path, scores: NDArray[Any], classes: Sequence[str]) -> N
             f"{path}: {scores.shape[1]} scores a jet for {len(classes)} classes: "
             f"{', '.join(classes)}"
         )
-    _refuse(path, scores, ~np.isfinite(scores).all(axis=1), "a score is not finite")
-    _refuse(path, scores, scores.min(axis=1) < 0, "a score is negative")
-    total: NDArray[np.float64] = scores.sum(axis=1, dtype=np.float64)
+    with np.errstate(invalid="ignore"):
+        total: NDArray[Any] = scores @ np.ones(scores.shape[1], scores.dtype)
+    _refuse(path, scores, ~np.isfinite(total), "a score is not finite")
+    if scores.min() < 0:
+        _refuse(path, scores, scores.min(axis=1) < 0, "a score is negative")
     problem = f"the scores do not sum to 1 within {SUM_TOLERANCE:g}"
     _refuse(path, scores, np.abs(total - 1) > SUM_TOLERANCE, problem)
 

@@ -25,9 +25,9 @@ from jetssl_cli.errors import DataError, RunError
 from jetssl_cli.progress import progress
 from jetssl_cli.runs.checkpoint import match
 from jetssl_cli.runs.finetune import load_classifier
-from jetssl_cli.scores.metrics import Estimate, auc_ovo
-from jetssl_cli.scores.rows import Cell, TaskRow
+from jetssl_cli.scores.metrics import Estimate, auc, placements
 from jetssl_cli.scores.scorefile import FORMAT, VERSION, read_scores, write_scores
+from jetssl_cli.scores.taskrows import Cell, TaskRow
 
 TASK = "cwola"
 LEAST_BACKGROUND = 25
@@ -165,7 +165,7 @@ def evaluate(path: Path) -> SICRow:
         num_signal=mixture["num_signal"],
         num_background=mixture["num_background"],
         seed=mixture["seed"],
-        auc=auc_ovo(found.scores, found.labels),
+        auc=auc(placements(found.scores, found.labels)),
         best=best,
         at=at,
     )

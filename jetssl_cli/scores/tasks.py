@@ -10,7 +10,8 @@ from jetssl_cli.errors import DataError
 from jetssl_cli.runs import checkpoint
 from jetssl_cli.runs.finetune import FinetuneConfig
 from jetssl_cli.scores import sic, tracks, vertices
-from jetssl_cli.scores.rows import TaskRow
+from jetssl_cli.scores.foreign import is_foreign
+from jetssl_cli.scores.taskrows import TaskRow
 
 MODULES = {module.TASK: module for module in (tracks, vertices, sic)}
 Export = Callable[[Path, Path, Path, int], Path]
@@ -51,6 +52,8 @@ def evaluate_tasks(paths: Sequence[Path]) -> list[TaskRow]:
 
 
 def _task(path: Path) -> str | None:
+    if is_foreign(path):
+        return None
     with open_foreign(path) as file, readable(path):
         task = file.attrs.get("task")
         return str(task) if task in MODULES else None

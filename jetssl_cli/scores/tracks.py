@@ -18,7 +18,7 @@ from jetssl_cli.errors import DataError
 from jetssl_cli.objectives.track_origin import ORIGINS, TrackOrigin
 from jetssl_cli.runs.finetune import load_finetuned
 from jetssl_cli.scores.metrics import UNDEFINED, Estimate
-from jetssl_cli.scores.rows import Cell, TaskRow
+from jetssl_cli.scores.taskrows import Cell, TaskRow
 from jetssl_cli.scores.trackfile import export_tracks, read_tracks
 
 TASK = "track-origin"

@@ -19,7 +19,7 @@ from jetssl_cli.objectives.pairs import Pairs
 from jetssl_cli.objectives.vertex import Vertex
 from jetssl_cli.runs.finetune import load_finetuned
 from jetssl_cli.scores.metrics import UNDEFINED, Estimate
-from jetssl_cli.scores.rows import Cell, TaskRow
+from jetssl_cli.scores.taskrows import Cell, TaskRow
 from jetssl_cli.scores.trackfile import TrackSet, export_tracks, read_tracks
 
 TASK = "vertex"

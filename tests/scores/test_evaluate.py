@@ -16,6 +16,10 @@ from jetssl_cli.scores.tables import to_json
 
 JETCLASS = ("QCD", "Tbl", "Tbqq", "Wqq", "Zqq", "Hbb", "Hcc", "Hgg", "H4q", "Hqql")
 ESTIMATE = {"value", "low", "high"}
+ROW = {
+    "scores", "run", "num_jets", "accuracy", "auc", "calibration", "rejection", "classes",
+    "confusion", "seeds", "best", "comparisons",
+}  # fmt: skip
 
 
 def sample(num_jets, num_classes, seed):
@@ -64,20 +68,29 @@ class TestEvaluate:
             write(tmp_path / "b.h5", shuffled, classes=names),
         ]
         one, other = evaluate(EvaluateConfig(tracking=False, scores=paths))
-        assert one.rejection == other.rejection
-        assert one.accuracy == other.accuracy
-        assert one.auc.value == pytest.approx(other.auc.value, abs=1e-12)
+        assert one.classes == other.classes == JETCLASS
+        left = {"scores", "comparisons"}
+        assert one.model_dump(exclude=left) == other.model_dump(exclude=left)
+        (comparison,) = other.comparisons
+        assert comparison.accuracy.p == comparison.auc.p == 1
+        assert one.best == other.best == ()
 
-    def test_rows_are_in_the_order_given(self, tmp_path, jets):
-        paths = [write(tmp_path / f"{name}.h5", jets, run=name) for name in "cab"]
+    def test_the_highest_accuracy_comes_first_and_ties_stay_in_the_order_given(self, tmp_path):
+        runs = {"c": 1, "b": 2, "a": 1}
+        paths = [
+            write(tmp_path / f"{name}.h5", sample(1000, 10, seed=seed), run=name)
+            for name, seed in runs.items()
+        ]
         rows = evaluate(EvaluateConfig(tracking=False, scores=paths))
-        assert [row.run for row in rows] == ["c", "a", "b"]
-        assert [row.scores for row in rows] == [str(path) for path in paths]
+        assert [row.accuracy.value for row in rows] == sorted(
+            (row.accuracy.value for row in rows), reverse=True
+        )
+        assert [row.run for row in rows if row.run != "b"] == ["c", "a"]
 
     def test_json_schema(self, tmp_path, jets):
         path = write(tmp_path / "a.h5", jets)
         (row,) = json.loads(to_json(evaluate(EvaluateConfig(tracking=False, scores=[path]))))
-        assert set(row) == {"scores", "run", "num_jets", "accuracy", "auc", "rejection"}
+        assert set(row) == ROW
         assert (row["scores"], row["run"], row["num_jets"]) == (str(path), "runs/a", 3000)
         assert set(row["accuracy"]) == set(row["auc"]) == ESTIMATE
         for figure in row["rejection"].values():

@@ -6,18 +6,28 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from sklearn.metrics import roc_auc_score
+from reference import bootstrap
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import confusion_matrix, roc_auc_score
 
-from jetssl_cli.scores.metrics import (
-    UNDEFINED,
-    WORKING_POINTS,
-    Estimate,
-    accuracy,
-    auc_ovo,
-    rejection,
-)
+from jetssl_cli.scores import metrics
+from jetssl_cli.scores.metrics import UNDEFINED, WORKING_POINTS, Estimate, Rejection
 
 QCD_HBB = ("QCD", "Hbb")
+
+
+def accuracy(scores, labels):
+    return metrics.accuracy(scores.argmax(axis=1) == labels)
+
+
+def auc_ovo(scores, labels):
+    return metrics.auc(metrics.placements(scores, labels))
+
+
+def rejection(scores, labels, classes, signal, *, background="QCD", efficiency=0.5, replicas=200):
+    found = metrics.discriminants(scores, labels, classes, signal, background)
+    rng = np.random.default_rng(0)
+    return found and metrics.rejection(found, efficiency, replicas=replicas, rng=rng)
 
 
 def softmax_scores(num_jets, num_classes, *, seed, strength=1.0, steps=None):
@@ -194,10 +204,10 @@ class TestRejection:
     def test_by_hand(self):
         scores, labels = two_classes([0.1, 0.2, 0.3, 0.6, 0.9], [0.4, 0.5, 0.7, 0.8])
         found = rejection(scores, labels, QCD_HBB, "Hbb", efficiency=0.5)
-        # Threshold 0.7 keeps 2 of 4; 1 of 5 passes: (1.5 -+ sqrt(4/5 + 1/4)) / 6
-        low, high = (1.5 - 1.05**0.5) / 6, (1.5 + 1.05**0.5) / 6
+        # Threshold 0.7 keeps 2 of 4; 1 of 5 passes
         assert (found.value, found.efficiency, found.bound) == (5.0, 0.5, False)
-        assert (found.low, found.high) == pytest.approx((1 / high, 1 / low))
+        assert found.low < 5
+        assert found.high is None  # in one replica of three no background jet passes
 
     def test_tied_scores_enter_together(self):
         scores, labels = two_classes([0.1, 0.7, 0.7, 0.2], [0.1, 0.7, 0.7, 0.9])
@@ -218,8 +228,7 @@ class TestRejection:
 
     def test_all_background_passes(self):
         found = rejection(*two_classes([0.5] * 4, [0.5] * 3), QCD_HBB, "Hbb")
-        assert (found.value, found.low, found.efficiency) == (1.0, pytest.approx(1.0), 1.0)
-        assert found.high > 1
+        assert found == Rejection(1.0, 1.0, 1.0, 1.0, bound=False)
 
     def test_one_jet_of_each(self):
         found = rejection(*two_classes([0.9], [0.8]), QCD_HBB, "Hbb", efficiency=0.995)
@@ -278,5 +287,113 @@ class TestRejection:
         assert found.efficiency == np.mean(signal >= cut) >= efficiency
         assert found.bound == (passing == 0)
         assert found.value == pytest.approx(len(background) / (passing or 3))
-        assert found.low <= found.value * (1 + 1e-12)
-        assert found.bound or found.value <= found.high * (1 + 1e-12)
+        assert found.low <= found.value
+        assert found.high is None or found.value <= found.high
+
+    def test_interval_is_that_of_the_plain_bootstrap(self):
+        rng = np.random.default_rng(7)
+        scores, labels = two_classes(rng.beta(2, 4, 1500), rng.beta(4, 2, 1000))
+
+        def plain(jets):
+            found = metrics.discriminants(scores[jets], labels[jets], QCD_HBB, "Hbb")
+            cut = np.sort(found.signal)[-metrics.least_count(0.8, len(found.signal))]
+            return 1 / np.mean(found.background >= cut)
+
+        ours = rejection(scores, labels, QCD_HBB, "Hbb", efficiency=0.8, replicas=2000)
+        low, high = np.quantile(bootstrap.replicas(labels, plain, 2000, seed=8), metrics.ONE_SIGMA)
+        width = high - low
+        assert (ours.low, ours.high) == pytest.approx((low, high), abs=0.08 * width)
+
+    def test_the_seed_decides(self):
+        scores, labels = softmax_scores(2000, 2, seed=1)
+        found = metrics.discriminants(scores, labels, QCD_HBB, "Hbb")
+        results = [
+            metrics.rejection(found, 0.5, replicas=100, rng=np.random.default_rng(seed))
+            for seed in (1, 1, 2)
+        ]
+        assert results[0] == results[1]
+        assert results[0].value == results[2].value
+        assert results[0] != results[2]
+
+
+class TestPlacements:
+    @given(jets)
+    def test_single_and_double_precision_agree(self, drawn):
+        scores, labels = unpack(drawn)
+        one, other = (metrics.placements(scores.astype(kind), labels) for kind in "fd")
+        assert one.auc == (None if other.auc is None else pytest.approx(other.auc, abs=1e-12))
+        np.testing.assert_allclose(one.psi, other.psi, atol=1e-12)
+
+    def test_minus_zero_is_zero(self):
+        scores = np.array([[1, 0.0], [1, -0.0], [1, 0.0]], np.float32)
+        assert auc_ovo(scores, np.array([0, 1, 1])).value == 0.5
+
+    def test_they_sum_to_the_area(self):
+        scores, labels = softmax_scores(500, 3, seed=9, steps=2)
+        found = metrics.placements(scores, labels)
+        sums = [found.psi[labels == c].mean() for c in range(3)]
+        assert sum(sums) / 2 == pytest.approx(found.auc)
+
+    def test_accuracy_and_auc_have_the_error_of_the_plain_bootstrap(self):
+        scores, labels = softmax_scores(600, 3, seed=11, strength=1.0)
+
+        def plain(jets):
+            return (
+                np.mean(scores[jets].argmax(axis=1) == labels[jets]),
+                auc_ovo(scores[jets], labels[jets]).value,
+            )
+
+        errors = bootstrap.replicas(labels, plain, 600, seed=12).std(axis=0)
+        figures = accuracy(scores, labels), auc_ovo(scores, labels)
+        halves = [(figure.high - figure.low) / 2 for figure in figures]
+        assert halves == pytest.approx(errors, rel=0.1)
+
+
+def calibration(scores, labels, replicas=100):
+    right = scores.argmax(axis=1) == labels
+    rng = np.random.default_rng(0)
+    return metrics.calibration(scores.max(axis=1), right, replicas=replicas, rng=rng)
+
+
+class TestCalibration:
+    @given(jets)
+    def test_equals_its_definition(self, drawn):
+        scores, labels = unpack(drawn)
+        plain = bootstrap.expected_calibration_error(scores, labels, metrics.BINS)
+        found = calibration(scores, labels)
+        assert found.error.value == pytest.approx(plain, abs=1e-6)
+        assert found.error.low <= found.error.value <= found.error.high
+        assert sum(found.num_jets) == len(labels)
+
+    def test_curve_equals_sklearn(self):
+        scores, labels = softmax_scores(3000, 4, seed=1)
+        right = scores.argmax(axis=1) == labels
+        truth, mean = calibration_curve(right, scores.max(axis=1), n_bins=metrics.BINS)
+        found = calibration(scores, labels)
+        assert [x for x in found.accuracy if x is not None] == pytest.approx(truth)
+        assert [x for x in found.confidence if x is not None] == pytest.approx(mean)
+
+    def test_by_hand(self):
+        # confidences 0.9 (right), 0.9 (wrong), 0.6 (right): |0.5 - 0.9| * 2/3 + |1 - 0.6| * 1/3
+        scores = np.array([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6]], np.float32)
+        assert calibration(scores, np.array([0, 1, 1])).error.value == pytest.approx(0.4)
+
+    def test_error_is_that_of_the_plain_bootstrap(self):
+        scores, labels = softmax_scores(2000, 3, seed=5, strength=3.0)
+
+        def plain(jets):
+            return bootstrap.expected_calibration_error(scores[jets], labels[jets], metrics.BINS)
+
+        figure = calibration(scores, labels, replicas=2000).error
+        wanted = bootstrap.replicas(labels, plain, 400, seed=6).std()
+        assert (figure.high - figure.low) / 2 == pytest.approx(wanted, rel=0.12)
+
+
+class TestConfusion:
+    @given(jets)
+    def test_equals_sklearn(self, drawn):
+        scores, labels = unpack(drawn)
+        number = scores.shape[1]
+        answers = scores.argmax(axis=1)
+        wanted = confusion_matrix(labels, answers, labels=range(number))
+        assert (metrics.confusion(answers, labels, number) == wanted).all()

@@ -9,8 +9,9 @@ import pytest
 from rich.console import Console
 
 from jetssl_cli.errors import ConfigError
-from jetssl_cli.scores.metrics import UNDEFINED, WORKING_POINTS, Estimate, Rejection, Row
-from jetssl_cli.scores.tables import FORMATS, columns, render, run_names
+from jetssl_cli.scores.metrics import UNDEFINED, WORKING_POINTS, Calibration, Estimate, Rejection
+from jetssl_cli.scores.rows import Row, run_names
+from jetssl_cli.scores.tables import FORMATS, columns, render
 
 MEASURED = Rejection(12.5, 11.4, 13.8, 0.5, bound=False)
 
@@ -22,7 +23,10 @@ def row(**changes):
         "num_jets": 20000,
         "accuracy": Estimate(0.7123, 0.6981, 0.7261),
         "auc": Estimate(0.98681, 0.98645, 0.98717),
+        "calibration": Calibration(Estimate(0.021, 0.02, 0.022), (4, 0), (0.4, None), (0.5, None)),
         "rejection": {"Hbb": MEASURED},
+        "classes": ("QCD", "Hbb"),
+        "confusion": ((3, 1), (0, 4)),
     }
     return Row(**(figures | changes))
 
@@ -74,6 +78,7 @@ class TestCells:
             "jets",
             "accuracy",
             "AUC",
+            "ECE",
             "Hbb 50%",
             "Hqql 99%",
             "Tbl 99.5%",
@@ -112,6 +117,17 @@ class TestFormats:
                 "num_jets": 20000,
                 "accuracy": {"value": 0.7123, "low": 0.6981, "high": 0.7261},
                 "auc": {"value": 0.98681, "low": 0.98645, "high": 0.98717},
+                "calibration": {
+                    "error": {"value": 0.021, "low": 0.02, "high": 0.022},
+                    "num_jets": [4, 0],
+                    "confidence": [0.4, None],
+                    "accuracy": [0.5, None],
+                },
+                "classes": ["QCD", "Hbb"],
+                "confusion": [[3, 1], [0, 4]],
+                "seeds": [],
+                "best": [],
+                "comparisons": [],
                 "rejection": {
                     "Hbb": {
                         "value": 12.5,
@@ -149,7 +165,7 @@ class TestFormats:
     def test_markdown_lines_have_equally_many_cells(self):
         text = render([row(), row(run="a|b", scores="b.h5")], format="markdown")
         table, *notes = text.strip().split("\n\n")
-        assert {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()} == {6}
+        assert {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()} == {7}
         assert len(set(map(len, table.splitlines()))) == 1
         assert "Wilson" in notes[0]
         assert "DeLong" in notes[0]
@@ -165,12 +181,13 @@ class TestFormats:
             [row(run=r"r/[a_b&c%d#e$f{g}~h^i\j", rejection={"Hbb": bound})], format="latex"
         )
         head, line = (text.splitlines()[n] for n in (3, 5))
-        assert head == r"run & jets & accuracy & AUC & Hbb 50\% \\"
+        assert head == r"run & jets & accuracy & AUC & ECE & Hbb 50\% \\"
         assert line == (
             r"{[}a\_b\&c\%d\#e\$f\{g\}\textasciitilde{}h\textasciicircum{}i\textbackslash{}j"
-            r" & 20,000 & 0.712 $\pm$ 0.014 & 0.98681 $\pm$ 0.00036 & $>$ 33.3$^\dagger$ \\"
+            r" & 20,000 & 0.712 $\pm$ 0.014 & 0.98681 $\pm$ 0.00036"
+            r" & 0.0210 $\pm$ 0.0010 & $>$ 33.3$^\dagger$ \\"
         )
-        assert r"\begin{tabular}{lrrrr}" in text
+        assert r"\begin{tabular}{lrrrrr}" in text
         assert text.isascii()
         body = text.partition("\n")[2]  # the first line is a comment
         assert not re.search(r"(?<!\\)[%#_]", body)
