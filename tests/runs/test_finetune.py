@@ -326,8 +326,6 @@ def test_cached_embeddings_give_the_same_run(jagged, backbone, tmp_path, precisi
     how = {"frozen": True, "data": data, "train": train}
     plain = run(jagged, tmp_path / "plain", backbone, **how)
     cached = run(jagged, tmp_path / "cached", backbone, cache_embeddings=True, **how)
-    if precision == "bf16-mixed":  # float16 holds these numbers as they are
-        assert metrics(cached) == metrics(plain)
     for row, wanted in zip(metrics(cached), metrics(plain), strict=True):
         assert row == pytest.approx(wanted, rel=2e-3)
     weights, expected = (load_file(f / "model.safetensors") for f in (cached, plain))
