@@ -198,9 +198,9 @@ def _of_this_version(path: Path, cls: type[C], raw: Mapping[str, Any]) -> C:
     try:
         return load(cls, [Layer(str(path), raw)])
     except ConfigError as err:
-        first, *more = str(err).splitlines()
-        others = f" (and {len(more)} more)" if more else ""
-        raise RunError(f"{first}{others}; was it made by another version of jetssl?") from None
+        lines = sorted(str(err).splitlines(), key=lambda line: "no such setting" not in line)
+        more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
+        raise ConfigError(f"{lines[0]}{more}; was it made by another version of jetssl?") from None
 
 
 def match(schema: Schema, expected: Schema, data: str, run: Path) -> None:

@@ -14,6 +14,7 @@ The encoder is rebuilt for the columns of the new data, and its weights follow:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,7 +115,7 @@ def load_backbone(
         RunError: the run has no such weights.
     """
     encoder = build_encoder(cfg, Scaling.unfitted(how.schema), how.schema)
-    with torch.random.fork_rng():  # its first weights do not count
+    with torch.random.fork_rng() if trained else nullcontext():  # heads begin as they always did
         source = build_encoder(cfg, Scaling.unfitted(how.known), how.known)
     checkpoint.restore(run / checkpoint.BACKBONE, source)
     weights = adapted(source.state_dict(), how, fitted, rescale=rescale)

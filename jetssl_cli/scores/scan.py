@@ -175,10 +175,8 @@ def scan(cfg: ScanConfig) -> ScanReport:
         else f"{cfg.test.name}; one seed"
     )
     plots = plot(summary, cfg.out / "scan", note=note, rejection=cfg.rejection)
-    tables = {
-        "scan.csv": _csv(measured),
-        "scan.json": report.model_dump_json(indent=2, exclude={"files"}) + "\n",
-    }
+    as_json = report.model_dump_json(indent=2, exclude={"files"}) + "\n"
+    tables = {"scan.csv": _csv(measured), "scan.json": as_json}
     for name, text in tables.items():
         _write(cfg.out / name, text)
     files = [*(cfg.out / name for name in tables), *plots]

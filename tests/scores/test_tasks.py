@@ -27,7 +27,7 @@ from jetssl_cli.runs.finetune import load_classifier, load_finetuned
 from jetssl_cli.scores import sic, tracks, vertices
 from jetssl_cli.scores.evaluate import EvaluateConfig, evaluate
 from jetssl_cli.scores.export import ExportConfig, export
-from jetssl_cli.scores.metrics import Row
+from jetssl_cli.scores.rows import Row
 from jetssl_cli.scores.scorefile import read_scores
 from jetssl_cli.scores.tables import render, to_csv
 
