@@ -48,7 +48,7 @@ class ExportConfig(Strict):
     num_jets: PositiveInt | None = None
     """Export the first so many jets of the file only."""
     batch_size: PositiveInt | None = None
-    """Jets at a time in the network; 32 on a CPU and 1000 on a GPU if not given."""
+    """Jets at a time in the network; 48 on a CPU and 1000 on a GPU if not given."""
     attention: Backend = "auto"
     """Attention back end; auto takes dense boxes on a CPU, and FlashAttention where it runs."""
     precision: Precision | None = None
