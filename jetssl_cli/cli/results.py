@@ -62,7 +62,7 @@ def export(
         int | None,
         typer.Option(
             metavar="N",
-            help="Jets at a time in the network; 32 on a CPU, 1000 on a GPU.",
+            help="Jets at a time in the network; 48 on a CPU, 1000 on a GPU.",
             show_default=False,
         ),
     ] = None,

@@ -32,7 +32,7 @@ from jetssl_cli.runs.pretrain import PretrainConfig, build_encoder
 from jetssl_cli.runs.probe import jet_vectors
 
 Precision = Literal["auto", "32", "bf16-mixed"]
-JETS_PER_BOX, JETS_PER_BATCH = 32, 1000
+JETS_PER_BOX, JETS_PER_BATCH = 48, 1000
 """Jets at a time, unless told otherwise: on a CPU so many that a box stays in its cache, and on a
 GPU so many that it is busy."""
 STEP = 8
