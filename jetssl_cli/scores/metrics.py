@@ -168,7 +168,8 @@ def placements(scores: Float[np.ndarray, "J C"], labels: Int[np.ndarray, " J"]) 
         own, others = np.zeros(len(counts)), share.copy()
         own[a], others[a] = share[a], 0.0
         placed = _below(others[kinds], ties)
-        above = 1 - _below(own[kinds], ties)
+        above = _below(own[kinds], ties)
+        np.subtract(1, above, out=above)
         mine = kinds == a
         total = float(placed[mine].mean())
         np.copyto(placed, above, where=~mine)
@@ -355,9 +356,13 @@ def _order(values: Float[np.ndarray, " J"]) -> tuple[NDArray[np.uint32], _Ties]:
 
 
 def _below(weights: Float[np.ndarray, " J"], ties: _Ties) -> Float[np.ndarray, " J"]:
-    """For each place in an order the sum of the weights below it, those of equal ones halved."""
+    """For each place in an order the sum of the weights below it, those of equal ones halved.
+
+    The weights are used up: new memory costs as much time as the sums.
+    """
     sums = np.cumsum(weights)
-    below = sums - weights / 2
     middle = (sums[ties.first] - weights[ties.first] + sums[ties.last]) / 2
-    below[ties.places] = np.repeat(middle, ties.last - ties.first + 1)
-    return below
+    weights /= 2
+    sums -= weights
+    sums[ties.places] = np.repeat(middle, ties.last - ties.first + 1)
+    return sums
