@@ -23,7 +23,6 @@ from jetssl_cli.config import (
 )
 from jetssl_cli.data.recipe import Recipe, load_recipe
 from jetssl_cli.errors import ConfigError
-from jetssl_cli.objectives.supervised import SupervisedConfig
 from jetssl_cli.runs import finetune, pretrain
 from jetssl_cli.runs.checkpoint import CONFIG
 
@@ -345,9 +344,10 @@ def test_every_preset_builds(path: Path, tmp_path: Path) -> None:
         backbone = pretrain.load_config("ssfm", "tiny", WORDS)
         (tmp_path / CONFIG).write_text(to_yaml(backbone))
         words = Layer("words", {**WORDS.settings, "backbone": str(tmp_path)})
-        cfg: Strict = finetune.load_config(tmp_path, words)
+        mixture = ["data.mixture={signal: Tbqq, num_signal: 1}"] if name == "cwola" else []
+        cfg: Strict = finetune.load_config(tmp_path, words, task=name, overrides=mixture)
         assert isinstance(cfg, finetune.FinetuneConfig)
-        assert isinstance(cfg.objective, SupervisedConfig)
+        assert cfg.objective.name == ("supervised" if name == "classify" else name)
         assert cfg.encoder == backbone.encoder
     elif kind == "size":
         cfg = pretrain.load_config("ssfm", name, WORDS)

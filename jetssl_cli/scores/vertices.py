@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -122,7 +123,8 @@ def evaluate(path: Path) -> VertexRow:
         DataError: it is not one, or no jet has two tracks of known vertex.
     """
     found = read_tracks(path, TASK, "vertices", optional=("displaced",))
-    count, index, single, displaced = by_jet(found)
+    judged = judge(found)
+    count, index, displaced = judged.vertices, judged.index, judged.displaced
     chosen = count > 0
     if not chosen.any():
         raise DataError(f"{path}: no jet has two tracks of known vertex")
@@ -139,7 +141,7 @@ def evaluate(path: Path) -> VertexRow:
                 num_jets=int(jets.sum()),
                 adjusted_rand=mean(index[jets]),
                 exact=mean((index[jets] == 1).astype(float)),
-                one_vertex=mean(single[jets]),
+                one_vertex=mean(judged.one_vertex[jets]),
                 displaced=UNDEFINED if displaced is None else mean(displaced[jets]),
             )
             for name, jets in kinds.items()
@@ -147,38 +149,42 @@ def evaluate(path: Path) -> VertexRow:
     )
 
 
-def by_jet(
-    found: TrackSet,
-) -> tuple[
-    Int[np.ndarray, " J"],
-    Float[np.ndarray, " J"],
-    Float[np.ndarray, " J"],
-    Float[np.ndarray, " J"] | None,
-]:
-    """Of each jet the number of true vertices, and the adjusted Rand index of three partitions.
+@dataclass(frozen=True)
+class Judged:
+    """What is found of each jet, among the tracks whose vertex is known; each (J,)."""
 
-    That of the network, all tracks in one vertex, and displaced ones in a second, where it is known
-    which these are. Only tracks whose vertex is known count; where these are fewer than two, the
-    number is 0.
-    """
-    packing = Packing(torch.from_numpy(found.offsets))
-    pairs, truth = Pairs.of(packing), torch.from_numpy(found.truth).long()
-    known, together = pairs.both(truth >= 0), pairs.same(truth)
+    vertices: NDArray[np.int64]
+    """Number of true vertices; 0 where fewer than two tracks are known."""
+    index: NDArray[np.float64]
+    """Adjusted Rand index of the partition of the network."""
+    one_vertex: NDArray[np.float64]
+    """That of all tracks in one vertex."""
+    displaced: NDArray[np.float64] | None
+    """That of displaced tracks in a second one; None where it is not known which these are."""
 
-    def index(group: NDArray[Any]) -> NDArray[np.float64]:
-        guess = pairs.same(torch.from_numpy(group).long())
-        found: NDArray[np.float64] = pairs.adjusted_rand(guess, together, known).numpy()
-        return found
 
-    displaced = found.arrays.get("displaced")
+def judge(found: TrackSet, jets_at_a_time: int = 20_000) -> Judged:
+    """Judge the partitions of all jets, some at a time: pairs take memory."""
+    guesses = {**found.arrays, "one_vertex": np.zeros_like(found.truth)}
+    indices: dict[str, list[NDArray[np.float64]]] = {name: [] for name in guesses}
+    for first in range(0, found.num_jets, jets_at_a_time):
+        offsets = found.offsets[first : first + jets_at_a_time + 1]
+        rows = slice(offsets[0], offsets[-1])
+        pairs = Pairs.of(Packing(torch.from_numpy(offsets - offsets[0])))
+        truth = torch.from_numpy(found.truth[rows]).long()
+        known, together = pairs.both(truth >= 0), pairs.same(truth)
+        for name, group in guesses.items():
+            guess = pairs.same(torch.from_numpy(group[rows]).long())
+            indices[name].append(pairs.adjusted_rand(guess, together, known).numpy())
+    index = {name: np.concatenate(parts) for name, parts in indices.items()}
     table = np.column_stack([found.owner, found.truth])[found.truth >= 0]
     vertices = np.bincount(np.unique(table, axis=0)[:, 0], minlength=found.num_jets)
     tracks = np.bincount(table[:, 0], minlength=found.num_jets)
-    return (
-        np.where(tracks >= 2, vertices, 0),
-        index(found.arrays["vertices"]),
-        index(np.zeros_like(found.truth)),
-        None if displaced is None else index(displaced),
+    return Judged(
+        vertices=np.where(tracks >= 2, vertices, 0),
+        index=index["vertices"],
+        one_vertex=index["one_vertex"],
+        displaced=index.get("displaced"),
     )
 
 

@@ -30,6 +30,7 @@ from jetssl_cli.scores.export import ExportConfig, export
 from jetssl_cli.scores.rows import Row
 from jetssl_cli.scores.scorefile import read_scores
 from jetssl_cli.scores.tables import render, to_csv
+from jetssl_cli.scores.trackfile import read_tracks
 
 ORIGINS = ("primary", "from_c", "from_b", "other")
 MIXTURE = "data.mixture={signal: bottom, background: light, num_signal: %d, num_background: 60}"
@@ -164,6 +165,14 @@ def test_the_adjusted_rand_index_by_number_of_vertices_is_that_of_scikit_learn(f
                 assert (estimate.high - estimate.low) / 2 == pytest.approx(error)
         exact = np.mean(np.array(found["adjusted_rand"][line.vertices]) == 1)
         assert line.exact.value == pytest.approx(exact)
+
+
+@pytest.mark.parametrize("jets", [1, 7, 10_000])
+def test_jets_are_judged_the_same_some_at_a_time(folder, jets):
+    found = read_tracks(folder / "vertex.scores.h5", "vertex", "vertices", "displaced")
+    one, other = vertices.judge(found), vertices.judge(found, jets)
+    for name in ("vertices", "index", "one_vertex", "displaced"):
+        assert np.array_equal(getattr(one, name), getattr(other, name))
 
 
 def test_scores_of_cwola_are_those_of_signal_and_background_alone(folder):
