@@ -24,7 +24,7 @@ from jetssl_cli.scores.network import Answers, Network, Precision, Predictor, lo
 from jetssl_cli.scores.provenance import Provenance, provenance, sha256
 from jetssl_cli.scores.scorefile import write_scores, write_vectors
 
-JETS_PER_POOL = 8_000
+JETS_PER_POOL = 4_000
 """Jets in memory at a time, among which those of similar length are run together."""
 
 Append = Callable[[JetArrays, NDArray[np.int64], Answers], None]
