@@ -25,7 +25,7 @@ from jetssl_cli.scores.provenance import Provenance, provenance, sha256
 from jetssl_cli.scores.scorefile import write_scores, write_vectors
 from jetssl_cli.scores.tasks import exporter
 
-JETS_PER_POOL = 8_000
+JETS_PER_POOL = 4_000
 """Jets in memory at a time, among which those of similar length are run together."""
 JETS_OF_A_TASK = 1_000
 """Jets in memory at a time, for a task other than classification."""
