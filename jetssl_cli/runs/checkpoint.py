@@ -26,8 +26,8 @@ from jetssl_cli.encoder.lora import plain_state
 from jetssl_cli.errors import ConfigError, RunError
 
 LAYOUT = "1"
-"""Of the weights: counted up when a network of the same config has other weights. The one key of the
-metadata: the order of several would differ from file to file."""
+"""Of the weights: counted up when a network of the same config has other weights. The only key
+of the metadata: the order of several would differ from file to file."""
 PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 """How pickles begin, in the zip files of ``torch.save`` and bare."""
 MODEL = "model.safetensors"
