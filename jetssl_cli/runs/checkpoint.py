@@ -28,7 +28,8 @@ from jetssl_cli.errors import ConfigError, RunError
 from jetssl_cli.runs import budget, lock
 
 LAYOUT = "1"
-"""Of the weights: counted up when a network of the same config has other weights."""
+"""Of the weights: counted up when a network of the same config has other weights. The only key
+of the metadata: the order of several would differ from file to file."""
 PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 """How pickles begin, in the zip files of ``torch.save`` and bare."""
 MODEL = "model.safetensors"
@@ -115,7 +116,7 @@ def save(path: Path, trained: nn.Module | Mapping[str, Tensor]) -> None:
     weights = {name: value.detach().contiguous() for name, value in state.items()}
     partial = path.with_name(f".{path.name}.partial")
     try:
-        save_file(weights, partial, metadata={"format": "pt", "layout": LAYOUT})
+        save_file(weights, partial, metadata={"layout": LAYOUT})
         partial.chmod(path.parent.stat().st_mode & 0o666)  # safetensors lets only the owner read
         partial.replace(path)
     except (OSError, SafetensorError) as err:
