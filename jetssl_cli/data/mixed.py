@@ -18,6 +18,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from jetssl_cli.config import Strict
 from jetssl_cli.data import order
+from jetssl_cli.data.cache import digest
 from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.data.jets import JetArrays
 from jetssl_cli.data.memory import JetsInMemory
@@ -117,7 +118,7 @@ class MixedJets(JetsInMemory):
         self._m1, self._m2 = mixture.of(stream).chosen(stream)
         self.schema = stream.schema.model_copy(update={"classes": SAMPLES})
         sizes = (len(self._m1) + len(self._m2),)
-        self.origin = replace(self.origin, sizes=sizes)
+        self.origin = replace(self.origin, sizes=sizes, subset=digest(self._m1, self._m2))
         self.order = replace(stream.order, sizes=sizes)
         if self.num_jets < self.origin.ranks:
             raise DataError(
