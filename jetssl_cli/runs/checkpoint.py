@@ -93,13 +93,14 @@ def continued(cls: type[C], run: Path, options: Layer, overrides: Sequence[str])
 
 
 def begin(out: Path, cfg: Strict, schema: Schema) -> None:
-    """Write configuration and schema into the folder of a run.
+    """Write configuration and schema into the folder of a run, which is made if it is not there.
 
     Raises:
         RunError: a run is there already, or the folder cannot be written.
     """
     require_free(out)
     try:
+        out.mkdir(parents=True, exist_ok=True)
         (out / CONFIG).write_text(to_yaml(cfg), encoding="utf-8")
         (out / SCHEMA).write_text(to_yaml(schema), encoding="utf-8")
     except OSError as err:

@@ -124,7 +124,8 @@ def test_real_files_without_origins_are_told_before_anything_is_written(
         tune(tmp_path, "track-origin", "origin", 1)
     assert not (tmp_path / "origin").exists()
     run = tune(tmp_path, "vertex", "vertex", 2, "data.num_val_jets=100")
-    out = export(ExportConfig(run=run, data=tmp_path / "val.h5", out=tmp_path / "scores.h5"))
+    out = tmp_path / "scores.h5"
+    export(ExportConfig(run=run, data=tmp_path / "val.h5", out=out))
     (row,) = evaluate(EvaluateConfig(scores=(out,), tracking=False))
     assert row.by_vertices[-1].num_jets > 2000
     assert row.by_vertices[-1].displaced.value is None  # these files have no d0_err

@@ -23,6 +23,7 @@ from jetssl_cli.runs import checkpoint, training
 from jetssl_cli.runs import pretrain as pretrain_module
 from jetssl_cli.runs.budget import Budget
 from jetssl_cli.runs.finetune import FinetuneConfig, finetune, load_classifier
+from jetssl_cli.runs.keeper import Keeper
 from jetssl_cli.runs.loaders import DataConfig
 from jetssl_cli.runs.module import JetModule
 from jetssl_cli.runs.optim import OptimConfig
@@ -313,7 +314,7 @@ def test_objective_and_probe_are_clipped_each_by_itself():
         train=train_config(),
         budget=Budget(train_config(), 16),
         tracker=Tracker("x", None, enabled=False),
-        keeper=None,
+        keeper=object.__new__(Keeper),
     )
     small = 1e-3
     for p in module.objective.parameters():
