@@ -38,7 +38,7 @@ CONFIG = "config.yaml"
 SCHEMA = "schema.yaml"
 FREE = (
     "out", "resume", "backbone", "tracking", "checkpoint.", "encoder.attention",
-    "data.train", "data.val", "data.workers",
+    "data.train", "data.val", "data.workers", "embeddings_memory",
 )  # fmt: skip
 """Settings that may change when a run goes on: they do not change its numbers. Of the data files
 the numbers of jets are compared."""
@@ -83,13 +83,22 @@ def continued(cls: type[C], run: Path, options: Layer, overrides: Sequence[str])
     before = read_config(run, cls)
     own = Layer(str(run / CONFIG), yaml.safe_load(to_yaml(before)))
     cfg = load(cls, budget.latest([own, options], overrides))
+    require_same(run, before, cfg)
+    return cfg
+
+
+def require_same(run: Path, before: Strict, cfg: Strict) -> None:
+    """Check that a run can go on with a configuration: that it says what the run was begun with.
+
+    Raises:
+        ConfigError: names the first setting that would make it another run.
+    """
     old, new = plain(before), plain(cfg)
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key) and not key.startswith(FREE):
             raise ConfigError(
                 f"{key} = {new.get(key)}: the run in {run} has {old.get(key)}, and goes on with it"
             )
-    return cfg
 
 
 def begin(out: Path, cfg: Strict, schema: Schema) -> None:

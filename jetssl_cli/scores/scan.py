@@ -14,7 +14,6 @@ import csv
 import io
 import json
 import os
-import shutil
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from pydantic import BeforeValidator, Field, PositiveInt
 from jetssl_cli.config import Layer, Strict
 from jetssl_cli.data.stream import look
 from jetssl_cli.data.workers import share
-from jetssl_cli.errors import ConfigError, DataError, RunError, suggest
+from jetssl_cli.errors import ConfigError, DataError, suggest
 from jetssl_cli.progress import progress
 from jetssl_cli.runs import checkpoint
 from jetssl_cli.runs.finetune import FinetuneConfig, finetune, load_config, mode
@@ -44,9 +43,6 @@ Mode = Literal["frozen", "full", "from-scratch", "random"]
 BASELINES: tuple[Mode, ...] = ("from-scratch", "random")
 """They take the architecture of a backbone, and none of its weights."""
 VALIDATIONS = 40
-NO_MATTER = ("out", "tracking", "train.log_every", "train.compile", "data.workers",
-             "embeddings_memory", "encoder.attention", "encoder.recompute")  # fmt: skip
-"""Settings that may change when a scan goes on."""
 
 
 def _parts(value: object) -> object:
@@ -149,9 +145,9 @@ def scan(cfg: ScanConfig) -> ScanReport:
     They are ``scan.csv`` and ``scan.json``, ``scan.png`` and ``scan.pdf``.
 
     Raises:
-        ConfigError: a setting is not valid.
+        ConfigError: a setting is not valid, or ``out`` holds another scan.
         DataError: a file cannot be read or written, or has too few jets.
-        RunError: a backbone is no pretraining run, or ``out`` holds another scan.
+        RunError: a backbone is no pretraining run.
     """
     from jetssl_cli.scores.scanplot import plot
 
@@ -226,13 +222,14 @@ def measure(point: Point, rejection: str | None) -> Measured:
     """Finetune and export a point, as far as that is not done, and evaluate it.
 
     Raises:
-        RunError: the folder holds another training.
+        ConfigError: the folder holds another training.
     """
     run = point.cfg.out
-    _make_way(point.cfg)
-    if not run.exists():
+    if checkpoint.is_begun(run):
+        checkpoint.require_same(run, checkpoint.read_config(run, FinetuneConfig), point.cfg)
+    if not checkpoint.is_complete(run):
         point.scores.unlink(missing_ok=True)
-        finetune(point.cfg)
+        finetune(point.cfg.model_copy(update={"resume": True}))
     if not _are_of(point.scores, point.test):
         point.scores.parent.mkdir(parents=True, exist_ok=True)
         export(ExportConfig(run=run, data=point.test, out=point.scores, overwrite=True))
@@ -325,28 +322,6 @@ def _quietly(task: tuple[Point, str | None, int]) -> Measured:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
     with redirect_stderr(io.StringIO()):
         return measure(point, rejection)
-
-
-def _make_way(cfg: FinetuneConfig) -> None:
-    """Remove what a training that was stopped has left; keep a complete one.
-
-    Raises:
-        RunError: the folder is that of another training.
-    """
-    run = cfg.out
-    if not run.exists():
-        return
-    before = checkpoint.plain(checkpoint.read_config(run, FinetuneConfig))
-    now = checkpoint.plain(cfg)
-    changed = [key for key in now if key not in NO_MATTER and before.get(key) != now[key]]
-    if changed:
-        key = changed[0]
-        raise RunError(
-            f"{run}: was made with {key} = {before.get(key)}, now it is {now[key]}; choose another "
-            "--out"
-        )
-    if not (run / checkpoint.MODEL).exists():
-        shutil.rmtree(run)
 
 
 def _are_of(scores: Path, test: Path) -> bool:

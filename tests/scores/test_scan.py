@@ -107,7 +107,7 @@ def test_a_scan_goes_on_where_it_was(jagged, backbones, tmp_path, monkeypatch):
     more = scan(cfg.model_copy(update={"num_jets": (10, 20, 30)}))
     assert made[1:] == ["one-frozen-30-0", "random-30-0"]
     assert len(more.points) == 6
-    with pytest.raises(RunError, match=r"train\.steps = 4, now it is 5; choose another --out"):
+    with pytest.raises(ConfigError, match=r"train\.steps = 5: the run in .* has 4"):
         scan(cfg.model_copy(update={"steps": 5}))
 
 
