@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from jetssl_cli.scores.metrics import REPLICAS, WORKING_POINTS
 from jetssl_cli.scores.rows import Row, figure, figures, mark_best, ordered, run_names
 from jetssl_cli.scores.scorefile import ScoreSet, same_jets
 from jetssl_cli.scores.single import Evaluated, evaluate_scores
-from jetssl_cli.scores.tables import to_csv, to_json, to_latex, to_markdown
+from jetssl_cli.scores.tables import to_csv, to_json, to_latex, to_markdown, write_all
 from jetssl_cli.scores.taskrows import TaskRow
 from jetssl_cli.scores.tasks import evaluate_tasks
 
@@ -85,7 +84,7 @@ def _publish(rows: Sequence[Row] | Sequence[TaskRow], cfg: EvaluateConfig) -> No
         "table.tex": to_latex(rows),
     }
     if cfg.out is not None:
-        _write_all(cfg.out, tables)
+        write_all(cfg.out, tables)
     with track("evaluate", None, enabled=cfg.tracking) as tracker:
         for name, text in tables.items():
             tracker.text(name, text)
@@ -213,20 +212,3 @@ def _require_same_classes(first: Row, other: ScoreSet) -> None:
         raise DataError(
             f"{other.path}: its classes are not those of {first.scores}: {'; '.join(differences)}"
         )
-
-
-def _write_all(folder: Path, tables: Mapping[str, str]) -> None:
-    """Write all tables under temporary names, then put them in place."""
-    partial = {name: folder / f".{name}.{os.getpid()}.partial" for name in tables}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in tables.items():
-            partial[name].write_text(text, encoding="utf-8", newline="")
-        for name, path in partial.items():
-            path.replace(folder / name)
-    except OSError as err:
-        raise DataError(f"{folder}: the tables cannot be written: {err.strerror or err}") from None
-    finally:
-        if folder.is_dir():
-            for path in partial.values():
-                path.unlink(missing_ok=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from html import escape
@@ -12,9 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jetssl_cli import __version__
-from jetssl_cli.errors import DataError
 from jetssl_cli.scores.rows import Row, run_names
-from jetssl_cli.scores.tables import COMPARED_NOTE, bold, columns, comparisons, confusions, notes
+from jetssl_cli.scores.tables import (
+    COMPARED_NOTE,
+    bold,
+    columns,
+    comparisons,
+    confusions,
+    notes,
+    write_all,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -76,17 +82,7 @@ def write_report(rows: Sequence[Row], figures: Mapping[str, Figure], path: Path)
     Raises:
         DataError: it cannot be written.
     """
-    text = page(rows, figures)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError as err:
-        raise DataError(f"{path}: cannot be written: {err.strerror or err}") from None
-    finally:
-        if path.parent.is_dir():
-            partial.unlink(missing_ok=True)
+    write_all(path.parent, {path.name: page(rows, figures)})
 
 
 def page(rows: Sequence[Row], figures: Mapping[str, Figure]) -> str:

@@ -38,6 +38,7 @@ from jetssl_cli.scores.export import ExportConfig, export
 from jetssl_cli.scores.metrics import WORKING_POINTS
 from jetssl_cli.scores.rows import Row
 from jetssl_cli.scores.scorefile import read_scores
+from jetssl_cli.scores.tables import write_all
 
 Mode = Literal["frozen", "full", "from-scratch", "random"]
 BASELINES: tuple[Mode, ...] = ("from-scratch", "random")
@@ -173,8 +174,7 @@ def scan(cfg: ScanConfig) -> ScanReport:
     plots = plot(summary, cfg.out / "scan", note=note, rejection=cfg.rejection)
     as_json = report.model_dump_json(indent=2, exclude={"files"}) + "\n"
     tables = {"scan.csv": _csv(measured), "scan.json": as_json}
-    for name, text in tables.items():
-        _write(cfg.out / name, text)
+    write_all(cfg.out, tables)
     files = [*(cfg.out / name for name in tables), *plots]
     return report.model_copy(update={"files": tuple(files)})
 
@@ -339,15 +339,3 @@ def _csv(points: Sequence[Measured]) -> str:
     writer.writeheader()
     writer.writerows(point.model_dump(mode="json") for point in points)
     return text.getvalue()
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError as err:
-        raise DataError(f"{path}: cannot be written: {err.strerror or err}") from None
-    finally:
-        partial.unlink(missing_ok=True)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from rich import box
 from rich.console import Console, ConsoleOptions
 from rich.table import Table
 from rich.text import Text
 
-from jetssl_cli.errors import ConfigError, suggest
+from jetssl_cli.errors import ConfigError, DataError, suggest
 from jetssl_cli.scores.compare import Difference
 from jetssl_cli.scores.metrics import WORKING_POINTS, Estimate, Rejection
 from jetssl_cli.scores.rows import Row, figure, figures, half_width, run_names
@@ -190,6 +192,27 @@ def to_latex(rows: Rows) -> str:
         rf"{{\footnotesize {caption}\par}}",
     ]
     return "\n".join(text) + "\n"
+
+
+def write_all(folder: Path, texts: Mapping[str, str]) -> None:
+    """Write files under temporary names, then put all of them in place.
+
+    Raises:
+        DataError: the folder cannot be written.
+    """
+    partial = {name: folder / f".{name}.{os.getpid()}.partial" for name in texts}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            partial[name].write_text(text, encoding="utf-8", newline="")
+        for name, path in partial.items():
+            path.replace(folder / name)
+    except OSError as err:
+        raise DataError(f"{folder}: cannot be written: {err.strerror or err}") from None
+    finally:
+        if folder.is_dir():
+            for path in partial.values():
+                path.unlink(missing_ok=True)
 
 
 def columns(rows: Rows) -> list[list[str]]:

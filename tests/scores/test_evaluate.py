@@ -149,7 +149,7 @@ class TestOut:
 
     def test_a_file_in_the_way(self, tmp_path, jets):
         path = write(tmp_path / "a.h5", jets)
-        with pytest.raises(DataError, match=r"a\.h5: the tables cannot be written"):
+        with pytest.raises(DataError, match=r"a\.h5: cannot be written"):
             evaluate(EvaluateConfig(tracking=False, scores=[path], out=path))
 
     def test_nothing_half_written_stays(self, tmp_path, jets):

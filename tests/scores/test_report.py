@@ -129,7 +129,7 @@ class TestPage:
     def test_a_place_that_cannot_be_written(self, made, tmp_path, monkeypatch):
         monkeypatch.setattr("jetssl_cli.scores.report.page", lambda *_: "")
         path = write(tmp_path / "a.h5")
-        with pytest.raises(DataError, match=r"r\.html: cannot be written"):
+        with pytest.raises(DataError, match=r"a\.h5: cannot be written"):
             write_report(made[0], {}, path / "r.html")
 
     @pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")
