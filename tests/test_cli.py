@@ -473,6 +473,7 @@ def test_a_signal_ends_a_training_which_goes_on_later(tmp_path, jagged, jetssl, 
     process = subprocess.Popen(
         [*words, "--out", "run"],
         cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # as of the commands below
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=hear_interrupts,  # noqa: PLW1509
