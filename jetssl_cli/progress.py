@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, plain lines anywhere else."""
+"""Progress of long work: a bar on a terminal, plain lines anywhere else; and warnings."""
 
 from __future__ import annotations
 
@@ -20,6 +20,13 @@ SECONDS_BETWEEN_LINES = 10.0
 def number_of_process() -> int:
     """Number of this process among those that torchrun or srun has started together."""
     return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
+
+
+def warn(text: str) -> None:
+    """Tell the user of what does not stop the work."""
+    Console(stderr=True).print(
+        f"warning: {text}", style="yellow", soft_wrap=True, highlight=False, markup=False
+    )
 
 
 @contextmanager

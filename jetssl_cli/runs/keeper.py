@@ -18,7 +18,8 @@ from jetssl_cli import __version__
 from jetssl_cli.data.state import ReaderState
 from jetssl_cli.data.stream import JetReader
 from jetssl_cli.errors import RunError
-from jetssl_cli.runs import signals, snapshot
+from jetssl_cli.progress import warn
+from jetssl_cli.runs import signals
 from jetssl_cli.runs.processes import Hosts
 from jetssl_cli.runs.signals import Asked, Stopped
 from jetssl_cli.runs.snapshot import Snapshot, Snapshots
@@ -106,7 +107,7 @@ class Keeper:
         try:
             self._snapshots.write(found)
         except RunError as err:
-            snapshot.warn(f"no snapshot after step {module.budget.steps}: {err}")
+            warn(f"no snapshot after step {module.budget.steps}: {err}")
 
     def stop(self, module: JetModule, number: int) -> None:
         """End the run, after its snapshot.

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from jetssl_cli.errors import JetSSLError
-from jetssl_cli.runs.snapshot import warn
+from jetssl_cli.progress import warn
 
 ASKED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 REQUEUE = signal.SIGUSR1

@@ -19,13 +19,13 @@ from typing import Any
 
 import torch
 from pydantic import PositiveFloat, PositiveInt
-from rich.console import Console
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from jetssl_cli.config import Strict
 from jetssl_cli.errors import RunError
+from jetssl_cli.progress import warn
 
 FOLDER = "snapshots"
 VERSION = 1
@@ -169,8 +169,3 @@ def _to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def warn(text: str) -> None:
-    """Tell the user of what does not stop the run."""
-    Console(stderr=True).print(f"warning: {text}", style="yellow", soft_wrap=True, highlight=False)

@@ -17,8 +17,7 @@ from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 
-from rich.console import Console
-
+from jetssl_cli.progress import warn
 from jetssl_cli.runs.signals import Stopped
 
 EXPERIMENT = "jetssl"
@@ -168,7 +167,7 @@ class _Sender:
         self.queue.put(None)
         self._thread.join(SECONDS_TO_FINISH)
         if self._thread.is_alive():
-            _warn("still sending after half a minute; the rest is in the run folder only")
+            warn("MLflow: still sending after half a minute; the rest is in the run folder only")
 
     def _work(self) -> None:
         try:
@@ -177,8 +176,6 @@ class _Sender:
                 action(run)
         except Exception as err:  # tracking must never stop a run, whatever a server does
             reason = " ".join(str(err).split())[:200]
-            _warn(f"recording stopped ({reason}); the run goes on, its folder has everything")
-
-
-def _warn(text: str) -> None:
-    Console(stderr=True).print(f"warning: MLflow: {text}", style="yellow", soft_wrap=True)
+            warn(
+                f"MLflow: recording stopped ({reason}); the run goes on, its folder has everything"
+            )
