@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int, Shaped, UInt8
 from numpy.typing import NDArray
 
-Per = Shaped[NDArray[Any], " T"]
+Per = Shaped[np.ndarray, " T"]
 """One number per particle."""
-Listed = Shaped[NDArray[Any], "T M"]
+Listed = Shaped[np.ndarray, "T M"]
 """Per particle, M numbers of a list of its jet, such as its hadrons; NaN where there are fewer."""
 PARTICLE_CLASSES = (
     "photon",
@@ -37,13 +37,15 @@ NO_CLASS = 255
 def transverse_momentum(px: Per, py: Per) -> Per:
     """Transverse momentum [GeV] from the momentum components [GeV]."""
     squared: Per = px * px + py * py  # several times faster than hypot, and nothing overflows
-    return np.sqrt(squared)
+    pt: Per = np.sqrt(squared)
+    return pt
 
 
 def pseudorapidity(px: Per, py: Per, pz: Per) -> Per:
     """Pseudorapidity from the momentum components [GeV]; infinite along the beam."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.arcsinh(pz / transverse_momentum(px, py))
+        eta: Per = np.arcsinh(pz / transverse_momentum(px, py))
+    return eta
 
 
 def wrap(angle: Per) -> Per:
@@ -58,7 +60,7 @@ def delta_eta(px: Per, py: Per, pz: Per, jet_eta: Per) -> Per:
     JetClass stores ``part_deta`` multiplied by sign(jet_eta); from the momenta no such convention
     has to be undone.
     """
-    return pseudorapidity(px, py, pz) - jet_eta
+    return eta_difference(pseudorapidity(px, py, pz), jet_eta)
 
 
 def delta_phi(px: Per, py: Per, jet_phi: Per) -> Per:
@@ -68,7 +70,8 @@ def delta_phi(px: Per, py: Per, jet_phi: Per) -> Per:
 
 def eta_difference(eta: Per, jet_eta: Per) -> Per:
     """Pseudorapidity of a particle minus that of its jet."""
-    return eta - jet_eta
+    difference: Per = eta - jet_eta
+    return difference
 
 
 def phi_difference(phi: Per, jet_phi: Per) -> Per:
@@ -120,8 +123,8 @@ def signed_dz_of_track(dz: Per, eta: Per, jet_eta: Per) -> Per:
 
 
 def massless_mass(
-    pt: Per, deta: Per, dphi: Per, sizes: Int[NDArray[Any], " J"]
-) -> Float64[NDArray[Any], " J"]:
+    pt: Per, deta: Per, dphi: Per, sizes: Int[np.ndarray, " J"]
+) -> Float64[np.ndarray, " J"]:
     """Mass [GeV] of the sum of the constituents of each jet, each of them massless.
 
     From transverse momenta [GeV] and directions relative to any one axis per jet (dphi in rad): the
@@ -148,7 +151,7 @@ def particle_class(
     neutral_hadron: Per,
     electron: Per,
     muon: Per,
-) -> UInt8[NDArray[Any], " T"]:
+) -> UInt8[np.ndarray, " T"]:
     """Index into ``PARTICLE_CLASSES`` from the charge and five flags, else ``NO_CLASS``.
 
     Exactly one flag must be set, and the charge must fit it: zero for photons and neutral hadrons,
@@ -161,7 +164,7 @@ def particle_class(
     return _CLASS_OF[kind, _sign_of(charge)]
 
 
-def particle_class_of_pdg(pdg_id: Per, charge: Per) -> UInt8[NDArray[Any], " T"]:
+def particle_class_of_pdg(pdg_id: Per, charge: Per) -> UInt8[np.ndarray, " T"]:
     """Index into ``PARTICLE_CLASSES`` from the PDG number and the charge, else ``NO_CLASS``.
 
     11 is an electron, 13 a muon, 22 a photon, anything above 100 a hadron; a charge that does not
@@ -187,7 +190,7 @@ def track_origin(prod_z: Per, hadron_z: Listed, hadron_pdgid: Listed) -> Per:
     return np.select([np.abs(prod_z) < 1e-6, from_b, from_c], [0.0, 2.0, 1.0], 3.0)
 
 
-def is_b_hadron(pdg_id: Shaped[NDArray[Any], "*S"]) -> Bool[NDArray[Any], "*S"]:
+def is_b_hadron(pdg_id: Shaped[np.ndarray, "*S"]) -> Bool[np.ndarray, "*S"]:
     """Whether the PDG number is that of a b hadron: 511 to 545 and 5121 to 5554, of any sign."""
     number = np.abs(pdg_id)
     found: NDArray[np.bool_] = (number >= 511) & (number <= 545)
@@ -195,7 +198,7 @@ def is_b_hadron(pdg_id: Shaped[NDArray[Any], "*S"]) -> Bool[NDArray[Any], "*S"]:
     return found
 
 
-def is_c_hadron(pdg_id: Shaped[NDArray[Any], "*S"]) -> Bool[NDArray[Any], "*S"]:
+def is_c_hadron(pdg_id: Shaped[np.ndarray, "*S"]) -> Bool[np.ndarray, "*S"]:
     """Whether the PDG number is that of a c hadron: 411 to 435 and 4121 to 4444, of any sign."""
     number = np.abs(pdg_id)
     found: NDArray[np.bool_] = (number >= 411) & (number <= 435)
@@ -208,7 +211,7 @@ def _sign_of(charge: Per) -> NDArray[np.uint8]:
     return (charge >= 0).view(np.uint8) + (charge > 0).view(np.uint8)
 
 
-def _class_table() -> UInt8[NDArray[Any], "32 3"]:
+def _class_table() -> UInt8[np.ndarray, "32 3"]:
     """Class by (bits of the five flags, sign of the charge)."""
     table = np.full((32, 3), NO_CLASS, np.uint8)
     table[1, 1], table[4, 1] = 0, 2  # photon, neutral hadron
@@ -222,7 +225,8 @@ _CLASS_OF = _class_table()
 
 
 def _with_sign(length: Per, sign: Per) -> Per:
-    return np.copysign(length, sign + 0.0)  # -0.0 + 0.0 is 0.0: no sign counts as positive
+    signed: Per = np.copysign(length, sign + 0.0)  # -0.0 + 0.0 is 0.0: no sign counts as positive
+    return signed
 
 
 def _once_per_jet(function: Callable[[Per], Per], values: Per) -> Per:

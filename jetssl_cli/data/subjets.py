@@ -21,12 +21,12 @@ COLUMNS = ("pt", "deta", "dphi")
 
 
 def subjets(
-    pt: Float[NDArray[Any], " T"],
-    deta: Float[NDArray[Any], " T"],
-    dphi: Float[NDArray[Any], " T"],
-    sizes: Int[NDArray[Any], " J"],
+    pt: Float[np.ndarray, " T"],
+    deta: Float[np.ndarray, " T"],
+    dphi: Float[np.ndarray, " T"],
+    sizes: Int[np.ndarray, " J"],
     radius: float,
-) -> Int[NDArray[Any], " T"]:
+) -> Int[np.ndarray, " T"]:
     """The subjet of each constituent: its index in the jet, in descending pT of the subjets.
 
     Constituents are massless. They lie relative to the axis of their jet, so that ``deta`` stands

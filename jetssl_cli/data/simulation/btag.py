@@ -126,7 +126,7 @@ def jets_of_events(
 
 def hardest_tracks(
     objects: Objects, jets: Jets
-) -> tuple[Int[NDArray[Any], " K"], Int[NDArray[Any], " K"]]:
+) -> tuple[Int[np.ndarray, " K"], Int[np.ndarray, " K"]]:
     """The jet and the object of each track, at most 15 of a jet, in descending pT."""
     owner = np.repeat(np.arange(len(jets.sizes)), jets.sizes)
     charged = objects.charge[jets.rows] != 0
@@ -136,7 +136,7 @@ def hardest_tracks(
 
 
 def true_vertices(
-    owner: Int[NDArray[Any], " K"], vertices: Float[NDArray[Any], "K 3"], num_jets: int
+    owner: Int[np.ndarray, " K"], vertices: Float[np.ndarray, "K 3"], num_jets: int
 ) -> dict[str, NDArray[Any]]:
     """The vertices of each jet's tracks by their distance from the collision, which is the first.
 
@@ -158,10 +158,10 @@ def true_vertices(
 
 
 def hadrons_of_jets(
-    owner: Int[NDArray[Any], " K"],
-    vertices: Float[NDArray[Any], "K 3"],
+    owner: Int[np.ndarray, " K"],
+    vertices: Float[np.ndarray, "K 3"],
     hadrons: Hadrons,
-    holder: Int[NDArray[Any], " H"],
+    holder: Int[np.ndarray, " H"],
     jets: Jets,
 ) -> dict[str, NDArray[Any]]:
     """The hadrons of each jet: those it holds, and those at whose decay one of its tracks begins.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -58,9 +58,9 @@ def hcal_resolution(energy: Per, eta: Per) -> Per:
 class Calorimeter:
     """A grid of towers, and when a tower counts."""
 
-    edges: Float[NDArray[Any], " E"]
+    edges: Float[np.ndarray, " E"]
     """In |eta|, from 0."""
-    divisions: Int[NDArray[Any], " B"]
+    divisions: Int[np.ndarray, " B"]
     """Towers around in azimuth, for each bin of |eta|."""
     resolution: Callable[[Per, Per], Per]
     """[GeV] of an energy [GeV] at a pseudorapidity."""
@@ -69,7 +69,7 @@ class Calorimeter:
     significance: float
     """Least energy in units of its resolution."""
 
-    def towers(self, eta: Per, phi: Per) -> tuple[Int[NDArray[Any], " T"], Which]:
+    def towers(self, eta: Per, phi: Per) -> tuple[Int[np.ndarray, " T"], Which]:
         """The number of the tower at a place, and whether there is one."""
         band = np.searchsorted(self.edges, np.abs(eta), side="right") - 1
         covered = band < len(self.divisions)
@@ -79,7 +79,7 @@ class Calorimeter:
         side = (eta < 0).astype(np.int64)
         return (2 * band + side) * 1000 + np.clip(turn, 0, around - 1), covered
 
-    def place(self, tower: Int[NDArray[Any], " T"], along: Per, across: Per) -> tuple[Per, Per]:
+    def place(self, tower: Int[np.ndarray, " T"], along: Per, across: Per) -> tuple[Per, Per]:
         """Pseudorapidity and azimuth in a tower, 0 to 1 ``along`` eta and ``across`` in phi."""
         band, side, turn = tower // 2000, tower // 1000 % 2, tower % 1000
         low, high = self.edges[band], self.edges[band + 1]
@@ -108,23 +108,23 @@ HCAL = Calorimeter(
 class Neutrals(NamedTuple):
     """What towers measure beyond their tracks."""
 
-    event: Int[NDArray[Any], " N"]
-    energy: Float[NDArray[Any], " N"]
-    eta: Float[NDArray[Any], " N"]
-    phi: Float[NDArray[Any], " N"]
+    event: Int[np.ndarray, " N"]
+    energy: Float[np.ndarray, " N"]
+    eta: Float[np.ndarray, " N"]
+    phi: Float[np.ndarray, " N"]
 
 
 def energy_flow(
     calorimeter: Calorimeter,
-    deposits: tuple[Int[NDArray[Any], " D"], Int[NDArray[Any], " D"], Float[NDArray[Any], " D"]],
+    deposits: tuple[Int[np.ndarray, " D"], Int[np.ndarray, " D"], Float[np.ndarray, " D"]],
     tracks: tuple[
-        Int[NDArray[Any], " K"],
-        Int[NDArray[Any], " K"],
-        Float[NDArray[Any], " K"],
-        Float[NDArray[Any], " K"],
+        Int[np.ndarray, " K"],
+        Int[np.ndarray, " K"],
+        Float[np.ndarray, " K"],
+        Float[np.ndarray, " K"],
     ],
     rng: np.random.Generator,
-) -> tuple[Neutrals, Float[NDArray[Any], " K"]]:
+) -> tuple[Neutrals, Float[np.ndarray, " K"]]:
     """Measure towers, and compare them with the tracks that point to them.
 
     The energy of a tower is log-normal about the deposited one. If it exceeds that of the tracks by
@@ -172,8 +172,8 @@ def energy_flow(
 
 
 def _sums(
-    index: NDArray[np.intp], values: Float[NDArray[Any], " D"], count: int
-) -> Float[NDArray[Any], " N"]:
+    index: NDArray[np.intp], values: Float[np.ndarray, " D"], count: int
+) -> Float[np.ndarray, " N"]:
     return np.bincount(index, values, count).astype(np.float64)  # integers where there are none
 
 

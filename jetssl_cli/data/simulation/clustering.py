@@ -26,34 +26,34 @@ BETA = 0.0
 class Jets:
     """Jets of several events; momenta [GeV]. Their constituents lie end to end."""
 
-    event: Int[NDArray[Any], " J"]
+    event: Int[np.ndarray, " J"]
     """Number of the event, ascending; in an event the jets are in descending pT."""
-    px: Float[NDArray[Any], " J"]
-    py: Float[NDArray[Any], " J"]
-    pz: Float[NDArray[Any], " J"]
-    energy: Float[NDArray[Any], " J"]
-    sizes: Int[NDArray[Any], " J"]
+    px: Float[np.ndarray, " J"]
+    py: Float[np.ndarray, " J"]
+    pz: Float[np.ndarray, " J"]
+    energy: Float[np.ndarray, " J"]
+    sizes: Int[np.ndarray, " J"]
     """Constituents of each jet."""
-    rows: Int[NDArray[Any], " T"]
+    rows: Int[np.ndarray, " T"]
     """Which objects they are, in descending pT within each jet."""
 
     @property
-    def pt(self) -> Float[NDArray[Any], " J"]:
+    def pt(self) -> Float[np.ndarray, " J"]:
         """Transverse momentum [GeV]."""
         return transverse_momentum(self.px, self.py)
 
     @property
-    def eta(self) -> Float[NDArray[Any], " J"]:
+    def eta(self) -> Float[np.ndarray, " J"]:
         """Pseudorapidity."""
         return pseudorapidity(self.px, self.py, self.pz)
 
     @property
-    def phi(self) -> Float[NDArray[Any], " J"]:
+    def phi(self) -> Float[np.ndarray, " J"]:
         """Azimuth [rad]."""
         found: NDArray[Any] = np.arctan2(self.py, self.px)
         return found
 
-    def take(self, keep: Int[NDArray[Any], " K"]) -> Jets:
+    def take(self, keep: Int[np.ndarray, " K"]) -> Jets:
         """The jets at these places, in this order."""
         rows = ak.unflatten(self.rows, self.sizes)[keep]
         return Jets(
@@ -103,7 +103,7 @@ def cluster(objects: Objects, *, radius: float, pt_min: float) -> Jets:
     return jets.take(np.lexsort((-jets.pt, jets.event)))
 
 
-def soft_drop_mass(objects: Objects, jets: Jets, *, radius: float) -> Float[NDArray[Any], " J"]:
+def soft_drop_mass(objects: Objects, jets: Jets, *, radius: float) -> Float[np.ndarray, " J"]:
     """Mass [GeV] of each jet after soft drop (arXiv:1402.2657, equation 1.1).
 
     The constituents are clustered anew by Cambridge/Aachen; z_cut = 0.1, beta = 0. A jet that

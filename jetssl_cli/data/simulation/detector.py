@@ -8,7 +8,6 @@ pile-up, conversions, nuclear interactions, bremsstrahlung, punch-through, misre
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -28,21 +27,21 @@ class Objects:
     Neutral objects have no impact parameter: all four numbers are 0.
     """
 
-    event: Int[NDArray[Any], " T"]
+    event: Int[np.ndarray, " T"]
     """Number of the event, ascending."""
-    kind: Int[NDArray[Any], " T"]
+    kind: Int[np.ndarray, " T"]
     """``CHARGED_HADRON`` to ``MUON``."""
-    charge: Float[NDArray[Any], " T"]
-    px: Float[NDArray[Any], " T"]
-    py: Float[NDArray[Any], " T"]
-    pz: Float[NDArray[Any], " T"]
-    energy: Float[NDArray[Any], " T"]
-    d0: Float[NDArray[Any], " T"]
+    charge: Float[np.ndarray, " T"]
+    px: Float[np.ndarray, " T"]
+    py: Float[np.ndarray, " T"]
+    pz: Float[np.ndarray, " T"]
+    energy: Float[np.ndarray, " T"]
+    d0: Float[np.ndarray, " T"]
     """Transverse impact parameter in the convention of Delphes, (x py - y px) / pt."""
-    d0_err: Float[NDArray[Any], " T"]
-    dz: Float[NDArray[Any], " T"]
-    dz_err: Float[NDArray[Any], " T"]
-    particle: Int[NDArray[Any], " T"]
+    d0_err: Float[np.ndarray, " T"]
+    dz: Float[np.ndarray, " T"]
+    dz_err: Float[np.ndarray, " T"]
+    particle: Int[np.ndarray, " T"]
     """Which particle left the track; -1 for neutral objects."""
 
 
@@ -98,7 +97,7 @@ def reconstruct(particles: Particles, rng: np.random.Generator) -> Objects:
 
 
 def track(
-    particles: Particles, inside: Bool[NDArray[Any], " T"], rng: np.random.Generator
+    particles: Particles, inside: Bool[np.ndarray, " T"], rng: np.random.Generator
 ) -> _Tracks:
     """Find tracks of charged particles, and smear momentum (log-normal) and impact parameters."""
     pt, number = np.hypot(particles.px, particles.py), np.abs(particles.pdg)

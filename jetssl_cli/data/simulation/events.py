@@ -39,17 +39,17 @@ VETO_AFTER = 200_000
 class Particles:
     """Particles of several events end to end; momenta [GeV], origins [mm]."""
 
-    event: Int[NDArray[Any], " T"]
+    event: Int[np.ndarray, " T"]
     """Number of the event, ascending."""
-    pdg: Int[NDArray[Any], " T"]
-    px: Float[NDArray[Any], " T"]
-    py: Float[NDArray[Any], " T"]
-    pz: Float[NDArray[Any], " T"]
-    energy: Float[NDArray[Any], " T"]
-    charge: Float[NDArray[Any], " T"]
-    x: Float[NDArray[Any], " T"]
-    y: Float[NDArray[Any], " T"]
-    z: Float[NDArray[Any], " T"]
+    pdg: Int[np.ndarray, " T"]
+    px: Float[np.ndarray, " T"]
+    py: Float[np.ndarray, " T"]
+    pz: Float[np.ndarray, " T"]
+    energy: Float[np.ndarray, " T"]
+    charge: Float[np.ndarray, " T"]
+    x: Float[np.ndarray, " T"]
+    y: Float[np.ndarray, " T"]
+    z: Float[np.ndarray, " T"]
 
 
 @dataclass(frozen=True)
@@ -59,15 +59,15 @@ class Products:
     Neutrinos of the Z that the jet recoils against are not among them.
     """
 
-    event: Int[NDArray[Any], " P"]
+    event: Int[np.ndarray, " P"]
     """Number of the event."""
-    group: Int[NDArray[Any], " P"]
+    group: Int[np.ndarray, " P"]
     """0, or where a pair decays -1 of an antiparticle and 1 of a particle."""
-    pdg: Int[NDArray[Any], " P"]
-    px: Float[NDArray[Any], " P"]
-    py: Float[NDArray[Any], " P"]
-    pz: Float[NDArray[Any], " P"]
-    energy: Float[NDArray[Any], " P"]
+    pdg: Int[np.ndarray, " P"]
+    px: Float[np.ndarray, " P"]
+    py: Float[np.ndarray, " P"]
+    pz: Float[np.ndarray, " P"]
+    energy: Float[np.ndarray, " P"]
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from numpy.typing import NDArray
 
 from jetssl_cli.data.simulation.clustering import Jets
 from jetssl_cli.data.simulation.record import Record
@@ -24,17 +22,17 @@ BOTTOM, CHARM, LIGHT = 5, 4, 0
 class Hadrons:
     """Weakly decaying b and c hadrons of several events."""
 
-    event: Int[NDArray[Any], " H"]
-    pdg: Int[NDArray[Any], " H"]
-    pt: Float[NDArray[Any], " H"]
+    event: Int[np.ndarray, " H"]
+    pdg: Int[np.ndarray, " H"]
+    pt: Float[np.ndarray, " H"]
     """[GeV]."""
-    eta: Float[NDArray[Any], " H"]
-    phi: Float[NDArray[Any], " H"]
-    decay: Float[NDArray[Any], "H 3"]
+    eta: Float[np.ndarray, " H"]
+    phi: Float[np.ndarray, " H"]
+    decay: Float[np.ndarray, "H 3"]
     """Where it decays [mm]: exactly the vertex of what comes from there."""
 
 
-def heavy_hadrons(record: Record, vertices: Float[NDArray[Any], "T 3"]) -> Hadrons:
+def heavy_hadrons(record: Record, vertices: Float[np.ndarray, "T 3"]) -> Hadrons:
     """The b and c hadrons that decay to no other hadron of their flavour."""
     weak = np.zeros(len(record.pdg), np.bool_)
     for flavoured in (is_b_hadron(record.pdg), is_c_hadron(record.pdg)):
@@ -53,7 +51,7 @@ def heavy_hadrons(record: Record, vertices: Float[NDArray[Any], "T 3"]) -> Hadro
     )
 
 
-def nearest_jet(hadrons: Hadrons, jets: Jets) -> Int[NDArray[Any], " H"]:
+def nearest_jet(hadrons: Hadrons, jets: Jets) -> Int[np.ndarray, " H"]:
     """The nearest jet of each hadron within dR < 0.3, or -1."""
     if not len(jets.event):
         return np.full(len(hadrons.event), -1)
@@ -65,8 +63,8 @@ def nearest_jet(hadrons: Hadrons, jets: Jets) -> Int[NDArray[Any], " H"]:
 
 
 def flavours(
-    hadrons: Hadrons, holder: Int[NDArray[Any], " H"], num_jets: int
-) -> Int[NDArray[Any], " J"]:
+    hadrons: Hadrons, holder: Int[np.ndarray, " H"], num_jets: int
+) -> Int[np.ndarray, " J"]:
     """5 for jets that hold a b hadron of 5 GeV, else 4 where a c hadron of 5 GeV, else 0."""
     flavour = np.full(num_jets, LIGHT)
     counts = (holder >= 0) & (hadrons.pt > LEAST_PT)

@@ -116,7 +116,7 @@ def jets_of_events(
     return branches_of(process, objects, jets, products, group)
 
 
-def match(process: Process, jets: Jets, products: Products) -> Int[NDArray[Any], " J"]:
+def match(process: Process, jets: Jets, products: Products) -> Int[np.ndarray, " J"]:
     """The decay each jet holds: an index into the groups of ``products``, or -1 for none.
 
     Groups are numbered as ``group_numbers`` does. A jet holds a decay if all of its quarks, gluons
@@ -149,7 +149,7 @@ def match(process: Process, jets: Jets, products: Products) -> Int[NDArray[Any],
 
 def group_numbers(
     products: Products,
-) -> tuple[Int[NDArray[Any], " P"], Int[NDArray[Any], " G"]]:
+) -> tuple[Int[np.ndarray, " P"], Int[np.ndarray, " G"]]:
     """Number the groups of all events; returns the number of each product, the event of each."""
     keys = products.event * 3 + products.group + 1
     numbers, index = np.unique(keys, return_inverse=True)
@@ -161,7 +161,7 @@ def branches_of(
     objects: Objects,
     jets: Jets,
     products: Products,
-    group: Int[NDArray[Any], " J"],
+    group: Int[np.ndarray, " J"],
 ) -> Branches:
     """All branches of these jets, in their types."""
     place = np.arange(len(jets.rows)) - np.repeat(np.cumsum(jets.sizes) - jets.sizes, jets.sizes)
@@ -197,7 +197,7 @@ def branches_of(
 
 
 def truth(
-    process: Process, products: Products, group: Int[NDArray[Any], " J"]
+    process: Process, products: Products, group: Int[np.ndarray, " J"]
 ) -> dict[str, NDArray[Any]]:
     """The boson or top in each jet, and the code of its decay, as the ``aux_`` branches have them.
 

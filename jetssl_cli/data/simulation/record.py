@@ -22,14 +22,14 @@ class Record:
 
     listed: Any
     """As it came from ``nextBatch``."""
-    event: Int[NDArray[Any], " T"]
+    event: Int[np.ndarray, " T"]
     """Number of the event, ascending."""
-    pdg: Int[NDArray[Any], " T"]
-    status: Int[NDArray[Any], " T"]
+    pdg: Int[np.ndarray, " T"]
+    status: Int[np.ndarray, " T"]
     """Positive where the particle did not decay."""
-    mother: Int[NDArray[Any], " T"]
+    mother: Int[np.ndarray, " T"]
     """Place of the first mother; the first entry of the event where there is none."""
-    daughter: Int[NDArray[Any], " T"]
+    daughter: Int[np.ndarray, " T"]
     """Place of the first daughter; the first entry of the event where there is none."""
     momenta: dict[str, NDArray[np.float64]]
     """px, py, pz and energy [GeV]."""
@@ -43,7 +43,7 @@ class Record:
         """Where particles begin: x, y, z [mm]."""
         return origins(self.listed, which, self.event[which])
 
-    def vertices(self) -> Float[NDArray[Any], "T 3"]:
+    def vertices(self) -> Float[np.ndarray, "T 3"]:
         """The vertex each particle comes from [mm]; exactly the same numbers for one vertex.
 
         A flight of less than ``SAME_PLACE`` makes no vertex: what a particle decays to then comes

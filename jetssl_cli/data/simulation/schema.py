@@ -49,7 +49,7 @@ class Schema:
             shaped[name] = values if sizes is None else ak.unflatten(values, sizes)
         return shaped
 
-    def select(self, branches: Branches, keep: Bool[NDArray[Any], " J"]) -> Branches:
+    def select(self, branches: Branches, keep: Bool[np.ndarray, " J"]) -> Branches:
         """The jets that ``keep`` marks."""
         kept = {}
         for name, values in branches.items():

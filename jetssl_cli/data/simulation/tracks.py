@@ -7,17 +7,16 @@ paper, arXiv:1405.6569. ``pt`` and ``eta`` are those of the track.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
-from numpy.typing import NDArray
 
 from jetssl_cli.physics import wrap
 
-Per = Float[NDArray[Any], " T"]
+Per = Float[np.ndarray, " T"]
 """One number per particle."""
-Which = Bool[NDArray[Any], " T"]
+Which = Bool[np.ndarray, " T"]
 
 FIELD = 3.8
 """Solenoid [T]; arXiv:1405.6569, section 2."""
@@ -170,7 +169,7 @@ def dz_resolution(pt: Per, eta: Per) -> Per:
     return _interpolated(DZ_RESOLUTION, pt, eta)
 
 
-def _interpolated(table: Float[NDArray[Any], "R P"], pt: Per, eta: Per) -> Per:
+def _interpolated(table: Float[np.ndarray, "R P"], pt: Per, eta: Per) -> Per:
     """Straight lines in the logarithms of pT and resolution; the last number beyond the last pT."""
     region = np.searchsorted(IMPACT_ETA, np.abs(eta))
     rows = [np.interp(np.log(pt), np.log(IMPACT_PT), np.log(row)) for row in table]
