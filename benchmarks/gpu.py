@@ -3,8 +3,9 @@
     python benchmarks/gpu.py [--size base] [--jets 1000] [--methods ssfm,mpm] [--backends varlen]
                              [--compile]
 
-Jets per second of the whole step, its FLOP/s beside those of a large matrix product in bf16, and
-peak memory. Target on an H200: 40 % of the rate of the product for ssfm and mpm, and 60,000 jets/s.
+Jets per second of the whole step, its FLOP/s beside those of a large matrix product in bf16, the
+share of the time in which the GPU has work (the rest waits for the host), and peak memory. Target
+on an H200: 40 % of the rate of the product for ssfm and mpm, and 60,000 jets/s.
 Without a GPU it says so, and exits with 1.
 """
 
@@ -15,6 +16,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from importlib.util import find_spec
 
 import numpy as np
@@ -22,6 +24,8 @@ import torch
 from encoder import CONSTITUENTS, all_jets
 from rich.console import Console
 from rich.table import Table
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from train import BARS, objective, steps
 
@@ -53,7 +57,7 @@ def product_rate(device: torch.device) -> float:
 def measure(
     method: str, backend: Backend, args: argparse.Namespace, schema: Schema, jets: JetArrays
 ) -> dict[str, float]:
-    """Jets/s and peak memory of a method with a back end."""
+    """Jets/s, seconds of work of the GPU per step, and peak memory."""
     device = torch.device("cuda")
     parts = [jets.between(n * args.jets, (n + 1) * args.jets) for n in range(BATCHES)]
     batches = [to_batch(part).to(device) for part in parts]
@@ -75,8 +79,23 @@ def measure(
     seconds = statistics.median(times)
     return {
         "jets_per_second": args.jets / seconds,
+        "busy": seconds_of_work(step) / seconds,
         "peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30,
     }
+
+
+def seconds_of_work(step: Callable[[], object]) -> float:
+    """How long the kernels of a step take."""
+    with profile(activities=[ProfilerActivity.CUDA]) as found:
+        for _ in range(STEPS):
+            step()
+        torch.cuda.synchronize()
+    kernels = [
+        event
+        for event in found.key_averages()
+        if event.device_type == DeviceType.CUDA and not event.is_user_annotation
+    ]
+    return sum(event.self_device_time_total for event in kernels) / STEPS / 1e6
 
 
 def flops(method: str, args: argparse.Namespace, schema: Schema, jets: JetArrays) -> float:
@@ -117,7 +136,7 @@ def main() -> int:
             found[method, backend] = row
     name = torch.cuda.get_device_name()
     table = Table(
-        "method", "back end", "jets/s", "TFLOP/s", "of a large product", "peak GiB",
+        "method", "back end", "jets/s", "TFLOP/s", "of a large product", "busy", "peak GiB",
         title=f"training step, {args.size}, {args.jets} jets, {name}, torch {torch.__version__}",
     )  # fmt: skip
     for (method, backend), row in found.items():
@@ -127,6 +146,7 @@ def main() -> int:
             f"{row['jets_per_second']:,.0f}",
             f"{row['flops_per_second'] / 1e12:.0f}",
             f"{row['share_of_product_rate']:.0%}",
+            f"{row['busy']:.0%}",
             f"{row['peak_memory_gib']:.1f}",
         )
     Console().print(table)

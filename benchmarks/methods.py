@@ -71,7 +71,7 @@ class Study:
         command = ["jetssl", *words, *self.files, f"--resume={out}"]
         print(" ".join(command), flush=True)
         alone = os.environ | {"OMP_NUM_THREADS": "1"}
-        program = [str(Path(sys.executable).with_name("jetssl")), *command[1:]]
+        program = [sys.executable, "-m", "jetssl_cli", *command[1:]]
         done = subprocess.run(program, env=alone, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SystemExit(f"{' '.join(command)}\n{done.stderr[-2000:]}")
@@ -101,13 +101,13 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     args = parser.parse_args()
     study, seeds = Study(args), range(args.seeds)
+    names = (*args.methods, UNTRAINED)
     with ThreadPoolExecutor(args.jobs) as pool:
-        for seed in seeds:
-            list(pool.map(lambda method, seed=seed: study.encoder(method, seed), args.methods))
+        list(
+            pool.map(study.encoder, args.methods * len(seeds), sorted([*seeds] * len(args.methods)))
+        )
         list(pool.map(study.untrained, seeds))
-    rows = {
-        name: [study.found(name, seed) for seed in seeds] for name in (*args.methods, UNTRAINED)
-    }
+        rows = {name: list(pool.map(study.found, [name] * len(seeds), seeds)) for name in names}
     title = f"{args.size}, {args.jets:,} jets, {args.seeds} seeds: mean +- standard deviation"
     table = Table("method", "probe", "effective rank", title=title)
     for name, row in rows.items():
