@@ -11,16 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jetssl_cli import __version__
+from jetssl_cli.scores.cells import COMPARED_NOTE, bold, columns, comparisons, confusions, notes
 from jetssl_cli.scores.rows import Row, run_names
-from jetssl_cli.scores.tables import (
-    COMPARED_NOTE,
-    bold,
-    columns,
-    comparisons,
-    confusions,
-    notes,
-    write_all,
-)
+from jetssl_cli.scores.tables import write_all
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,13 +10,14 @@ import pytest
 
 from jetssl_cli.data.hdf5 import create
 from jetssl_cli.errors import ConfigError
+from jetssl_cli.scores.cells import columns
 from jetssl_cli.scores.compare import Difference
 from jetssl_cli.scores.evaluate import EvaluateConfig, evaluate
 from jetssl_cli.scores.groups import average, common_name
 from jetssl_cli.scores.metrics import Calibration, Estimate, Rejection
 from jetssl_cli.scores.rows import Row, mark_best, ordered
 from jetssl_cli.scores.scorefile import FORMAT, VERSION
-from jetssl_cli.scores.tables import columns, render
+from jetssl_cli.scores.tables import render
 
 CLASSES = ("QCD", "Hbb", "Hcc")
 

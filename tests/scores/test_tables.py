@@ -9,9 +9,10 @@ import pytest
 from rich.console import Console
 
 from jetssl_cli.errors import ConfigError
+from jetssl_cli.scores.cells import columns
 from jetssl_cli.scores.metrics import UNDEFINED, WORKING_POINTS, Calibration, Estimate, Rejection
 from jetssl_cli.scores.rows import Row, run_names
-from jetssl_cli.scores.tables import FORMATS, columns, render
+from jetssl_cli.scores.tables import FORMATS, render
 
 MEASURED = Rejection(12.5, 11.4, 13.8, 0.5, bound=False)
 
