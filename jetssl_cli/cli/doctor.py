@@ -1,0 +1,45 @@
+"""The command ``doctor``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+room = typer.Typer()
+
+STYLES = {"works": "green", "absent": "yellow", "broken": "bold red"}
+
+
+@room.command(epilog="Examples:\n\njetssl doctor\n\njetssl doctor --folder /scratch --json")
+def doctor(
+    folder: Annotated[
+        Path, typer.Option(metavar="DIR", help="Where data and runs are to be: its disk is tried.")
+    ] = Path(),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
+) -> None:
+    """Say what works on this machine, and what to install or change.
+
+    Exits with 1 if something is broken; what is absent, such as a GPU, is no reason.
+    """
+    from jetssl_cli.runs.doctor import doctor as run
+
+    findings = run(folder)
+    if as_json:
+        typer.echo(json.dumps([finding.model_dump() for finding in findings], indent=2))
+    else:
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+        for header in ("", "", "found"):
+            table.add_column(header, overflow="fold")
+        for one in findings:
+            found = Text(one.found + (f"\n-> {one.advice}" if one.advice else ""))
+            table.add_row(one.name, Text(one.state, style=STYLES[one.state]), found)
+        Console().print(table)
+    if any(finding.state == "broken" for finding in findings):
+        raise typer.Exit(1)

@@ -1,0 +1,81 @@
+"""What works on a machine: told as it is."""
+
+from __future__ import annotations
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import torch
+
+from jetssl_cli.runs import doctor as room
+from jetssl_cli.runs.doctor import doctor
+
+
+def found(folder: Path):
+    return {finding.name: finding for finding in doctor(folder)}
+
+
+def test_a_working_machine(tmp_path):
+    findings = found(tmp_path)
+    assert findings["attention padded"].state == "works"
+    assert findings["packages"].state == "works"
+    assert torch.__version__ in findings["packages"].found
+    assert findings[f"disk {tmp_path}"].state == "works"
+    assert not list(tmp_path.iterdir())
+    assert all(finding.state != "broken" for finding in findings.values())
+
+
+def test_attention_that_computes_something_else_is_broken(tmp_path, monkeypatch):
+    right = room.plan
+
+    def plan(packing, *, backend):
+        attend = right(packing, backend=backend)
+        return (lambda q, k, v: attend(q, k, v) + 0.1) if backend == "padded" else attend
+
+    monkeypatch.setattr(room, "plan", plan)
+    findings = found(tmp_path)
+    assert findings["attention padded"].state == "broken"
+    assert findings["attention reference"].state == "works"
+
+
+def test_a_package_that_is_missing(tmp_path, monkeypatch):
+    right = room._version
+    gone = ("mlflow", "fastjet")
+    monkeypatch.setattr(room, "_version", lambda name: None if name in gone else right(name))
+    findings = found(tmp_path)
+    assert findings["packages"].state == "broken"
+    assert findings["packages"].advice == "pip install mlflow"
+    assert findings["extra subjets"].state == "absent"
+    assert findings["extra subjets"].advice == "pip install 'jetssl[subjets]'"
+
+
+class Healthy(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200 if self.path == "/health" else 404)
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+def test_the_tracking_server_is_asked(tmp_path, monkeypatch):
+    server = HTTPServer(("127.0.0.1", 0), Healthy)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@127.0.0.1:{server.server_port}")
+    there = found(tmp_path)["MLflow"]
+    server.shutdown()
+    server.server_close()
+    gone = found(tmp_path)["MLflow"]
+    assert (there.state, gone.state) == ("works", "absent")
+    assert "secret" not in there.found + gone.found
+
+
+def test_the_command(jetssl, tmp_path):
+    done = jetssl("doctor", "--folder", tmp_path, "--json")
+    assert {row["name"] for row in json.loads(done.stdout)} == set(found(tmp_path))
+    broken = jetssl("doctor", "--folder", tmp_path / "nowhere")
+    assert (done.returncode, broken.returncode) == (0, 1)
+    assert "No such file or directory" in " ".join(broken.stdout.split())
+    assert "broken" in broken.stdout
