@@ -1,5 +1,6 @@
 # make demo   from simulated ROOT files to a score table
 # make test   the tests
+# make docs   the documentation as a site, in build/site
 # make check  everything that the continuous integration runs, but the wheel
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ SIMULATE := $(JETSSL) simulate jetclass --out $(DEMO)/root --jobs 2
 DATA := --train $(DEMO)/train.h5 --val $(DEMO)/val.h5
 SHORT := --steps 200 data.batch_size=125 optim.lr=1e-3 train.val_every=100 train.precision=32
 
-.PHONY: demo test check clean
+.PHONY: demo test docs check clean
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; assert sys.version_info >= (3, 11), 'Python 3.11 or newer is needed'"
@@ -38,7 +39,10 @@ demo: $(BIN)/.installed
 test: $(BIN)/.installed
 	$(BIN)/python -m pytest
 
-check: test
+docs: $(BIN)/.installed
+	$(BIN)/mkdocs build --strict --quiet
+
+check: test docs
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy

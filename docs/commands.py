@@ -1,0 +1,19 @@
+"""The reference of all commands, as typer writes it: a page that is made when the site is built."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+TYPER = ("-m", "typer", "jetssl_cli.cli.main", "utils", "docs", "--name", "jetssl")
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the page."""
+    made = subprocess.run([sys.executable, *TYPER], capture_output=True, text=True, check=True)
+    text = made.stdout.replace("# `jetssl`", "# Commands", 1)
+    files.append(File.generated(config, "commands.md", content=text))
+    return files
