@@ -68,4 +68,4 @@ def test_a_file_of_ones_own_comes_to_a_score_table(shared_data: Path, tmp_path: 
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert re.search(r"^tagger +1,017 ", done.stdout, re.M)
-    assert "<svg" in (tmp_path / "report.html").read_text()
+    assert "data:image/svg+xml" in (tmp_path / "report.html").read_text()
