@@ -1,6 +1,7 @@
 # make demo   from simulated ROOT files to a score table
 # make test   the tests
 # make check  everything that the continuous integration runs, but the wheel
+# make fuzz   all readers, each for MINUTES (default 5); what is found goes to build/fuzz
 # make audit  known vulnerabilities of the versions in constraints.txt; needs the network
 # make sbom   what is installed, as CycloneDX: build/sbom.json
 # make lock   requirements.lock anew, after a change of constraints.txt
@@ -11,11 +12,13 @@ BIN := .venv/bin
 JETSSL := $(BIN)/jetssl
 TOOLS := .tools/bin
 DEMO := demo
+MINUTES ?= 5
+FUZZED := recipe config overrides jagged scores weights
 SIMULATE := $(JETSSL) simulate jetclass --out $(DEMO)/root --jobs 2
 DATA := --train $(DEMO)/train.h5 --val $(DEMO)/val.h5
 SHORT := --steps 200 data.batch_size=125 optim.lr=1e-3 train.val_every=100 train.precision=32
 
-.PHONY: demo test check audit sbom lock locked clean
+.PHONY: demo test check fuzz audit sbom lock locked clean
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; assert sys.version_info >= (3, 11), 'Python 3.11 or newer is needed'"
@@ -54,6 +57,10 @@ check: test
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+fuzz: $(BIN)/.installed
+	for target in $(FUZZED); do \
+	    $(BIN)/python tests/fuzz/run.py $$target --minutes $(MINUTES) || exit 1; done
 
 audit: $(TOOLS)/.installed
 	$(TOOLS)/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip \
