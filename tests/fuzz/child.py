@@ -71,7 +71,7 @@ class Child:
             return Answer(f"hang: more than {self._seconds:g} s")
         if not line:
             code = self._process.wait()
-            self._process = None
+            self._end()
             return Answer(f"crash: the process ended with {code}")
         return Answer(**json.loads(line))
 
