@@ -9,7 +9,7 @@ COPY configs /src/configs
 COPY data_recipes /src/data_recipes
 RUN python -m pip install --no-cache-dir --constraint /src/constraints.txt /src && rm -rf /src
 
-RUN useradd --create-home jetssl
-USER jetssl
+RUN useradd --create-home --uid 1000 jetssl
+USER 1000
 WORKDIR /home/jetssl
 ENTRYPOINT ["jetssl"]

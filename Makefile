@@ -2,22 +2,36 @@
 # make test   the tests
 # make docs   the documentation as a site, in build/site
 # make check  everything that the continuous integration runs, but the wheel
+# make fuzz   all readers, each for MINUTES (default 5); what is found goes to build/fuzz
+# make audit  known vulnerabilities of the versions in constraints.txt; needs the network
+# make sbom   what is installed, as CycloneDX: build/sbom.json
+# make lock   requirements.lock anew, after a change of constraints.txt
+# make locked .venv from requirements.lock: every file by its hash, but torch
 
 PYTHON ?= python3
 BIN := .venv/bin
 JETSSL := $(BIN)/jetssl
+TOOLS := .tools/bin
 DEMO := demo
+MINUTES ?= 5
+FUZZED := recipe config overrides jagged scores weights
 SIMULATE := $(JETSSL) simulate jetclass --out $(DEMO)/root --jobs 2
 DATA := --train $(DEMO)/train.h5 --val $(DEMO)/val.h5
 SHORT := --steps 200 data.batch_size=125 optim.lr=1e-3 train.val_every=100 train.precision=32
 
-.PHONY: demo test docs check clean
+.PHONY: demo test docs check fuzz audit sbom lock locked clean
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; assert sys.version_info >= (3, 11), 'Python 3.11 or newer is needed'"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable . --group dev
+	touch $@
+
+$(TOOLS)/.installed: pyproject.toml
+	$(PYTHON) -m venv .tools
+	$(TOOLS)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(TOOLS)/python -m pip install --quiet --group audit
 	touch $@
 
 demo: $(BIN)/.installed
@@ -48,5 +62,30 @@ check: test docs
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
+fuzz: $(BIN)/.installed
+	for target in $(FUZZED); do \
+	    $(BIN)/python tests/fuzz/run.py $$target --minutes $(MINUTES) || exit 1; done
+
+audit: $(TOOLS)/.installed
+	$(TOOLS)/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip \
+	    --progress-spinner off
+
+sbom: $(BIN)/.installed $(TOOLS)/.installed
+	mkdir -p build
+	$(TOOLS)/cyclonedx-py environment --pyproject pyproject.toml --PEP-639 \
+	    --output-file build/sbom.json $(BIN)/python
+
+lock: $(TOOLS)/.installed
+	grep -v '^torch==' constraints.txt | $(TOOLS)/uv pip compile --quiet --no-deps --no-header \
+	    --no-annotate --generate-hashes --python-version 3.11.5 --output-file requirements.lock -
+
+locked:
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	touch $(BIN)/.installed
+
 clean:
-	rm -rf .venv $(DEMO) build dist
+	rm -rf .venv .tools $(DEMO) build dist

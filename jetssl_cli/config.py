@@ -12,8 +12,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from jetssl_cli.errors import ConfigError, suggest
+from jetssl_cli.errors import MOST, ConfigError, printable, reason, suggest
 
+DEEPEST = 20
+"""Sections within each other that an override may name."""
+MOST_NODES = 1_000_000
+"""Values of a YAML text, those that aliases repeat among them."""
+INTEGERS = range(-(2**63), 2**64)
 NOT_A_NUMBER = PydanticCustomError("not_a_number", "a number is needed, not a truth value")
 
 
@@ -57,16 +62,59 @@ class Layer:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads 5e-4 as a number and refuses a key given twice."""
+    """Safe YAML that reads 5e-4 as a number, and refuses what would be trouble later.
+
+    That is a key given twice, an integer of more than 64 bits, text that is no Unicode, and aliases
+    that are part of themselves or repeat more than fits into memory.
+    """
+
+    def get_single_data(self) -> Any:
+        node = self.get_single_node()
+        if node is None:
+            return None
+        if _expanded(node, {}) > MOST_NODES:
+            raise _refusal(f"its aliases stand for more than {MOST_NODES:,} values", node)
+        return self.construct_document(node)
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        text = super().construct_scalar(node)
+        text.encode()
+        return text
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        number: int = super().construct_yaml_int(node)
+        if number not in INTEGERS:
+            raise _refusal("an integer has more than 64 bits", node)
+        return number
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for index, key in enumerate(keys):
-            if key in keys[:index]:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice", node.start_mark
-                )
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise _refusal(f"the key {key!r} stands twice", node)
+            seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+def _refusal(problem: str, node: yaml.Node) -> yaml.YAMLError:
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+
+def _expanded(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
+    """How many values a node stands for, each alias as a copy."""
+    if node in known:
+        if not known[node]:
+            raise _refusal("an alias is a part of itself", node)
+        return known[node]
+    known[node] = 0
+    parts = node.value if isinstance(node, yaml.CollectionNode) else []
+    inside = [part for item in parts for part in (item if isinstance(item, tuple) else (item,))]
+    known[node] = 1 + sum(_expanded(part, known) for part in inside)
+    return known[node]
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -89,9 +137,12 @@ def parse_yaml(text: str, source: str) -> Any:
     """
     try:
         return yaml.load(text, _Loader)
+    except RecursionError:
+        raise ConfigError(f"{source}: not valid YAML: values lie too deep in each other") from None
+    except (LookupError, AttributeError):
+        raise ConfigError(f"{source}: not valid YAML: a value is not what its tag says") from None
     except (yaml.YAMLError, TypeError, ValueError) as err:
-        reason = " ".join(str(err).split())
-        raise ConfigError(f"{source}: not valid YAML: {reason}") from None
+        raise ConfigError(f"{source}: not valid YAML: {reason(err)}") from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -138,9 +189,10 @@ def override_layer(item: str) -> Layer:
     """Turn one ``section.key=value`` of the command line into a layer; the value is YAML."""
     key, sep, value = item.partition("=")
     parts = key.split(".")
-    if not sep or not all(part.isidentifier() for part in parts):
-        raise ConfigError(f"{item}: an override has the form section.key=value")
-    settings: Any = parse_yaml(value, item)
+    source = printable(_shortened(item))
+    if not sep or len(parts) > DEEPEST or not all(part.isidentifier() for part in parts):
+        raise ConfigError(f"{source}: an override has the form section.key=value")
+    settings: Any = parse_yaml(value, source)
     for part in reversed(parts):
         settings = {part: settings}
     return Layer(f"override {item}", settings)
@@ -210,7 +262,7 @@ def _explain(
         parents = [path[:n] for n in range(len(path), 0, -1)]
         known = next((origin[parent] for parent in parents if parent in origin), only)
         source = f"{known}: " if known and not known.startswith("override") else ""
-        key = ".".join(path)
+        key = printable(_shortened(".".join(path)))
         if error["type"] in ("missing", "union_tag_not_found"):
             lines.append(f"{source}{key}: this setting is required")
         else:
@@ -219,8 +271,11 @@ def _explain(
 
 
 def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return _shortened(repr(value))
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= MOST else f"{text[: MOST - 3]}..."
 
 
 def _locate(

@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+MOST = 80
+"""Characters of a value that an error message shows."""
+
 
 class JetSSLError(Exception):
     """Base of every error that is reported without a traceback."""
 
     code = 2
     """Exit code of the command."""
+
+    def __str__(self) -> str:
+        """The message, in which nothing that a file says can command a terminal."""
+        return "\n".join(map(printable, super().__str__().split("\n")))
 
 
 class ConfigError(JetSSLError):
@@ -25,10 +32,21 @@ class RunError(JetSSLError):
     """A run cannot start, or had to stop."""
 
 
+def printable(text: str) -> str:
+    """The text in one line: what cannot be printed, line ends among it, is written out."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def reason(err: Exception) -> str:
+    """What an error of a library says, in one line."""
+    text = err.args[0] if isinstance(err, KeyError) and err.args else err
+    return " ".join(str(text).split()) or type(err).__name__
+
+
 def suggest(name: str, choices: Iterable[str], shown: int = 12) -> str:
     """Say which valid choice is nearest to ``name``, or else which choices there are."""
-    valid = [str(choice) for choice in choices]
-    near = get_close_matches(name, valid, n=1)
+    valid = [printable(str(choice)) for choice in choices]
+    near = get_close_matches(name[:MOST], valid, n=1)
     if near:
         return f"did you mean {near[0]!r}?"
     more = f", ... ({len(valid)} in all)" if len(valid) > shown else ""

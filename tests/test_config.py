@@ -286,11 +286,12 @@ def test_files_that_hold_no_mapping(tmp_path: Path) -> None:
     assert read_yaml(path) == {}
 
 
+integers = st.integers(-(2**63), 2**64 - 1)
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 words = st.text(st.characters(codec="utf-8"), max_size=12) | st.sampled_from(
     ["5e-4", "1e3", ".5E+2", "no", "null", "~", "1_000", "0x1F", "12:30", "2024-01-01", "=", "<<"]
 )
-parts = st.builds(Part, width=st.integers(), label=words, scale=numbers)
+parts = st.builds(Part, width=integers, label=words, scale=numbers)
 
 
 @given(
@@ -300,10 +301,10 @@ parts = st.builds(Part, width=st.integers(), label=words, scale=numbers)
         part=parts,
         parts=st.dictionaries(words, parts, max_size=3),
         line=st.lists(parts, max_size=2).map(tuple),
-        either=st.lists(st.integers()) | st.dictionaries(words, st.integers(), min_size=1),
+        either=st.lists(integers) | st.dictionaries(words, integers, min_size=1),
         path=st.sampled_from([Path("5e-4"), Path("a/b c"), Path("12:30")]),
         flag=st.booleans(),
-        maybe=st.none() | st.integers(),
+        maybe=st.none() | integers,
     )
 )
 def test_to_yaml_and_load_are_inverse(cfg: Top) -> None:
@@ -312,7 +313,7 @@ def test_to_yaml_and_load_are_inverse(cfg: Top) -> None:
     assert to_yaml(load(Top, [Layer("x", parse_yaml(text, "x"))])) == text
 
 
-@given(words, st.integers())
+@given(words, integers)
 def test_an_override_says_what_a_file_says(text: str, number: int) -> None:
     value = yaml.dump([text], Dumper=config._Dumper, default_flow_style=True, width=10**6)
     overrides = [f"part.label={value.strip()[1:-1]}", f"part.width={number}"]

@@ -24,12 +24,14 @@ import numpy as np
 from isal import isal_zlib
 from numpy.typing import NDArray
 
-from jetssl_cli.errors import DataError
+from jetssl_cli.errors import DataError, printable, reason
 
 CHUNK_ROWS = 8192
 CHUNK_BYTES = 2**20
 """A chunk has so many rows, or fewer where it would be larger than this."""
 GZIP_LEVEL = 1
+GZIP_MOST = 1032
+"""Bytes that one byte of gzip can become."""
 
 ISAL_ERROR: type[Exception] = vars(isal_zlib)["error"]  # its stub has it as an instance
 DAMAGE = (
@@ -122,6 +124,14 @@ class Rows:
     """Reads ranges of rows of an array, faster than HDF5 does where ISA-L can decompress them."""
 
     def __init__(self, data: h5py.Dataset) -> None:
+        """Look at the array, and read nothing.
+
+        Raises:
+            ValueError: it holds no numbers, or more than its file can hold.
+        """
+        if data.dtype.kind not in "biuf":
+            raise ValueError(f"{data.name} holds no numbers")
+        _check_size(data)
         self._data = data
         self.dtype: np.dtype[Any] = data.dtype
         self.shape: tuple[int, ...] = data.shape
@@ -162,11 +172,31 @@ class Rows:
         if self._held[0] != first:
             uncompressed, stored = self._data.id.read_direct_chunk((first, *(0,) * len(shape[1:])))
             size = math.prod(shape) * self.dtype.itemsize
+            if size > GZIP_MOST * len(stored):
+                raise ValueError(f"a chunk has {len(stored)} bytes for {size}")
             raw = stored if uncompressed else isal_zlib.decompress(stored, bufsize=size)
             if len(raw) != size:
                 raise ValueError(f"a chunk has {len(raw)} bytes, expected {size}")
             self._held = first, np.frombuffer(raw, self.dtype).reshape(shape)
         return self._held[1]
+
+
+def read_texts(data: h5py.Dataset) -> list[str]:
+    """A list of strings, as ``Table.append_text`` writes it.
+
+    Raises:
+        ValueError: it is longer than its file can hold.
+    """
+    _check_size(data)
+    return [str(line) for line in data.asstr()[:]]
+
+
+def _check_size(data: h5py.Dataset) -> None:
+    """Refuse what would take memory without end: a shape that the bytes of the file cannot fill."""
+    most = GZIP_MOST * data.file.id.get_filesize()
+    for shape in (data.shape, data.chunks or ()):
+        if math.prod(shape) * data.dtype.itemsize > most:
+            raise ValueError(f"{data.name} has the shape {data.shape}, more than the file can hold")
 
 
 def _is_gzip(data: h5py.Dataset) -> bool:
@@ -243,7 +273,7 @@ def create(
                 verify(partial)
             partial.replace(path)
     except OSError as err:
-        raise DataError(f"{path}: cannot be written: {_reason(err)}") from None
+        raise DataError(f"{path}: cannot be written: {reason(err)}") from None
 
 
 @contextmanager
@@ -274,17 +304,22 @@ def open_complete(path: Path, kind: str, version: int) -> h5py.File:
         DataError: missing, not HDF5, of another format or version, or incomplete.
     """
     file = open_foreign(path)
-    found = file.attrs.get("format", "none")
-    if found != kind:
-        problem = f"is of the format {found!r}, expected {kind!r}"
-    elif file.attrs.get("version") != version:
-        problem = f"has the version {file.attrs.get('version')}, expected {version}"
-    elif not file.attrs.get("complete", False):
-        problem = "is incomplete: it was not written to its end"
-    else:
-        return file
-    file.close()
-    raise DataError(f"{path}: {problem}")
+    try:
+        with readable(path):
+            found, number = str(file.attrs.get("format", "none")), str(file.attrs.get("version"))
+            complete = str(file.attrs.get("complete"))
+        if found != kind:
+            problem = f"is of the format {found!r}, expected {kind!r}"
+        elif number != str(version):
+            problem = f"has the version {printable(number)}, expected {version}"
+        elif complete not in ("True", "1"):
+            problem = "is incomplete: it was not written to its end"
+        else:
+            return file
+        raise DataError(f"{path}: {problem}")
+    except DataError:
+        file.close()
+        raise
 
 
 def open_foreign(path: Path) -> h5py.File:
@@ -298,7 +333,7 @@ def open_foreign(path: Path) -> h5py.File:
     try:
         return h5py.File(path, "r")
     except OSError as err:
-        raise DataError(f"{path}: not a readable HDF5 file: {_reason(err)}") from None
+        raise DataError(f"{path}: not a readable HDF5 file: {reason(err)}") from None
 
 
 @contextmanager
@@ -311,8 +346,4 @@ def readable(path: Path) -> Iterator[None]:
     try:
         yield
     except DAMAGE as err:
-        raise DataError(f"{path}: damaged: {_reason(err)}") from None
-
-
-def _reason(err: Exception) -> str:
-    return " ".join(str(err).split()).strip("'\"")
+        raise DataError(f"{path}: damaged: {reason(err)}") from None

@@ -24,15 +24,23 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from jetssl_cli.data.hdf5 import Rows, Table, create, open_complete, readable
+from jetssl_cli.data.hdf5 import Rows, Table, create, open_complete, read_texts, readable
 from jetssl_cli.data.jets import JetArrays, concatenate
 from jetssl_cli.data.recipe import Recipe, Schema, parse_recipe, schema_of
-from jetssl_cli.errors import DataError
+from jetssl_cli.errors import ConfigError, DataError
 
 KIND = "jetssl-jagged"
 VERSION = 1
 JETS_PER_CHUNK = 1_000
 """As many as a shuffling reader takes at once."""
+TYPES = {
+    "offsets": "int64",
+    "jets/features": "float32",
+    "jets/labels": "int16",
+    "constituents/id": "uint8",
+    "constituents/truth": "int32",
+}
+"""Of the arrays but the constituent features, of which ``precision`` tells it."""
 JETS_BETWEEN = 32
 """Single jets that are not further from each other are read in one go."""
 Precision = Literal["float32", "float16"]
@@ -139,7 +147,10 @@ class JaggedFile:
     @cached_property
     def recipe(self) -> Recipe:
         """The recipe by which the file was made."""
-        return parse_recipe(self.recipe_text, str(self.path))
+        try:
+            return parse_recipe(self.recipe_text, f"{self.path}: damaged: its recipe")
+        except ConfigError as err:
+            raise DataError(str(err).partition("\n")[0]) from None
 
     @property
     def recipe_text(self) -> str:
@@ -163,7 +174,7 @@ class JaggedFile:
     def sources(self) -> list[str]:
         """The files that the jets come from."""
         with readable(self.path):
-            return [str(name) for name in self._file["sources"].asstr()[:]]
+            return read_texts(self._file["sources"])
 
     @property
     def num_constituents(self) -> int:
@@ -247,7 +258,8 @@ class JaggedFile:
             yield self.read(start, start + size)
 
     def _attribute(self, name: str) -> str:
-        value: Any = self._file.attrs.get(name)
+        with readable(self.path):
+            value: Any = self._file.attrs.get(name)
         if not isinstance(value, str):
             raise DataError(f"{self.path}: damaged: the attribute {name!r} is missing")
         return value
@@ -280,12 +292,12 @@ class JaggedFile:
                     f"{self.path}: damaged: {name} has the shape {self._arrays[name].shape}, "
                     f"expected {shape}"
                 )
-        stored = self._arrays["constituents/features"].dtype
-        if stored != self.precision:
-            raise DataError(
-                f"{self.path}: damaged: constituents/features is {stored}, expected "
-                f"{self.precision}"
-            )
+        types = {**TYPES, "constituents/features": self.precision}
+        for name, array in {"offsets": self._offsets, **self._arrays}.items():
+            if array.dtype != types[name]:
+                raise DataError(
+                    f"{self.path}: damaged: {name} is {array.dtype}, expected {types[name]}"
+                )
 
 
 def find(sources: Sequence[Path], *suffixes: str) -> list[Path]:

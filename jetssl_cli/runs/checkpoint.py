@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from jetssl_cli.config import Layer, Strict, load, read_yaml, to_yaml
 from jetssl_cli.data.recipe import Feature, Schema
 from jetssl_cli.encoder.lora import plain_state
-from jetssl_cli.errors import ConfigError, RunError
+from jetssl_cli.errors import ConfigError, RunError, reason
 from jetssl_cli.runs import budget, lock
 
 LAYOUT = "1"
@@ -169,7 +169,7 @@ def _weights(path: Path) -> dict[str, Tensor]:
             layout = (file.metadata() or {}).get("layout", LAYOUT)
         weights: dict[str, Tensor] = load_file(path)
     except (OSError, SafetensorError) as err:
-        raise RunError(f"{path}: not a readable safetensors file: {err}") from None
+        raise RunError(f"{path}: not a readable safetensors file: {reason(err)}") from None
     if layout != LAYOUT:
         raise RunError(
             f"{path}: has weights of layout {layout}, expected {LAYOUT}: it was saved by another "

@@ -15,16 +15,24 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import (
+    BaseModel,
+    Field,
+    FiniteFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from jetssl_cli.config import Strict
-from jetssl_cli.errors import RunError
+from jetssl_cli.errors import RunError, reason
 from jetssl_cli.progress import warn
 
 FOLDER = "snapshots"
@@ -47,13 +55,29 @@ class CheckpointConfig(Strict):
     queue."""
 
 
+class Facts(BaseModel):
+    """What a snapshot has to say in JSON."""
+
+    version: int
+    code: str
+    """Version of jetssl that wrote it."""
+    steps: NonNegativeInt
+    seconds: Annotated[FiniteFloat, Field(ge=0)]
+    reader: dict[str, Any]
+    """State of the reader; see ``ReaderState``."""
+    latest: dict[str, float]
+    """The last measurements."""
+    best: tuple[float, int, int]
+    """Smallest validation loss, the step after which it was measured, validations since."""
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """All that a training is, after some step."""
 
     tensors: Mapping[str, Tensor]
     facts: Mapping[str, Any]
-    """What goes into JSON; ``steps`` among it."""
+    """What goes into JSON: those of ``Facts``."""
 
 
 class Snapshots:
@@ -131,12 +155,26 @@ def read(path: Path) -> Snapshot:
             said = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         facts = json.loads(said[FACTS])
-    except (OSError, SafetensorError, KeyError, ValueError) as err:
-        raise RunError(f"{path}: not a readable snapshot: {err}") from None
-    if facts.get("version") != VERSION:
-        raise RunError(f"{path}: has version {facts.get('version')}; this jetssl reads {VERSION}")
-    if said.get(HASH) != _hash(tensors, said[FACTS]):
+        version = facts.get("version")
+    except (
+        OSError,
+        SafetensorError,
+        LookupError,
+        ValueError,
+        AttributeError,
+        RecursionError,
+    ) as err:
+        raise RunError(f"{path}: not a readable snapshot: {reason(err)}") from None
+    if version != VERSION:
+        raise RunError(f"{path}: has version {version!r:.40}; this jetssl reads {VERSION}")
+    if said.get(HASH) != hash_of(tensors, said[FACTS]):
         raise RunError(f"{path}: is damaged: its hash is not that of its content")
+    try:
+        Facts.model_validate(facts)
+    except ValidationError as err:
+        wrong = err.errors()[0]
+        place = ".".join(map(str, wrong["loc"]))
+        raise RunError(f"{path}: not a readable snapshot: {place}: {wrong['msg']}") from None
     return Snapshot(tensors, facts)
 
 
@@ -145,7 +183,7 @@ def _write(path: Path, snapshot: Snapshot) -> None:
     facts = json.dumps({**snapshot.facts, "version": VERSION})
     partial = path.with_name(f".{path.name}.partial")
     try:
-        save_file(tensors, partial, metadata={FACTS: facts, HASH: _hash(tensors, facts)})
+        save_file(tensors, partial, metadata={FACTS: facts, HASH: hash_of(tensors, facts)})
         partial.chmod(path.parent.stat().st_mode & 0o666)
         _to_disk(partial)
         partial.replace(path)
@@ -154,7 +192,8 @@ def _write(path: Path, snapshot: Snapshot) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _hash(tensors: Mapping[str, Tensor], facts: str) -> str:
+def hash_of(tensors: Mapping[str, Tensor], facts: str) -> str:
+    """SHA-256 of all that a snapshot holds."""
     found = hashlib.sha256(facts.encode())
     for name in sorted(tensors):
         value = tensors[name]

@@ -210,7 +210,8 @@ def read_scores(path: Path) -> ScoreSet:
     found = ScoreSet(path, run, data, classes, scores, labels, jets)
     seed, group = attributes.get("seed"), attributes.get("group")
     if seed is not None and group is not None:
-        return replace(found, seed=int(seed), group=str(group))
+        with readable(path):
+            return replace(found, seed=int(seed), group=str(group))
     return found
 
 

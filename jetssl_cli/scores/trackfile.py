@@ -28,7 +28,7 @@ import torch
 from numpy.typing import NDArray
 
 from jetssl_cli.batch import JetBatch
-from jetssl_cli.data.hdf5 import create, open_complete, readable
+from jetssl_cli.data.hdf5 import Rows, create, open_complete, readable
 from jetssl_cli.data.recipe import Schema
 from jetssl_cli.data.stream import JetStream
 from jetssl_cli.errors import DataError, RunError
@@ -39,6 +39,14 @@ from jetssl_cli.runs.finetune import FinetuneConfig
 
 FORMAT = "jetssl-track-scores"
 VERSION = 1
+TYPES = {
+    "offsets": "int64",
+    "truth": "int32",
+    "scores": "float32",
+    "vertices": "int32",
+    "displaced": "uint8",
+}
+"""Of the arrays that are evaluated."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,11 +142,17 @@ def read_tracks(path: Path, task: str, *names: str, optional: tuple[str, ...] = 
     """
     with open_complete(path, FORMAT, VERSION) as file, readable(path):
         attributes = dict(file.attrs)
-        offsets, truth = file["offsets"][()], file["truth"][()]
-        arrays = {name: file[name][()] for name in (*names, *optional) if name in file}
+        offsets, truth = Rows(file["offsets"]).read(), Rows(file["truth"]).read()
+        arrays = {n: Rows(file[n]).read() for n in (*names, *optional) if n in file}
         run = str(attributes["run"])
     if attributes.get("task") != task or not arrays.keys() >= set(names):
         raise DataError(f"{path}: holds no scores of the task {task}")
+    for name, array in {"offsets": offsets, "truth": truth, **arrays}.items():
+        if array.dtype != TYPES[name] or array.ndim != 1 + (name == "scores"):
+            raise DataError(
+                f"{path}: damaged: {name} is {array.dtype} {array.shape}, expected a row of "
+                f"{TYPES[name]} for each track"
+            )
     if len(offsets) < 2 or offsets[0] != 0 or (np.diff(offsets) < 0).any():
         raise DataError(f"{path}: damaged: its offsets are not those of any jets")
     if len(truth) != offsets[-1]:

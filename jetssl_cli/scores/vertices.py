@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from jetssl_cli.batch import JetBatch, Packing
 from jetssl_cli.config import Strict
+from jetssl_cli.data.hdf5 import readable
 from jetssl_cli.errors import DataError
 from jetssl_cli.objectives.pairs import Pairs
 from jetssl_cli.objectives.vertex import Vertex
@@ -123,6 +124,8 @@ def evaluate(path: Path) -> VertexRow:
         DataError: it is not one, or no jet has two tracks of known vertex.
     """
     found = read_tracks(path, TASK, "vertices", optional=("displaced",))
+    with readable(path):
+        threshold = float(found.attributes["threshold"])
     judged = judge(found)
     count, index, displaced = judged.vertices, judged.index, judged.displaced
     chosen = count > 0
@@ -134,7 +137,7 @@ def evaluate(path: Path) -> VertexRow:
         scores=str(path),
         run=found.run,
         num_jets=found.num_jets,
-        threshold=float(found.attributes["threshold"]),
+        threshold=threshold,
         by_vertices=tuple(
             VertexLine(
                 vertices=name,
