@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from jetssl_cli.batch import JetBatch
-from jetssl_cli.config import Strict, to_yaml
+from jetssl_cli.config import Strict
 from jetssl_cli.data.recipe import Schema
 from jetssl_cli.data.stream import JetReader, look
 from jetssl_cli.encoder.attention import has_fast_bf16
@@ -173,11 +173,7 @@ def run(
         if place.first and cfg.resume:
             steps = start.facts["steps"] if start else 0
             rewind(cfg.out, steps, validated=steps % cfg.train.val_every != 0)
-        tracker = stack.enter_context(
-            track(cfg.out.name, folder, enabled=cfg.tracking and place.first)
-        )
-        tracker.params(checkpoint.plain(cfg))
-        tracker.text(checkpoint.CONFIG, to_yaml(cfg))
+        tracker = stack.enter_context(track(folder, enabled=cfg.tracking))
         hosts = Hosts(place.ranks)
         asked = stack.enter_context(listening())
         module = JetModule(
