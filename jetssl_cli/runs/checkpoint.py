@@ -43,7 +43,7 @@ FREE = (
     "data.train", "data.val", "data.workers", "embeddings_memory",
 )  # fmt: skip
 """Settings that may change when a run goes on: they do not change its numbers. Of the data files
-the numbers of jets are compared."""
+fingerprints are compared."""
 
 C = TypeVar("C", bound=Strict)
 

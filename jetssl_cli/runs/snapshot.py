@@ -28,7 +28,7 @@ from jetssl_cli.errors import RunError
 from jetssl_cli.progress import warn
 
 FOLDER = "snapshots"
-VERSION = 1
+VERSION = 2
 FACTS = "jetssl"
 HASH = "sha256"
 
