@@ -62,11 +62,11 @@ def jetssl(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         "COLUMNS": "100",
     }
 
-    def run(*words: object) -> subprocess.CompletedProcess[str]:
+    def run(*words: object, **variables: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [str(command), *map(str, words)],
             cwd=tmp_path,
-            env=environment,
+            env=environment | variables,
             capture_output=True,
             text=True,
             timeout=300,

@@ -23,7 +23,9 @@ import yaml
 
 from jetssl_cli.cli.main import app
 
-COMMANDS = ("simulate", "convert", "merge", "pretrain", "finetune", "scan", "export", "evaluate")
+COMMANDS = (
+    "simulate", "convert", "merge", "pretrain", "finetune", "sync", "scan", "export", "evaluate",
+)  # fmt: skip
 HEAVY = (
     "torch", "lightning", "mlflow", "uproot", "awkward", "h5py", "sklearn", "matplotlib",
     "pythia8mc", "fastjet", "onnx", "onnxruntime",

@@ -1,4 +1,4 @@
-"""Commands that train: ``pretrain`` and ``finetune``."""
+"""Commands that train, and what MLflow has of it."""
 
 from __future__ import annotations
 
@@ -365,6 +365,32 @@ def scan(
         table.add_row(row.line, f"{row.num_jets:,}", f"{row.accuracy:.4f}{spread}")
     Console().print(table, highlight=False)
     typer.echo(f"{', '.join(map(str, report.files))}: written")
+
+
+@room.command(
+    epilog="Examples:\n\n"
+    "jetssl sync runs/ssfm\n\n"
+    "MLFLOW_TRACKING_URI=http://localhost:5000 jetssl sync runs/*"
+)
+def sync(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Folders of trainings that have ended.")
+    ],
+) -> None:
+    """Send to MLflow what it lacks of trainings: it was absent, slow, or switched off.
+
+    Parameters, measurements and how the training ended. What MLflow has is not sent again.
+    """
+    from jetssl_cli.runs.sync import SyncConfig
+    from jetssl_cli.runs.sync import sync as run
+
+    for report in run(SyncConfig(runs=tuple(runs))):
+        told = ["parameters"] * report.parameters
+        told += [f"{report.measurements:,} measurements"] * bool(report.measurements)
+        told += [f"status {report.status}"] * bool(report.status)
+        what = f"{', '.join(told)} sent to" if told else "nothing to send, all is at"
+        new = ", new" if report.made else ""
+        typer.echo(f"{report.run}: {what} {report.uri} (run {report.run_id}{new})")
 
 
 def _options(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -24,6 +25,8 @@ class Origin:
     in_memory: bool = False
     subset: str | None = None
     """Digest of the jets that were chosen, where they are not all."""
+    files: tuple[str, ...] = ()
+    """Fingerprint of each file, where they are watched."""
 
     @property
     def batches_per_epoch(self) -> int:
@@ -41,7 +44,7 @@ class Origin:
         Raises:
             DataError: the state is that of a reader with another origin; it begins with ``name``.
         """
-        for field in fields(self):
+        for field in fields(self)[:-1]:
             ours, theirs = getattr(self, field.name), getattr(state.origin, field.name)
             if ours != theirs:
                 raise DataError(
@@ -54,6 +57,22 @@ class Origin:
                 f"epoch has the batches 0 to {self.batches_per_epoch - 1}"
             )
         return state.epoch * self.batches_per_epoch + state.batch
+
+
+def require_same_files(paths: Sequence[Path], now: Sequence[str], then: Sequence[str]) -> None:
+    """Check that files hold the jets that they held when the run was written down.
+
+    Raises:
+        DataError: names the first one that does not.
+    """
+    if len(now) != len(then):
+        raise DataError(f"{paths[0]}: the run has read {len(then)} files here, not {len(now)}")
+    for path, ours, theirs in zip(paths, now, then, strict=True):
+        if ours != theirs:
+            raise DataError(
+                f"{path}: is not the file that the run has read: as many jets, but others "
+                f"(fingerprint {ours[:16]}, it was {theirs[:16]})"
+            )
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,10 +19,13 @@ from jetssl_cli.data.cache import digest
 from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.data.jets import JetArrays, concatenate
 from jetssl_cli.data.recipe import Schema
-from jetssl_cli.data.state import Origin, ReaderState
+from jetssl_cli.data.state import Origin, ReaderState, require_same_files
 from jetssl_cli.data.subjets import check_columns, require_fastjet, subjets
 from jetssl_cli.data.truth import Wanted, columns_of
 from jetssl_cli.errors import DataError
+
+if TYPE_CHECKING:
+    from jetssl_cli.data.watch import Watch
 
 
 def to_batch(
@@ -87,6 +90,7 @@ class JetStream(IterableDataset[JetBatch]):
         subjet_radius: float | None = None,
         chosen: Sequence[NDArray[np.int64]] | None = None,
         truth: Wanted | None = None,
+        watch: Watch | None = None,
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
@@ -100,6 +104,7 @@ class JetStream(IterableDataset[JetBatch]):
             subjet_radius: find subjets of this radius.
             chosen: of each file, the ascending numbers of the jets to take; all if None.
             truth: truth about constituents that is wanted.
+            watch: of the files, if they must stay what they are.
             rank: number of this process.
             ranks: processes that share the jets.
 
@@ -121,7 +126,9 @@ class JetStream(IterableDataset[JetBatch]):
         self.truth = columns_of(self.files, truth or {})
         sizes = tuple(order.clamp(found, num_jets))
         subset = None if chosen is None else digest(*chosen)
-        self.origin = Origin(sizes, batch_size, max_constituents, ranks, subset=subset)
+        self._watch = watch
+        known = watch.fingerprints if watch else ()
+        self.origin = Origin(sizes, batch_size, max_constituents, ranks, subset=subset, files=known)
         self.order = order.Pools(sizes, batch_size, rank, ranks)
         if self.num_jets == 0:
             raise DataError(f"{self.files[0]}: holds no jets")
@@ -169,6 +176,8 @@ class JetStream(IterableDataset[JetBatch]):
             files: dict[int, JaggedFile] = {}
 
             def read(part: order.Range) -> JetArrays:
+                if self._watch is not None:
+                    self._watch.check(part.file)
                 if part.file not in files:
                     file = stack.enter_context(JaggedFile(self.files[part.file]))
                     expected = self._least(part.file)
@@ -253,7 +262,9 @@ def before(reader: JetReader, seed: int, start: ReaderState | None) -> int:
             f"{name}: cannot be read on from where the run was: it had seed = {start.seed}, "
             f"expected {seed}"
         )
-    return reader.origin.batches_before(start, name)
+    batches = reader.origin.batches_before(start, name)
+    require_same_files(reader.files, reader.origin.files, start.origin.files)
+    return batches
 
 
 def endless(

@@ -6,6 +6,7 @@
     model.safetensors     everything that was trained, and the scaling
     backbone.safetensors  the encoder worth keeping (of a pretraining)
     metrics.jsonl         one line per measurement
+    mlflow.txt sent.json status.txt    what MLflow has of it (sync.py)
 
 Weights are safetensors, never a pickle: reading a run executes nothing.
 """
@@ -36,12 +37,13 @@ MODEL = "model.safetensors"
 BACKBONE = "backbone.safetensors"
 CONFIG = "config.yaml"
 SCHEMA = "schema.yaml"
+METRICS = "metrics.jsonl"
 FREE = (
     "out", "resume", "backbone", "tracking", "checkpoint.", "encoder.attention",
     "data.train", "data.val", "data.workers", "embeddings_memory",
 )  # fmt: skip
 """Settings that may change when a run goes on: they do not change its numbers. Of the data files
-the numbers of jets are compared."""
+fingerprints are compared."""
 
 C = TypeVar("C", bound=Strict)
 
@@ -93,7 +95,7 @@ def require_same(run: Path, before: Strict, cfg: Strict) -> None:
     Raises:
         ConfigError: names the first setting that would make it another run.
     """
-    old, new = plain(before), plain(cfg)
+    old, new = _plain(before), _plain(cfg)
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key) and not key.startswith(FREE):
             raise ConfigError(
@@ -254,8 +256,17 @@ def _read(path: Path) -> dict[str, Any]:
     return read_yaml(path)
 
 
-def plain(cfg: Strict) -> dict[str, str]:
-    """A config as flat ``section.key`` -> text, for tracking."""
+def settings(run: Path) -> dict[str, str]:
+    """The configuration of a run of any kind as flat ``section.key`` -> text.
+
+    Raises:
+        ConfigError: it is damaged.
+        RunError: not a run folder.
+    """
+    return dict(_flat(_read(run / CONFIG), ""))
+
+
+def _plain(cfg: Strict) -> dict[str, str]:
     return dict(_flat(yaml.safe_load(to_yaml(cfg)), ""))
 
 

@@ -27,7 +27,7 @@ from jetssl_cli.batch import Packing
 from jetssl_cli.config import Strict
 from jetssl_cli.encoder.attention import Backend, has_fast_bf16, plan, require
 from jetssl_cli.errors import ConfigError
-from jetssl_cli.runs.tracking import DEFAULT_URI
+from jetssl_cli.runs.sync import DEFAULT_URI
 
 EXTRAS = {
     "flash": ("flash-attn",),

@@ -38,7 +38,7 @@ class Keeper:
     def __init__(
         self,
         snapshots: Snapshots,
-        reader: JetReader,
+        readers: tuple[JetReader, JetReader],
         seed: int,
         *,
         asked: Asked,
@@ -49,13 +49,13 @@ class Keeper:
 
         Args:
             snapshots: where they are written, by the first process.
-            reader: of the training jets.
+            readers: of the training jets, and of the validation jets.
             seed: of the reader.
             asked: whether the user, or the batch system, has asked to stop.
             hosts: the other processes.
             start: where the training goes on.
         """
-        self._snapshots, self._reader, self._seed = snapshots, reader, seed
+        self._snapshots, self._readers, self._seed = snapshots, readers, seed
         self._asked, self._hosts, self._start = asked, hosts, start
 
     def take_up(self, module: JetModule) -> bool:
@@ -128,7 +128,8 @@ class Keeper:
             "code": __version__,
             "steps": budget.steps,
             "seconds": budget.seconds,
-            "reader": self._reader.origin.state_after(self._seed, batches).to_dict(),
+            "reader": self._readers[0].origin.state_after(self._seed, batches).to_dict(),
+            "val": self._readers[1].origin.files,
             "latest": module.latest,
             "best": [module.best.loss, module.best.step, module.best.since],
         }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +20,8 @@ from jetssl_cli.data.state import ReaderState
 from jetssl_cli.data.stream import Endless, JetReader, JetStream
 from jetssl_cli.data.subset import draw
 from jetssl_cli.data.truth import Wanted
-from jetssl_cli.errors import DataError
+from jetssl_cli.data.watch import Watch
+from jetssl_cli.errors import DataError, JetSSLError, RunError
 
 VAL_JETS_AT_A_TIME = 1000
 """At most; the same on any number of devices, and so are the numbers that a validation finds."""
@@ -100,6 +103,7 @@ class DataConfig(Strict):
             chosen=chosen,
             subjet_radius=subjet_radius,
             truth=truth,
+            watch=Watch(self.train),
             rank=rank,
             ranks=ranks,
         )
@@ -126,6 +130,7 @@ class DataConfig(Strict):
             num_jets=self.num_val_jets,
             subjet_radius=subjet_radius,
             truth=truth,
+            watch=Watch(self.val),
         )
         if self.mixture is None:
             return stream
@@ -153,6 +158,31 @@ class DataConfig(Strict):
         """Every jet once, in order."""
         assert isinstance(reader, IterableDataset)
         return DataLoader(reader, batch_size=None)
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Tell what goes wrong in the processes that read as what it is, in one line.
+
+    Raises:
+        RunError: one of them was killed.
+        JetSSLError: what one of them has raised.
+    """
+    try:
+        yield
+    except RuntimeError as err:
+        if not str(err).startswith("DataLoader worker"):
+            raise
+        reason = " ".join(str(err).split()).removeprefix("DataLoader worker ").rstrip(".")
+        raise RunError(
+            f"a process that reads data has ended: {reason}; --resume goes on from the last "
+            "snapshot"
+        ) from None
+    except JetSSLError as err:
+        if "in DataLoader worker process" not in str(err):
+            raise
+        last = str(err).strip().splitlines()[-1]  # the traceback of the other process ends with it
+        raise type(err)(last.partition(": ")[2]) from None
 
 
 def _leave_interrupts_to_the_training(worker: int) -> None:

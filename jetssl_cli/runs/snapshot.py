@@ -36,7 +36,7 @@ from jetssl_cli.errors import RunError, reason
 from jetssl_cli.progress import warn
 
 FOLDER = "snapshots"
-VERSION = 1
+VERSION = 2
 FACTS = "jetssl"
 HASH = "sha256"
 

@@ -1,85 +1,105 @@
 """Measurements of a run: always to a file in its folder, and to MLflow without waiting for it.
 
-Everything MLflow does happens in a thread of its own, so that a slow or absent server neither
-stops nor slows a training. The only importer of mlflow.
+A thread brings MLflow up to what the folder holds, every few seconds; a server that does not answer
+is tried again, and what it never got is sent by ``jetssl sync``. So a slow or absent server neither
+stops nor slows a training, and nothing piles up in memory.
 """
 
 from __future__ import annotations
 
 import json
-import logging
-import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
 
 from jetssl_cli.progress import warn
+from jetssl_cli.runs.checkpoint import METRICS
 from jetssl_cli.runs.signals import Stopped
+from jetssl_cli.runs.sync import FINISHED, KILLED, RUNNING, STATUS, Mirror, new_run, reason
 
-EXPERIMENT = "jetssl"
-DEFAULT_URI = "sqlite:///mlflow.db"
-"""Where runs are recorded unless MLFLOW_TRACKING_URI says otherwise."""
+SECONDS_BETWEEN = 5.0
+"""Between two looks at what is new; after failures longer and longer, up to MOST_SECONDS."""
+MOST_SECONDS = 60.0
 SECONDS_TO_FINISH = 30.0
-MAX_PARAMS = 100
-"""Parameters in one request to MLflow."""
-METRICS = "metrics.jsonl"
-RUN_ID = "mlflow.txt"
-"""In the run folder: MLflow's name of the run, to go on with it."""
+SECONDS_IF_FAILING = 5.0
+"""The end of a run waits so long for MLflow, where it has answered last and where it has not."""
+MOST_WAITING = 10_000
+"""Measurements held in memory while the disk is full."""
 
 
 class Tracker:
-    """Records parameters, metrics and files of one run."""
+    """Records the measurements of one run."""
 
-    def __init__(self, name: str, folder: Path | None, enabled: bool = True) -> None:
+    def __init__(self, folder: Path | None, enabled: bool = True) -> None:
+        """Into a folder, if there is one, and to MLflow where it is enabled."""
         self._folder = folder
-        self._sender = _Sender(name, folder) if enabled else None
-
-    def params(self, params: Mapping[str, str]) -> None:
-        """Record what defines the run."""
-        items = list(params.items())
-        for start in range(0, len(items), MAX_PARAMS):
-            part = dict(items[start : start + MAX_PARAMS])
-            self._send(partial(_Run.params, params=part))
+        self._waiting: deque[str] = deque(maxlen=MOST_WAITING)
+        if folder is not None:
+            (folder / STATUS).unlink(missing_ok=True)
+        self._sender = _Sender(folder) if enabled and folder is not None else None
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Record measurements made at an optimizer step."""
-        now = time.time()
-        if self._folder is not None:
-            line = json.dumps({"step": step, "time": round(now, 3), **values})
-            with (self._folder / METRICS).open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
-        self._send(lambda run: run.metrics(dict(values), step, int(1000 * now)))
-
-    def text(self, name: str, text: str) -> None:
-        """Record a text under the name of a file."""
-        self._send(lambda run: run.text(text, name))
+        """Record measurements made at an optimizer step; a full disk costs a warning."""
+        if self._folder is None:
+            return
+        row = {"step": step, "time": round(time.time(), 3), **values}
+        self._waiting.append(json.dumps(row) + "\n")
+        self._write()
 
     def finish(self, status: str) -> None:
-        """Send what is left, for at most half a minute, and close the run."""
+        """Write down how the run ended, and let MLflow have what is left, for half a minute."""
+        self._write()
+        if self._folder is not None and status != FINISHED:
+            try:
+                (self._folder / STATUS).write_text(status + "\n", encoding="utf-8")
+            except OSError as err:
+                warn(f"{self._folder / STATUS}: cannot be written: {err}")
         if self._sender is not None:
             self._sender.close(status)
 
-    def _send(self, action: Callable[[_Run], None]) -> None:
-        if self._sender is not None:
-            self._sender.queue.put(action)
+    def _write(self) -> None:
+        if self._folder is None or not self._waiting:
+            return
+        fresh = len(self._waiting) == 1
+        try:
+            _append(self._folder / METRICS, "".join(self._waiting).encode())
+        except OSError as err:
+            if fresh:
+                warn(f"{self._folder / METRICS}: cannot be written, will be tried again: {err}")
+        else:
+            self._waiting.clear()
 
 
 @contextmanager
-def track(name: str, folder: Path | None, *, enabled: bool = True) -> Iterator[Tracker]:
+def track(folder: Path | None, *, enabled: bool = True) -> Iterator[Tracker]:
     """A tracker that is closed when the block ends, as finished, failed or killed."""
-    tracker = Tracker(name, folder, enabled)
+    tracker = Tracker(folder, enabled)
     try:
         yield tracker
     except BaseException as err:
-        tracker.finish(
-            "KILLED" if isinstance(err, KeyboardInterrupt | SystemExit | Stopped) else "FAILED"
-        )
+        stopped = isinstance(err, KeyboardInterrupt | SystemExit | Stopped)
+        tracker.finish(KILLED if stopped else "FAILED")
         raise
-    tracker.finish("FINISHED")
+    tracker.finish(FINISHED)
+
+
+def record(name: str, texts: Mapping[str, str], values: Mapping[str, float]) -> None:
+    """Let MLflow have results that belong to no run folder; a failure costs a warning."""
+
+    def work() -> None:
+        try:
+            new_run(name, texts, values)
+        except Exception as err:  # as in ``_Sender``
+            warn(f"MLflow: {name} was not recorded ({reason(err)})")
+
+    thread = threading.Thread(target=work, daemon=True, name="mlflow")
+    thread.start()
+    thread.join(SECONDS_TO_FINISH)
+    if thread.is_alive():
+        warn(f"MLflow: has not answered within half a minute; {name} may not be recorded")
 
 
 def rewind(folder: Path, steps: int, *, validated: bool) -> None:
@@ -107,75 +127,51 @@ def rewind(folder: Path, steps: int, *, validated: bool) -> None:
     partial.replace(path)
 
 
-class _Run:
-    """One MLflow run, that of the folder if it has one; used in the thread of the sender alone."""
-
-    def __init__(self, name: str, folder: Path | None) -> None:
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-        from mlflow import MlflowClient
-
-        logging.getLogger("alembic").setLevel(logging.WARNING)
-        logging.getLogger("mlflow").setLevel(logging.WARNING)
-        self._client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI)
-        wanted = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
-        found = self._client.get_experiment_by_name(wanted)
-        number = found.experiment_id if found else self._client.create_experiment(wanted)
-        known = folder / RUN_ID if folder else None
-        self._goes_on = known is not None and known.is_file()
-        if known is not None and self._goes_on:
-            self._id = known.read_text(encoding="utf-8").strip()
-            self._client.update_run(self._id, status="RUNNING")
-            return
-        self._id = self._client.create_run(number, run_name=name).info.run_id
-        if known is not None:
-            known.write_text(self._id + "\n", encoding="utf-8")
-
-    def params(self, params: dict[str, str]) -> None:
-        from mlflow.entities import Param
-
-        if self._goes_on:  # they are there, and MLflow does not let them change
-            return
-
-        shortened = [Param(key, value[:6000]) for key, value in params.items()]
-        self._client.log_batch(self._id, params=shortened)
-
-    def metrics(self, values: dict[str, float], step: int, milliseconds: int) -> None:
-        from mlflow.entities import Metric
-
-        entries = [Metric(key, value, milliseconds, step) for key, value in values.items()]
-        self._client.log_batch(self._id, metrics=entries)
-
-    def text(self, text: str, name: str) -> None:
-        self._client.log_text(self._id, text, name)
-
-    def end(self, status: str) -> None:
-        self._client.set_terminated(self._id, status)
-
-
 class _Sender:
-    """A thread that carries out what is queued; after a failure it drops the rest."""
+    """A thread that brings MLflow up to what is in a run folder, until it is closed."""
 
-    def __init__(self, name: str, folder: Path | None) -> None:
-        self.queue: SimpleQueue[Callable[[_Run], None] | None] = SimpleQueue()
-        self._name, self._folder = name, folder
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._status = folder, RUNNING
+        self._closing = threading.Event()
+        self._failing = self._warned = False
         self._thread = threading.Thread(target=self._work, daemon=True, name="mlflow")
         self._thread.start()
 
     def close(self, status: str) -> None:
-        self.queue.put(lambda run: run.end(status))
-        self.queue.put(None)
-        self._thread.join(SECONDS_TO_FINISH)
-        if self._thread.is_alive():
-            warn("MLflow: still sending after half a minute; the rest is in the run folder only")
+        self._status = status
+        self._closing.set()
+        self._thread.join(SECONDS_IF_FAILING if self._failing else SECONDS_TO_FINISH)
+        if self._thread.is_alive() or self._failing:
+            warn(f"MLflow: not all of the run was sent; jetssl sync {self._folder} sends the rest")
 
     def _work(self) -> None:
+        mirror, wait, last = None, SECONDS_BETWEEN, False
+        while not last:
+            last = self._closing.is_set()
+            try:
+                mirror = mirror or Mirror(self._folder)
+                mirror.update(self._status)
+                self._failing, wait = False, SECONDS_BETWEEN
+            except Exception as err:  # tracking must never stop a run, whatever a server does
+                self._failing, wait = True, min(2 * wait, MOST_SECONDS)
+                if not self._warned:
+                    self._warned = True
+                    warn(f"MLflow: {reason(err)}; the run goes on, and this is tried again")
+            if not last:
+                self._closing.wait(wait)
+
+
+def _append(path: Path, data: bytes) -> None:
+    """Add all of it to a file, or nothing.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with path.open("ab", buffering=0) as file:
+        size = file.seek(0, 2)
         try:
-            run = _Run(self._name, self._folder)
-            while (action := self.queue.get()) is not None:
-                action(run)
-        except Exception as err:  # tracking must never stop a run, whatever a server does
-            reason = " ".join(str(err).split())[:200]
-            warn(
-                f"MLflow: recording stopped ({reason}); the run goes on, its folder has everything"
-            )
+            while data:
+                data = data[file.write(data) :]
+        except OSError:
+            file.truncate(size)
+            raise

@@ -20,8 +20,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from jetssl_cli.batch import JetBatch
-from jetssl_cli.config import Strict, to_yaml
+from jetssl_cli.config import Strict
 from jetssl_cli.data.recipe import Schema
+from jetssl_cli.data.state import require_same_files
 from jetssl_cli.data.stream import JetReader, look
 from jetssl_cli.encoder.attention import has_fast_bf16
 from jetssl_cli.encoder.transformer import compile_parts
@@ -32,7 +33,7 @@ from jetssl_cli.runs import checkpoint, processes
 from jetssl_cli.runs.budget import Budget, BudgetConfig
 from jetssl_cli.runs.keeper import Keeper, reader_state
 from jetssl_cli.runs.launch import together
-from jetssl_cli.runs.loaders import DataConfig
+from jetssl_cli.runs.loaders import DataConfig, reading
 from jetssl_cli.runs.lock import locked
 from jetssl_cli.runs.optim import OptimConfig, Pace
 from jetssl_cli.runs.processes import DeviceConfig, Hosts, Place
@@ -169,15 +170,13 @@ def run(
                 checkpoint.begin(cfg.out, cfg.model_copy(update={"resume": False}), schema)
         snapshots = Snapshots(cfg.out, cfg.checkpoint)
         start = snapshots.latest() if cfg.resume else None
+        if start is not None:
+            require_same_files(val_reader.files, val_reader.origin.files, start.facts["val"])
         folder = cfg.out if place.first else None
         if place.first and cfg.resume:
             steps = start.facts["steps"] if start else 0
             rewind(cfg.out, steps, validated=steps % cfg.train.val_every != 0)
-        tracker = stack.enter_context(
-            track(cfg.out.name, folder, enabled=cfg.tracking and place.first)
-        )
-        tracker.params(checkpoint.plain(cfg))
-        tracker.text(checkpoint.CONFIG, to_yaml(cfg))
+        tracker = stack.enter_context(track(folder, enabled=cfg.tracking))
         hosts = Hosts(place.ranks)
         asked = stack.enter_context(listening())
         module = JetModule(
@@ -187,7 +186,14 @@ def run(
             train=cfg.train,
             budget=Budget(cfg.train, jets_per_step, agree=hosts.first),
             tracker=tracker,
-            keeper=Keeper(snapshots, reader, cfg.train.seed, asked=asked, hosts=hosts, start=start),
+            keeper=Keeper(
+                snapshots,
+                (reader, val_reader),
+                cfg.train.seed,
+                asked=asked,
+                hosts=hosts,
+                start=start,
+            ),
             pace=cfg.pace,
             keep=weights if cfg.train.keep == "best" else None,
             agree=hosts.first,
@@ -254,7 +260,8 @@ def _train(
 ) -> None:
     """Fit; an interrupted trainer exits by itself, which is turned back into the interrupt."""
     try:
-        trainer.fit(module, train, val)
+        with reading():
+            trainer.fit(module, train, val)
     except SystemExit:
         if trainer.interrupted:
             raise KeyboardInterrupt from None

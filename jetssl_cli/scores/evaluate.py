@@ -11,7 +11,7 @@ from pydantic import Field, NonNegativeInt
 from jetssl_cli.config import Strict
 from jetssl_cli.data.recipe import load_recipe
 from jetssl_cli.errors import ConfigError, DataError, suggest
-from jetssl_cli.runs.tracking import track
+from jetssl_cli.runs.tracking import record
 from jetssl_cli.scores.compare import Difference, Pairs
 from jetssl_cli.scores.curves import Curves, curves_of
 from jetssl_cli.scores.foreign import read_any
@@ -85,12 +85,12 @@ def _publish(rows: Sequence[Row] | Sequence[TaskRow], cfg: EvaluateConfig) -> No
     }
     if cfg.out is not None:
         write_all(cfg.out, tables)
-    with track("evaluate", None, enabled=cfg.tracking) as tracker:
-        for name, text in tables.items():
-            tracker.text(name, text)
+    if cfg.tracking:
         named: list[Row | TaskRow] = [*rows]
+        values: dict[str, float] = {}
         for name, row in zip(run_names(rows), named, strict=True):
-            tracker.metrics(_metrics(name, row), step=0)
+            values |= _metrics(name, row)
+        record("evaluate", tables, values)
 
 
 def _refuse_what_is_for_jets(cfg: EvaluateConfig) -> None:

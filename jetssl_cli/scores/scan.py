@@ -32,7 +32,6 @@ from jetssl_cli.progress import progress
 from jetssl_cli.runs import checkpoint
 from jetssl_cli.runs.finetune import FinetuneConfig, finetune, load_config, mode
 from jetssl_cli.runs.pretrain import PretrainConfig
-from jetssl_cli.runs.tracking import METRICS
 from jetssl_cli.scores.evaluate import EvaluateConfig, evaluate
 from jetssl_cli.scores.export import ExportConfig, export
 from jetssl_cli.scores.metrics import WORKING_POINTS
@@ -329,7 +328,10 @@ def _are_of(scores: Path, test: Path) -> bool:
 
 
 def _best_step(run: Path) -> int:
-    rows = [json.loads(row) for row in (run / METRICS).read_text(encoding="utf-8").splitlines()]
+    rows = [
+        json.loads(row)
+        for row in (run / checkpoint.METRICS).read_text(encoding="utf-8").splitlines()
+    ]
     return next(int(row["step"]) for row in reversed(rows) if "best/loss" in row)
 
 

@@ -252,18 +252,6 @@ def test_other_data_are_refused(jagged, tmp_path, stop):
         pretrain(resumed(cfg, data=cfg.data.model_copy(update=files)))
 
 
-def test_a_disk_without_space_costs_a_warning(whole, jagged, tmp_path, monkeypatch, capsys):
-    from jetssl_cli.runs import snapshot
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(snapshot, "_write", full)
-    cfg = config(jagged, tmp_path / "run", checkpoint={"every_steps": 2})
-    same_runs(pretrain(cfg), whole)
-    assert "no snapshot after step 2" in capsys.readouterr().err
-
-
 @pytest.mark.slow
 def test_two_processes_stop_together_and_go_on(jagged, tmp_path, stop):
     """One of them hears the signal; each has random numbers of its own."""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import resource
 import socket
 import threading
 import time
+import tracemalloc
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from jetssl_cli.runs import tracking
-from jetssl_cli.runs.tracking import METRICS, track
+from jetssl_cli.runs.tracking import METRICS, record, track
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 """MLflow and sqlalchemy warn of their own affairs, and in a thread."""
@@ -61,12 +63,20 @@ def lines(folder):
     return [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
 
 
+def begun(folder, text="command: pretrain\n"):
+    """A folder in which a run has begun."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.yaml").write_text(text)
+    return folder
+
+
 @pytest.mark.slow
 def test_a_run_arrives(client, tmp_path, capsys):
     params = {f"section.key{i}": str(i) for i in range(250)} | {"long": "x" * 7000}
-    with track("first", tmp_path) as tracker:
-        tracker.params(params)
-        tracker.text("config.yaml", "command: pretrain\n")
+    settings = [f"  key{i}: {i}" for i in range(250)]
+    text = "\n".join(["section:", *settings, f"long: {'x' * 7000}"])
+    folder = begun(tmp_path / "first", text)
+    with track(folder) as tracker:
         for step in range(3):
             tracker.metrics({"train/loss": 2.0 / (step + 1), "train/lr": 0.1}, step + 1)
         tracker.metrics({"val/loss": 0.25}, 3)
@@ -80,8 +90,8 @@ def test_a_run_arrives(client, tmp_path, capsys):
     assert [(point.step, point.value) for point in history] == [(1, 2), (2, 1), (3, 2 / 3)]
     assert abs(history[0].timestamp / 1000 - time.time()) < 300
     saved = client.download_artifacts(run.info.run_id, "config.yaml", str(tmp_path))
-    assert Path(saved).read_text(encoding="utf-8") == "command: pretrain\n"
-    assert [row["step"] for row in lines(tmp_path)] == [1, 2, 3, 3]
+    assert Path(saved).read_text(encoding="utf-8") == text
+    assert [row["step"] for row in lines(folder)] == [1, 2, 3, 3]
     assert "warning" not in capsys.readouterr().err
 
 
@@ -92,32 +102,46 @@ def test_a_run_arrives(client, tmp_path, capsys):
 )
 def test_how_a_run_ended_arrives(client, tmp_path, monkeypatch, error, status):
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
+    folder = begun(tmp_path / f"{status}{error.__name__}")
 
     def run_that_ends():
-        with track(status + error.__name__, tmp_path) as tracker:
+        with track(folder) as tracker:
             tracker.metrics({"train/loss": 2.0}, 1)
             raise error
 
     with pytest.raises(error):
         run_that_ends()
-    run = found_run(client, status + error.__name__, "mine")
+    run = found_run(client, folder.name, "mine")
     assert run.info.status == status
     assert run.data.metrics == {"train/loss": 2.0}
 
 
-def test_a_server_that_is_not_there_costs_one_warning(tmp_path, capsys):
+@pytest.mark.slow
+def test_results_without_a_folder_arrive(client):
+    record("evaluate", {"table.md": "| a |"}, {"frozen/auc": 0.9})
+    run = found_run(client, "evaluate")
+    assert (run.info.status, run.data.metrics) == ("FINISHED", {"frozen/auc": 0.9})
+    assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["table.md"]
+
+
+def test_results_that_do_not_arrive_cost_a_warning(capsys):
+    record("evaluate", {"table.md": "| a |"}, {"frozen/auc": 0.9})
+    assert "warning: MLflow: evaluate was not recorded (" in capsys.readouterr().err
+
+
+def test_a_server_that_is_not_there_is_told_once_and_at_the_end(tmp_path, capsys):
+    folder = begun(tmp_path / "absent")
     start = time.monotonic()
-    with track("absent", tmp_path) as tracker:
-        tracker.params({"a": "1"})
+    with track(folder) as tracker:
         for step in range(50):
             tracker.metrics({"train/loss": 1.0}, step)
         training = time.monotonic() - start
     assert training < 2  # nothing waits for the server while the training runs
     assert time.monotonic() - start < 30
-    error = capsys.readouterr().err
-    assert error.count("warning: MLflow:") == 1
-    assert "the run goes on" in error
-    assert [row["step"] for row in lines(tmp_path)] == list(range(50))
+    first, last = capsys.readouterr().err.splitlines()
+    assert first.startswith("warning: MLflow: [Errno 111] Connection refused; the run goes on")
+    assert last.endswith(f"not all of the run was sent; jetssl sync {folder} sends the rest")
+    assert [row["step"] for row in lines(folder)] == list(range(50))
 
 
 @contextmanager
@@ -130,23 +154,31 @@ def silent_server():
 
 
 def test_a_server_that_does_not_answer_is_not_waited_for(tmp_path, monkeypatch, capsys):
+    """Nor does what it was not sent pile up in memory."""
     monkeypatch.setattr(tracking, "SECONDS_TO_FINISH", 0.2)
+    folder = begun(tmp_path / "silent")
     with silent_server() as address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
         start = time.monotonic()
-        with track("silent", tmp_path) as tracker:
+        with track(folder) as tracker:
             tracker.metrics({"train/loss": 1.0}, 1)
-        assert time.monotonic() - start < 2
-        assert "still sending" in capsys.readouterr().err
+            tracemalloc.start()
+            for step in range(2, 3000):
+                tracker.metrics({f"val/{i}": 1.0 for i in range(20)}, step)
+            ours = tracemalloc.Filter(True, tracking.__file__)
+            held = tracemalloc.take_snapshot().filter_traces([ours]).statistics("filename")
+            tracemalloc.stop()
+        assert sum(of_file.size for of_file in held) < (folder / METRICS).stat().st_size / 20
+        assert time.monotonic() - start < 10
+        assert "jetssl sync" in capsys.readouterr().err
         for thread in mlflow_threads():
             thread.join(60)
-    assert lines(tmp_path)[0]["train/loss"] == 1
+    assert lines(folder)[0]["train/loss"] == 1
 
 
 def test_without_tracking_there_is_only_the_folder(tmp_path):
-    with track("quiet", tmp_path, enabled=False) as tracker:
+    with track(tmp_path, enabled=False) as tracker:
         assert not mlflow_threads()
-        tracker.params({"a": "1"})
         tracker.metrics({"train/loss": 1.5}, 4)
     (row,) = lines(tmp_path)
     assert (row["step"], row["train/loss"]) == (4, 1.5)
@@ -154,6 +186,25 @@ def test_without_tracking_there_is_only_the_folder(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == [METRICS]
 
 
+def test_a_full_disk_costs_a_warning_and_no_measurement(tmp_path, capsys):
+    """A limit on the size of files does what a full disk does: a write ends in the middle."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with track(tmp_path, enabled=False) as tracker:
+        tracker.metrics({"train/loss": 1.0}, 0)
+        room = (tmp_path / METRICS).stat().st_size + 10
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+        try:
+            for step in range(1, 5):
+                tracker.metrics({"train/loss": 1.0}, step)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert [row["step"] for row in lines(tmp_path)] == [0]
+    assert [row["step"] for row in lines(tmp_path)] == list(range(5))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: {tmp_path / METRICS}: cannot be written")
+
+
 def test_the_error_of_the_run_is_not_swallowed(tmp_path):
-    with pytest.raises(ZeroDivisionError), track("x", tmp_path, enabled=False):
+    with pytest.raises(ZeroDivisionError), track(tmp_path, enabled=False):
         _ = 1 / 0
+    assert (tmp_path / "status.txt").read_text() == "FAILED\n"

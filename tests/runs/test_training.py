@@ -313,7 +313,7 @@ def test_objective_and_probe_are_clipped_each_by_itself():
         optim=OptimConfig(clip_norm=0.5),
         train=train_config(),
         budget=Budget(train_config(), 16),
-        tracker=Tracker("x", None, enabled=False),
+        tracker=Tracker(None),
         keeper=object.__new__(Keeper),
     )
     small = 1e-3
