@@ -218,7 +218,8 @@ def test_other_classes_are_no_other_columns():
 
 
 def test_a_config_as_flat_text(tmp_path):
-    flat = checkpoint.plain(pretrain_config(tmp_path))
+    (tmp_path / checkpoint.CONFIG).write_text(to_yaml(pretrain_config(tmp_path)))
+    flat = checkpoint.settings(tmp_path)
     assert flat["encoder.width"] == "16"
     assert flat["objective.mask.share"] == "0.31"
     assert flat["command"] == "pretrain"
