@@ -135,7 +135,7 @@ def read(path: Path) -> Snapshot:
         raise RunError(f"{path}: not a readable snapshot: {err}") from None
     if facts.get("version") != VERSION:
         raise RunError(f"{path}: has version {facts.get('version')}; this jetssl reads {VERSION}")
-    if said.get(HASH) != _hash(tensors, said[FACTS]):
+    if said.get(HASH) != content_hash(tensors, said[FACTS]):
         raise RunError(f"{path}: is damaged: its hash is not that of its content")
     return Snapshot(tensors, facts)
 
@@ -145,7 +145,7 @@ def _write(path: Path, snapshot: Snapshot) -> None:
     facts = json.dumps({**snapshot.facts, "version": VERSION})
     partial = path.with_name(f".{path.name}.partial")
     try:
-        save_file(tensors, partial, metadata={FACTS: facts, HASH: _hash(tensors, facts)})
+        save_file(tensors, partial, metadata={FACTS: facts, HASH: content_hash(tensors, facts)})
         partial.chmod(path.parent.stat().st_mode & 0o666)
         _to_disk(partial)
         partial.replace(path)
@@ -154,7 +154,8 @@ def _write(path: Path, snapshot: Snapshot) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _hash(tensors: Mapping[str, Tensor], facts: str) -> str:
+def content_hash(tensors: Mapping[str, Tensor], facts: str) -> str:
+    """SHA-256 of tensors on the host, with names, types and shapes, and of what is told of them."""
     found = hashlib.sha256(facts.encode())
     for name in sorted(tensors):
         value = tensors[name]
