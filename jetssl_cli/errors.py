@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import errno
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 MOST = 80
@@ -30,6 +32,39 @@ class DataError(JetSSLError):
 
 class RunError(JetSSLError):
     """A run cannot start, or had to stop."""
+
+
+class OutOfMemoryError(JetSSLError):
+    """The memory of the machine, or of its GPU, did not suffice."""
+
+    code = 3
+
+
+SHORTAGE = (
+    "out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED",
+    "killed by signal: Killed",
+)  # fmt: skip
+"""What PyTorch says where memory is wanting: of a GPU, of a CPU, of a reading process."""
+
+
+@contextmanager
+def enough_memory(advice: str) -> Iterator[None]:
+    """Turn the error of an allocation that fails into one clear line.
+
+    Raises:
+        OutOfMemoryError: an allocation inside the block failed; with the advice.
+    """
+    try:
+        yield
+    except JetSSLError:
+        raise
+    except (MemoryError, RuntimeError, OSError) as err:
+        told = str(err)
+        lacking = isinstance(err, MemoryError) or any(words in told for words in SHORTAGE)
+        if not lacking and getattr(err, "errno", None) != errno.ENOMEM:
+            raise
+        cause = told.partition("\n")[0].rpartition("DefaultCPUAllocator: ")[2][:200]
+        raise OutOfMemoryError(f"out of memory ({cause or 'no reason given'}): {advice}") from None
 
 
 def printable(text: str) -> str:

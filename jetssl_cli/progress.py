@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, plain lines anywhere else; and warnings."""
+"""Progress of long work: a bar on a terminal, plain lines elsewhere; warnings and errors."""
 
 from __future__ import annotations
 
@@ -26,6 +26,15 @@ def warn(text: str) -> None:
     """Tell the user of what does not stop the work."""
     Console(stderr=True).print(
         f"warning: {text}", style="yellow", soft_wrap=True, highlight=False, markup=False
+    )
+
+
+def print_error(err: Exception) -> None:
+    """Tell the user of a mistake, in one line."""
+    number = number_of_process()
+    where = f" (process {number})" if number else ""
+    Console(stderr=True).print(
+        f"error{where}: {err}", style="red", highlight=False, markup=False, soft_wrap=True
     )
 
 

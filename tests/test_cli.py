@@ -25,6 +25,7 @@ from jetssl_cli.cli.main import app
 
 COMMANDS = (
     "simulate", "convert", "merge", "pretrain", "finetune", "sync", "scan", "export", "evaluate",
+    "verify",
 )  # fmt: skip
 HEAVY = (
     "torch", "lightning", "mlflow", "uproot", "awkward", "h5py", "sklearn", "matplotlib",
@@ -54,6 +55,42 @@ def test_each_command_explains_every_option_and_shows_an_example(jetssl, command
     assert options
     for line in options:
         assert len(line.strip("│ ").split("  ")) > 1, f"no help: {line}"
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from jetssl_cli.cli.main import main
+import jetssl_cli.runs.module, jetssl_cli.runs.training
+from jetssl_cli.runs import training
+right = training._fit
+def fit(*args):
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + 200 * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    right(*args)
+training._fit = fit
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_training_out_of_memory_ends_with_its_own_exit_code(jagged, tmp_path):
+    """The system refuses memory beyond 200 MiB; a batch of all jets needs more."""
+    files = ("--train", jagged / "train.h5", "--val", jagged / "val.h5", "--out", "run")
+    words = ("pretrain", "--method", "ssfm", "--size", "base", "--steps", "3", *files)
+    more = ("tracking=false", "data.batch_size=1300", "train.precision=32")
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, *map(str, (*words, *more))],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 3, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: out of memory (")
+    assert "train.accumulate=2 (the same batch in smaller parts)" in last
+    assert "Traceback" not in done.stderr
 
 
 ROOT = Path(__file__).parent.parent

@@ -15,7 +15,7 @@ from rich.console import Console
 from jetssl_cli import __version__
 from jetssl_cli.cli import data, doctor, results, simulate, training
 from jetssl_cli.errors import JetSSLError
-from jetssl_cli.progress import number_of_process
+from jetssl_cli.progress import print_error
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells and typer have it."""
@@ -48,11 +48,7 @@ def main() -> None:
     try:
         app()
     except JetSSLError as err:
-        number = number_of_process()
-        where = f" (process {number})" if number else ""
-        Console(stderr=True).print(
-            f"error{where}: {err}", style="red", highlight=False, markup=False, soft_wrap=True
-        )
+        print_error(err)
         sys.exit(err.code)
     except SystemExit as end:
         if end.code == INTERRUPTED:

@@ -1,4 +1,4 @@
-"""Commands on trained networks: ``export``, ``generate`` and ``evaluate``."""
+"""Commands on what comes out: ``export``, ``generate``, ``evaluate`` and ``verify``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from rich.table import Table
 
 from jetssl_cli.cli.options import COMMAND_LINE, Overwrite
 from jetssl_cli.config import Layer
+from jetssl_cli.errors import DataError
+from jetssl_cli.progress import print_error
 
 room = typer.Typer()
 
@@ -257,3 +259,35 @@ def evaluate(
         typer.echo(table, nl=False)
     else:
         Console().print(table)
+
+
+@room.command(
+    epilog="Examples:\n\n"
+    "jetssl verify train.h5 runs/frozen scores/frozen.h5\n\n"
+    "jetssl verify data runs scores"
+)
+def verify(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="PATH...", help="Artefacts, or folders that hold them."),
+    ],
+) -> None:
+    """Read all of any artefact, and say whether it is sound: data, runs, scores, ONNX networks.
+
+    One line for each: formats and versions, counts that fit together, finite values, known labels,
+    checksums and hashes, also those of the data and weights that scores were made of where these
+    are still there. Exit code 2 if one is damaged. Nothing that is read is executed.
+    """
+    from jetssl_cli.scores.verify import VerifyConfig
+    from jetssl_cli.scores.verify import verify as execute
+
+    errors = total = 0
+    for found in execute(VerifyConfig(paths=tuple(paths))):
+        total += 1
+        if found.error is None:
+            typer.echo(f"{found.path}: sound: {found.told}")
+        else:
+            errors += 1
+            print_error(found.error)
+    if errors:
+        raise DataError(f"{errors} of {total} artefacts are not sound")

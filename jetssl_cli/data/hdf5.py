@@ -8,6 +8,7 @@ that ends each chunk makes a flipped byte an error, not a number.
 from __future__ import annotations
 
 import glob
+import hashlib
 import io
 import math
 import os
@@ -32,6 +33,8 @@ CHUNK_BYTES = 2**20
 GZIP_LEVEL = 1
 GZIP_MOST = 1032
 """Bytes that one byte of gzip can become."""
+SEAL = "attributes_hash"
+"""Attribute with a hash of all others: chunks end in a checksum, attributes do not."""
 
 ISAL_ERROR: type[Exception] = vars(isal_zlib)["error"]  # its stub has it as an instance
 DAMAGE = (
@@ -159,6 +162,8 @@ class Rows:
         if self._chunks is None:
             plain: NDArray[Any] = self._data[start:stop]
             return plain
+        if stop - start == len(self) and self.num_bytes > GZIP_MOST * self.stored:
+            raise ValueError(f"{self.stored} bytes cannot hold an array of the shape {self.shape}")
         rows = np.empty((stop - start, *self.shape[1:]), self.dtype)
         step = self._chunks[0]
         for first in range(start - start % step, stop, step):
@@ -266,6 +271,7 @@ def create(
                     yield table
                     table.finish()
                     file.attrs.update({"format": kind, "version": version})
+                    file.attrs[SEAL] = _hash(file.attrs)
                     file.attrs["complete"] = True
                 disk.check()
                 os.fsync(disk.fileno())
@@ -301,25 +307,67 @@ def open_complete(path: Path, kind: str, version: int) -> h5py.File:
     """Open a file of ours for reading, after checking that it is one and is whole.
 
     Raises:
-        DataError: missing, not HDF5, of another format or version, or incomplete.
+        DataError: missing, not HDF5, of another format or version, incomplete, or with parts in
+            other files.
     """
     file = open_foreign(path)
     try:
         with readable(path):
-            found, number = str(file.attrs.get("format", "none")), str(file.attrs.get("version"))
-            complete = str(file.attrs.get("complete"))
-        if found != kind:
-            problem = f"is of the format {found!r}, expected {kind!r}"
-        elif number != str(version):
-            problem = f"has the version {printable(number)}, expected {version}"
-        elif complete not in ("True", "1"):
-            problem = "is incomplete: it was not written to its end"
-        else:
-            return file
-        raise DataError(f"{path}: {problem}")
+            problem = _problem(file, kind, version)
+        if problem is not None:
+            raise DataError(f"{path}: {problem}")
     except DataError:
         file.close()
         raise
+    return file
+
+
+def _problem(file: h5py.File, kind: str, version: int) -> str | None:
+    """Why a file is not a whole one of ours, if it is not."""
+    found, number = str(file.attrs.get("format", "none")), str(file.attrs.get("version"))
+    if found != kind:
+        return f"is of the format {found!r}, expected {kind!r}"
+    if number != str(version):
+        return f"has the version {printable(number)}, expected {version}"
+    if str(file.attrs.get("complete")) not in ("True", "1"):
+        return "is incomplete: it was not written to its end"
+    stranger = _stranger(file)
+    return stranger and f"{stranger} is a link or lies in another file; neither is followed"
+
+
+def check_attributes(path: Path, attributes: Mapping[str, Any]) -> None:
+    """Check that the attributes of a file are those that were written, where it keeps their hash.
+
+    Raises:
+        DataError: they are not.
+    """
+    if attributes.get(SEAL, _hash(attributes)) != _hash(attributes):
+        raise DataError(f"{path}: damaged: its attributes are not those that were written")
+
+
+def _hash(attributes: Mapping[str, Any]) -> str:
+    told = [
+        f"{name}: {value}\n"
+        for name, value in sorted(attributes.items())
+        if name not in (SEAL, "complete")
+    ]
+    return hashlib.sha256("".join(told).encode()).hexdigest()
+
+
+def _stranger(group: h5py.Group) -> str | None:
+    """A part of a file whose content HDF5 would look for in another one, if there is such a part.
+
+    Those are links, arrays with external storage, and virtual arrays.
+    """
+    for name in group:
+        item = None
+        if isinstance(group.get(name, getlink=True), h5py.HardLink):
+            item = group.get(name)
+        if item is None or (isinstance(item, h5py.Dataset) and (item.external or item.is_virtual)):
+            return f"{group.name.rstrip('/')}/{name}"
+        if isinstance(item, h5py.Group) and (found := _stranger(item)) is not None:
+            return found
+    return None
 
 
 def open_foreign(path: Path) -> h5py.File:

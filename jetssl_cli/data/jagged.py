@@ -1,7 +1,8 @@
 """The file format: jets end to end in HDF5, without padding. Version 1.
 
 /                       attributes: format, version, recipe (YAML), schema (JSON), precision,
-/                       left_out (JSON: reason -> number), complete (written last)
+/                       left_out (JSON: reason -> number), checksum (of a merged file),
+/                       complete (written last)
 /offsets                (J + 1,) int64; jet j has the rows offsets[j]:offsets[j + 1]
 /jets/features          (J, G) float32          /jets/labels  (J,) int16
 /constituents/features  (T, F) float32 or float16, as ``precision`` says
@@ -24,7 +25,15 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from jetssl_cli.data.hdf5 import Rows, Table, create, open_complete, read_texts, readable
+from jetssl_cli.data.hdf5 import (
+    Rows,
+    Table,
+    check_attributes,
+    create,
+    open_complete,
+    read_texts,
+    readable,
+)
 from jetssl_cli.data.jets import JetArrays, concatenate
 from jetssl_cli.data.recipe import Recipe, Schema, parse_recipe, schema_of
 from jetssl_cli.errors import ConfigError, DataError
@@ -69,6 +78,10 @@ class JaggedWriter:
     def note_left_out(self, counts: Mapping[str, int]) -> None:
         """Note how many jets and constituents were left out, and why."""
         self._table.describe({"left_out": json.dumps(counts)})
+
+    def note_checksum(self, checksum: int) -> None:
+        """Note the checksum of all jets of the file (``shuffle.checksum``)."""
+        self._table.describe({"checksum": f"{checksum:016x}"})
 
     def append(self, jets: JetArrays) -> None:
         """Write these jets behind those already written."""
@@ -205,6 +218,16 @@ class JaggedFile:
                 str(reason): int(number)
                 for reason, number in json.loads(self._file.attrs.get("left_out", "{}")).items()
             }
+
+    def check_attributes(self) -> None:
+        """Raises DataError if the attributes are not those that were written."""
+        with readable(self.path):
+            check_attributes(self.path, dict(self._file.attrs))
+
+    @property
+    def checksum(self) -> str | None:
+        """That of all jets (``shuffle.checksum``), in a file that a merge has made."""
+        return self._attribute("checksum") if "checksum" in self._file.attrs else None
 
     def labels(self) -> NDArray[np.int16]:
         """The class of every jet.

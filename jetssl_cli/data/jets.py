@@ -64,6 +64,10 @@ class JetArrays:
             return self
         return self.keep(self.rank < most)
 
+    def single(self) -> JetArrays:
+        """The same jets with features in float32."""
+        return replace(self, features=self.features.astype(np.float32, copy=False))
+
     def keep(self, chosen: NDArray[np.bool_]) -> JetArrays:
         """The same jets with only the chosen constituents, (T,)."""
         running = np.concatenate([[0], np.cumsum(chosen)])

@@ -65,16 +65,30 @@ class JetsInMemory(IterableDataset[JetBatch]):
         """
         first_batch = before(self, seed, start)
         jets, size = self.jets(), self.origin.batch_size
-        first, last = order.share(len(jets), self.order.rank, self.origin.ranks)
 
         @lru_cache(maxsize=1)
         def permutation(epoch: int) -> NDArray[np.int64]:
-            return order.generator(seed, epoch).permutation(len(jets))[first:last]
+            return self._permutation(seed, epoch)
 
         def make(epoch: int, number: int) -> JetArrays:
             return jets.take(permutation(epoch)[number * size : (number + 1) * size])
 
         yield from endless(make, self.origin, first_batch, self.to_batch)
+
+    def places(self, state: ReaderState) -> NDArray[np.int64]:
+        """(J, 2): of each jet of the batch that comes next, its file and its number there."""
+        start = state.batch * self.origin.batch_size
+        held = self._permutation(state.seed, state.epoch)[start : start + self.origin.batch_size]
+        return self.stream.located(self._of_stream(held))
+
+    def _permutation(self, seed: int, epoch: int) -> NDArray[np.int64]:
+        """Which of the jets that are held this rank gives in an epoch, in order."""
+        first, last = order.share(self.num_jets, self.order.rank, self.origin.ranks)
+        return order.generator(seed, epoch).permutation(self.num_jets)[first:last]
+
+    def _of_stream(self, held: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The numbers of held jets among those of the stream."""
+        return held
 
     def to_batch(self, jets: JetArrays) -> JetBatch:
         """Some of these jets as a batch."""

@@ -119,6 +119,7 @@ def merge(cfg: MergeConfig) -> MergeReport:
                 cfg.out, inputs.recipe, inputs.sources, precision=inputs.precision, verify=verify
             ) as writer:
                 _gather(buckets, writer, total, jets_per_read, cfg)
+                writer.note_checksum(total.checksum)
     except OSError as err:
         raise DataError(f"{cfg.out}: cannot be written: {err}") from None
     return MergeReport(

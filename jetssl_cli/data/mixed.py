@@ -126,6 +126,9 @@ class MixedJets(JetsInMemory):
                 "ranks"
             )
 
+    def _of_stream(self, held: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.sort(np.concatenate([self._m1, self._m2]))[held]
+
     def _parts(self) -> Iterator[JetArrays]:
         sample = np.full(self.stream.num_jets, -1, np.int16)
         sample[self._m2], sample[self._m1] = 0, 1

@@ -73,6 +73,9 @@ class JetReader(Protocol):
     def forever(self, seed: int, start: ReaderState | None = None) -> Iterator[JetBatch]:
         """Shuffled batches without end, from a state on."""
 
+    def places(self, state: ReaderState) -> NDArray[np.int64]:
+        """(J, 2): of each jet of the batch that comes next, its file and its number there."""
+
 
 class JetStream(IterableDataset[JetBatch]):
     """Batches of jets from one or more files, of which only a few pools of jets are in memory.
@@ -168,6 +171,25 @@ class JetStream(IterableDataset[JetBatch]):
         with self.reading() as read:
             pools = _HeldPools(self.order, read, seed, self.origin.max_constituents)
             yield from endless(pools.batch, self.origin, first, self.to_batch)
+
+    def places(self, state: ReaderState) -> NDArray[np.int64]:
+        """(J, 2): of each jet of the batch that comes next, its file and its number there."""
+        where, line = self.order.where(state.batch), self.order.line(state.seed, state.epoch)
+        parts = self.order.ranges(line, where.pool)
+        begins = np.cumsum([0, *self.origin.sizes])
+        pool = np.concatenate([begins[p.file] + np.arange(p.start, p.stop) for p in parts])
+        permutation = self.order.permutation(state.seed, state.epoch, where.pool)
+        return self.located(pool[permutation[where.start : where.stop]])
+
+    def located(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(J, 2): file, and number in it, of jets counted over all that the stream reads."""
+        begins = np.cumsum([0, *self.origin.sizes])
+        files = np.searchsorted(begins, numbers, side="right") - 1
+        inside = numbers - begins[files]
+        if self._chosen is not None:
+            pairs = zip(files.tolist(), inside.tolist(), strict=True)
+            inside = np.array([self._chosen[file][number] for file, number in pairs], np.int64)
+        return np.column_stack([files, inside])
 
     @contextmanager
     def reading(self) -> Iterator[Callable[[order.Range], JetArrays]]:

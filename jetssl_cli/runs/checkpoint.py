@@ -13,8 +13,11 @@ Weights are safetensors, never a pickle: reading a run executes nothing.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import yaml
@@ -22,15 +25,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from jetssl_cli import __version__
 from jetssl_cli.config import Layer, Strict, load, read_yaml, to_yaml
 from jetssl_cli.data.recipe import Feature, Schema
 from jetssl_cli.encoder.lora import plain_state
 from jetssl_cli.errors import ConfigError, RunError, reason
 from jetssl_cli.runs import budget, lock
+from jetssl_cli.runs.snapshot import FACTS, HASH, content_hash
 
 LAYOUT = "1"
-"""Of the weights: counted up when a network of the same config has other weights. The only key
-of the metadata: the order of several would differ from file to file."""
+"""Of the weights: counted up when a network of the same config has other weights."""
 PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 """How pickles begin, in the zip files of ``torch.save`` and bare."""
 MODEL = "model.safetensors"
@@ -40,7 +44,7 @@ SCHEMA = "schema.yaml"
 METRICS = "metrics.jsonl"
 FREE = (
     "out", "resume", "backbone", "tracking", "checkpoint.", "encoder.attention",
-    "data.train", "data.val", "data.workers", "embeddings_memory",
+    "encoder.recompute", "data.train", "data.val", "data.workers", "embeddings_memory",
 )  # fmt: skip
 """Settings that may change when a run goes on: they do not change its numbers. Of the data files
 fingerprints are compared."""
@@ -118,17 +122,47 @@ def begin(out: Path, cfg: Strict, schema: Schema) -> None:
         raise RunError(f"{out}: cannot be written: {err}") from None
 
 
-def save(path: Path, trained: nn.Module | Mapping[str, Tensor]) -> None:
+def facts_of(run: Path, schema: Schema, recipe: str) -> dict[str, Any]:
+    """What the weights of a run tell of it: data and classes, and hashes of the files beside them.
+
+    ``recipe`` is the name of that of its data.
+    """
+    hashes = {name: hash_of(run / name) for name in (CONFIG, SCHEMA)}
+    return {"recipe": recipe, "classes": list(schema.classes), **hashes}
+
+
+def hash_of(path: Path) -> str:
+    """SHA-256 of a small file.
+
+    Raises:
+        RunError: it cannot be read.
+    """
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as err:
+        raise RunError(f"{path}: cannot be read: {err}") from None
+
+
+def save(
+    path: Path,
+    trained: nn.Module | Mapping[str, Tensor],
+    about: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
     """Save the weights of a module, or kept ones; the file appears only when it is complete.
+
+    Beside ``about`` it tells its layout, the version of jetssl, and a hash of all. This is one key
+    of the metadata: the order of several would differ from file to file.
 
     Raises:
         RunError: the file cannot be written.
     """
     state = plain_state(trained) if isinstance(trained, nn.Module) else trained
-    weights = {name: value.detach().contiguous() for name, value in state.items()}
+    weights = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    facts = {"layout": LAYOUT, "code": __version__, **about}
+    facts[HASH] = content_hash(weights, json.dumps(facts))
     partial = path.with_name(f".{path.name}.partial")
     try:
-        save_file(weights, partial, metadata={"layout": LAYOUT})
+        save_file(weights, partial, metadata={FACTS: json.dumps(facts)})
         partial.chmod(path.parent.stat().st_mode & 0o666)  # safetensors lets only the owner read
         partial.replace(path)
     except (OSError, SafetensorError) as err:
@@ -145,7 +179,7 @@ def restore(path: Path, module: nn.Module) -> None:
     """
     if not path.exists():
         raise RunError(f"{path}: no such file; did the run come to its end?")
-    weights = _weights(path)
+    weights, _ = read_weights(path)
     expected = module.state_dict()
     for name in sorted(expected.keys() | weights.keys()):
         if name not in weights or name not in expected:
@@ -159,25 +193,44 @@ def restore(path: Path, module: nn.Module) -> None:
     module.load_state_dict(weights)
 
 
-def _weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights in a file, and what it tells of them; nothing in it is executed.
+
+    Raises:
+        RunError: not safetensors, of another version, or not what was saved.
+    """
+    if is_pickle(path):
+        raise RunError(
+            f"{path}: not a readable safetensors file: it is a pickle, which can run any code and "
+            "is never opened"
+        )
     try:
-        with path.open("rb") as file:
-            if file.read(4).startswith(PICKLES):
-                raise RunError(
-                    f"{path}: not a readable safetensors file: it is a pickle, which can run any "
-                    "code and is never opened"
-                )
         with safe_open(path, framework="pt") as file:
-            layout = (file.metadata() or {}).get("layout", LAYOUT)
+            said = file.metadata() or {}
+        facts = dict(json.loads(said[FACTS])) if FACTS in said else dict(said)
         weights: dict[str, Tensor] = load_file(path)
-    except (OSError, SafetensorError) as err:
+    except (OSError, SafetensorError, ValueError, TypeError, RecursionError) as err:
         raise RunError(f"{path}: not a readable safetensors file: {reason(err)}") from None
+    layout = facts.get("layout")
     if layout != LAYOUT:
         raise RunError(
             f"{path}: has weights of layout {layout}, expected {LAYOUT}: it was saved by another "
-            "version of jetssl"
+            f"version of jetssl ({facts.get('code', 'unknown')}; this is {__version__})"
         )
-    return weights
+    told = {key: value for key, value in facts.items() if key != HASH}
+    if HASH in facts and facts[HASH] != content_hash(weights, json.dumps(told)):
+        raise RunError(f"{path}: is damaged: its hash is not that of its content")
+    return weights, facts
+
+
+def is_pickle(path: Path) -> bool:
+    """Whether a file begins as pickles do, and not as safetensors: its size, then JSON."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+    except OSError:
+        return False
+    return head.startswith(PICKLES) and not head.endswith(b"{")
 
 
 def read_command(run: Path) -> str:

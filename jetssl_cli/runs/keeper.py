@@ -20,6 +20,7 @@ from jetssl_cli.data.stream import JetReader
 from jetssl_cli.errors import RunError
 from jetssl_cli.progress import warn
 from jetssl_cli.runs import signals
+from jetssl_cli.runs.diverged import set_aside, told
 from jetssl_cli.runs.processes import Hosts
 from jetssl_cli.runs.signals import Asked, Stopped
 from jetssl_cli.runs.snapshot import Snapshot, Snapshots
@@ -108,6 +109,18 @@ class Keeper:
             self._snapshots.write(found)
         except RunError as err:
             warn(f"no snapshot after step {module.budget.steps}: {err}")
+
+    def diverged(self, module: JetModule, step: int, *, here: bool) -> str:
+        """Set the jets of a step aside, ``here`` too if this process is one whose numbers are bad.
+
+        Returns which they are. All processes have to call this.
+        """
+        run = self._snapshots.folder.parent
+        if here:
+            parts, rank = module.train_cfg.accumulate, module.global_rank
+            set_aside(run, self._readers[0], seed=self._seed, step=step, parts=parts, rank=rank)
+        self._hosts.most([0.0])  # all wait until all have written
+        return told(run, step)
 
     def stop(self, module: JetModule, number: int) -> None:
         """End the run, after its snapshot.

@@ -123,6 +123,7 @@ class JetModule(lightning.LightningModule):
         self._clock = (0, time.monotonic())
         self._jets = 0
         self._terms: dict[str, Tensor] = {}
+        self.first_bad = torch.tensor(NEVER)
 
     def setup(self, stage: str) -> None:
         """Seed the generators, on the device they draw for; each process draws other numbers."""
@@ -131,7 +132,7 @@ class JetModule(lightning.LightningModule):
         self.rng = torch.Generator(self.device).manual_seed(seed)
         if self.global_rank:
             torch.manual_seed(seed)
-        self.first_bad = torch.full((), NEVER, device=self.device)
+        self.first_bad = self.first_bad.to(self.device)
 
     def transfer_batch_to_device(
         self, batch: JetBatch, device: torch.device, dataloader_idx: int
@@ -168,9 +169,7 @@ class JetModule(lightning.LightningModule):
             self.objective.encoder.requires_grad_(not self._frozen)
         terms = self.objective.loss(batch, self.rng)
         total = torch.stack(list(terms.values())).sum()
-        self.first_bad = torch.where(
-            total.isfinite(), self.first_bad, self.first_bad.clamp(max=step)
-        )
+        self._note_bad(~total.isfinite())
         self._jets += batch.packing.num_jets
         if (step + 1) % self.train_cfg.log_every == 0 or step == 0:
             for name, value in terms.items():
@@ -190,9 +189,10 @@ class JetModule(lightning.LightningModule):
         """Clip the objective and the probe each by itself, so that neither slows the other."""
         del optimizer, gradient_clip_val, gradient_clip_algorithm
         self._average_seldom()
-        for part in (self.objective, self.probe):
-            if part is not None:
-                nn.utils.clip_grad_norm_(part.parameters(), self.optim.clip_norm)
+        norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self.optim.clip_norm)
+        self._note_bad(norm.isnan())
+        if self.probe is not None:
+            nn.utils.clip_grad_norm_(self.probe.parameters(), self.optim.clip_norm)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step at the rate of the schedule, then let the objective follow (EMA teachers)."""
@@ -278,14 +278,21 @@ class JetModule(lightning.LightningModule):
             for grad, part in zip(grads, parts, strict=True):
                 grad.copy_(part.view_as(grad))
 
+    def _note_bad(self, bad: Tensor) -> None:
+        """Note the step if it is the first bad one; the answer stays on the device."""
+        noted = self.first_bad.clamp(max=self.budget.steps)
+        self.first_bad = torch.where(bad, noted, self.first_bad)
+
     def stop_if_diverged(self) -> None:
-        """Raise RunError if the loss has become non-finite."""
+        """Raise RunError if the loss or its gradient has become non-finite; says for which jets."""
         first = self.first_bad.clone()
         if parallel.world_size() > 1:
             distributed.all_reduce(first, distributed.ReduceOp.MIN)
-        first_bad = int(first)  # asks the device, so not in every step
-        if first_bad < NEVER:
-            raise RunError(f"the loss became non-finite at step {first_bad}; nothing was saved")
+        step = int(first)  # asks the device, so not in every step
+        if step < NEVER:
+            jets = self.keeper.diverged(self, step, here=int(self.first_bad) == step)
+            told = f"the loss or its gradient became non-finite at step {step}; nothing was saved"
+            raise RunError(f"{told}{jets}")
 
     def _record(self, step: int) -> None:
         """Record the means over all processes, and over the parts of the batch."""

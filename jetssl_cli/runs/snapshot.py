@@ -167,7 +167,7 @@ def read(path: Path) -> Snapshot:
         raise RunError(f"{path}: not a readable snapshot: {reason(err)}") from None
     if version != VERSION:
         raise RunError(f"{path}: has version {version!r:.40}; this jetssl reads {VERSION}")
-    if said.get(HASH) != hash_of(tensors, said[FACTS]):
+    if said.get(HASH) != content_hash(tensors, said[FACTS]):
         raise RunError(f"{path}: is damaged: its hash is not that of its content")
     try:
         Facts.model_validate(facts)
@@ -183,7 +183,7 @@ def _write(path: Path, snapshot: Snapshot) -> None:
     facts = json.dumps({**snapshot.facts, "version": VERSION})
     partial = path.with_name(f".{path.name}.partial")
     try:
-        save_file(tensors, partial, metadata={FACTS: facts, HASH: hash_of(tensors, facts)})
+        save_file(tensors, partial, metadata={FACTS: facts, HASH: content_hash(tensors, facts)})
         partial.chmod(path.parent.stat().st_mode & 0o666)
         _to_disk(partial)
         partial.replace(path)
@@ -192,8 +192,8 @@ def _write(path: Path, snapshot: Snapshot) -> None:
         partial.unlink(missing_ok=True)
 
 
-def hash_of(tensors: Mapping[str, Tensor], facts: str) -> str:
-    """SHA-256 of all that a snapshot holds."""
+def content_hash(tensors: Mapping[str, Tensor], facts: str) -> str:
+    """SHA-256 of tensors on the host, with names, types and shapes, and of what is told of them."""
     found = hashlib.sha256(facts.encode())
     for name in sorted(tensors):
         value = tensors[name]

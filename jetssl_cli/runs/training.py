@@ -21,12 +21,13 @@ from torch.utils.data import DataLoader
 
 from jetssl_cli.batch import JetBatch
 from jetssl_cli.config import Strict
+from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.data.recipe import Schema
 from jetssl_cli.data.state import require_same_files
 from jetssl_cli.data.stream import JetReader, look
 from jetssl_cli.encoder.attention import has_fast_bf16
 from jetssl_cli.encoder.transformer import compile_parts
-from jetssl_cli.errors import RunError
+from jetssl_cli.errors import RunError, enough_memory
 from jetssl_cli.objectives.objective import Objective
 from jetssl_cli.progress import progress
 from jetssl_cli.runs import checkpoint, processes
@@ -145,6 +146,7 @@ def run(
     one.
 
     Raises:
+        OutOfMemoryError: the memory does not suffice; says which settings need less.
         ConfigError: the objective needs a package that is not installed.
         DataError: the data cannot be read.
         RunError: the folder holds a run already, the loss became non-finite, or another process
@@ -152,6 +154,29 @@ def run(
         Stopped: it was asked to stop by a signal; a snapshot was written.
         KeyboardInterrupt: the user has asked twice.
     """
+    with enough_memory(_advice(cfg)):
+        return _run(cfg, objective, schema, weights, through)
+
+
+def _advice(cfg: RunConfig) -> str:
+    """What to do where the memory does not suffice."""
+    ways = [
+        f"train.accumulate={2 * cfg.train.accumulate} (the same batch in smaller parts)",
+        "encoder.recompute=true",
+        f"a data.batch_size below {cfg.data.batch_size}",
+    ]
+    ways += ["data.in_memory=false"] * cfg.data.in_memory
+    ways += ["fewer data.workers"] * (cfg.data.workers > 0)
+    return f"{', '.join(ways)} need less"
+
+
+def _run(
+    cfg: RunConfig,
+    objective: Objective,
+    schema: Schema,
+    weights: Mapping[str, nn.Module],
+    through: Callable[[Readers], Readers] | None,
+) -> Path:
     from jetssl_cli.runs.module import JetModule
 
     place = processes.find(cfg.train)
@@ -162,6 +187,8 @@ def run(
     val_reader: JetReader = cfg.data.val_stream(radius, truth)
     if through is not None:
         reader, val_reader = through((reader, val_reader))
+    with JaggedFile(reader.files[0]) as file:
+        recipe = file.recipe.name
     jets_per_step = min(size, reader.num_jets // place.ranks) * place.ranks * accumulate
     with ExitStack() as stack:
         if place.first:
@@ -200,14 +227,16 @@ def run(
         )
         if cfg.train.compile:
             compile_parts(objective)
-        with together(cfg, place, lambda: tracker.finish("FAILED")):
+        lost = enough_memory(_advice(cfg))  # told before the others are waited for
+        with together(cfg, place, lambda: tracker.finish("FAILED")), lost:
             batches = cfg.data.endless(reader, cfg.train.seed, reader_state(start))
             _fit(module, place, cfg, batches, cfg.data.once(val_reader))
         if place.first:
             if cfg.train.keep == "best":
                 tracker.metrics({"best/loss": module.best.loss}, module.best.step)
+            about = checkpoint.facts_of(cfg.out, schema, recipe)
             for name, trained in weights.items():
-                checkpoint.save(cfg.out / name, module.best.weights.get(name) or trained)
+                checkpoint.save(cfg.out / name, module.best.weights.get(name) or trained, about)
             snapshots.clear()
     return cfg.out
 

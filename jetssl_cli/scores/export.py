@@ -15,7 +15,7 @@ from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.data.jets import JetArrays
 from jetssl_cli.data.recipe import Schema
 from jetssl_cli.encoder.attention import Backend
-from jetssl_cli.errors import ConfigError, DataError, RunError
+from jetssl_cli.errors import ConfigError, DataError, RunError, enough_memory
 from jetssl_cli.progress import progress
 from jetssl_cli.runs import checkpoint
 from jetssl_cli.scores import onnxfile
@@ -85,6 +85,7 @@ class ExportReport(Strict):
     """The largest difference between scores of the ONNX file and of PyTorch."""
 
 
+@enough_memory("a smaller --batch-size (jets at a time in the network) needs less")
 def export(cfg: ExportConfig) -> ExportReport:
     """Write what a network says of every jet, one pool of jets at a time; and the network itself.
 
@@ -97,6 +98,7 @@ def export(cfg: ExportConfig) -> ExportReport:
         DataError: the data cannot be read, or an output not be written.
         RunError: not a run, data that do not fit it, an output that is there already or is an
             input, or an ONNX file that does not answer like the network.
+        OutOfMemoryError: the memory does not suffice.
     """
     _check_outputs(cfg)
     if _is_of_a_task(cfg):

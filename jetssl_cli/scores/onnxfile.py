@@ -11,6 +11,7 @@ rational functions.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import secrets
@@ -35,7 +36,7 @@ from jetssl_cli.data.stream import to_batch
 from jetssl_cli.encoder import dense
 from jetssl_cli.encoder.encoder import Encoder
 from jetssl_cli.encoder.pool import AttentionPool
-from jetssl_cli.errors import ConfigError, RunError
+from jetssl_cli.errors import ConfigError, DataError, RunError
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 20
@@ -44,6 +45,8 @@ TOLERANCE = 1e-4
 SIZES = (1, 7, 1000)
 """Jets in the batches that both are compared on."""
 NUM_COMPARED = 2 * sum(SIZES)
+HASH = "sha256"
+"""Key of the metadata: hash of the network."""
 
 
 class DenseNetwork(nn.Module):
@@ -155,8 +158,8 @@ def padded(batch: JetBatch, length: int) -> dict[str, Tensor]:
     }
 
 
-def require_packages() -> None:
-    """Check that ONNX files can be written and run.
+def require_packages(purpose: str = "--onnx") -> None:
+    """Check that ONNX files can be written and run; ``purpose`` begins the message.
 
     Raises:
         ConfigError: a package of the extra is missing.
@@ -164,7 +167,7 @@ def require_packages() -> None:
     missing = [name for name in PACKAGES if not find_spec(name)]
     if missing:
         raise ConfigError(
-            f"--onnx: the package {missing[0]} is missing; install the extra 'onnx': "
+            f"{purpose}: the package {missing[0]} is missing; install the extra 'onnx': "
             "pip install 'jetssl[onnx]'"
         )
 
@@ -241,9 +244,14 @@ def _model(network: DenseNetwork, schema: Schema, about: dict[str, str]) -> Any:
     assert program is not None
     model = program.model_proto
     del model.metadata_props[:]
-    for key, value in {**_described(schema), **about}.items():
+    for key, value in {**_described(schema), **about, HASH: _hash(model)}.items():
         model.metadata_props.add(key=key, value=value)
     return model
+
+
+def _hash(model: Any) -> str:
+    """SHA-256 of the network of a model, its weights included."""
+    return hashlib.sha256(model.graph.SerializeToString()).hexdigest()
 
 
 def _described(schema: Schema) -> dict[str, str]:
@@ -261,16 +269,54 @@ def _described(schema: Schema) -> dict[str, str]:
     }
 
 
+def verify_onnx(path: Path) -> tuple[str, dict[str, str]]:
+    """Look through an ONNX file of ours, and run it; what it holds, and its metadata.
+
+    Raises:
+        ConfigError: a package of the extra is missing.
+        DataError: it is not one, is damaged, or does not answer with scores.
+    """
+    require_packages(str(path))
+    import onnx
+
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+        about = {entry.key: entry.value for entry in model.metadata_props}
+        classes, columns, jets, ids = (
+            json.loads(about[key]) for key in ("classes", "constituents", "jets", "ids")
+        )
+        outside = [one.name for one in model.graph.initializer if one.external_data]
+        if outside:
+            raise DataError(f"{path}: {outside[0]} lies in another file, which is never followed")
+        if about.get(HASH, _hash(model)) != _hash(model):
+            raise DataError(f"{path}: damaged: its hash is not that of its network")
+        onnx.checker.check_model(model)
+        feed = {
+            "constituents": np.zeros((2, 3, len(columns)), np.float32),
+            "mask": np.array([[True] * 3, [True, False, False]]),
+            "jets": np.zeros((2, len(jets)), np.float32),
+            "ids": np.zeros((2, 3), np.int64),
+        }
+        if not ids:
+            del feed["ids"]
+        (scores,) = _session(path).run(["scores"], feed)
+    except DataError:
+        raise
+    except Exception as err:  # protobuf and onnxruntime raise whatever the bytes lead to
+        reason = " ".join(str(err).split())[:200]
+        raise DataError(f"{path}: not a readable ONNX file of jetssl: {reason}") from None
+    right = scores.shape == (2, len(classes)) and np.allclose(scores.sum(axis=1), 1, atol=1e-3)
+    if not right:
+        raise DataError(f"{path}: damaged: its network does not answer with scores")
+    told = f"hash {about[HASH][:16]}" if HASH in about else "without a hash"
+    return f"network of {len(classes)} classes, opset {OPSET}, {told}", about
+
+
 def _difference(
     path: Path, has_ids: bool, jets: JetArrays, wanted: Float[np.ndarray, "J C"]
 ) -> float:
     """The largest difference of a score, over batches of several sizes."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = _session(path)
     largest = 0.0
     for start, stop in batches(len(jets)):
         batch = to_batch(jets.between(start, stop))
@@ -282,6 +328,16 @@ def _difference(
         found = float(np.abs(scores - wanted[start:stop]).max())
         largest = found if np.isnan(found) else max(largest, found)
     return largest
+
+
+def _session(path: Path) -> Any:
+    """What runs the file."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def batches(num_jets: int) -> Iterator[tuple[int, int]]:

@@ -70,7 +70,7 @@ def provenance(run: Path, weights: str, data: Path, precision: str) -> Provenanc
     return Provenance(
         run=str(run),
         data=str(data),
-        run_id=hashlib.sha256(f"{config}{of_weights}".encode()).hexdigest()[:16],
+        run_id=run_id(config, of_weights),
         weights_hash=of_weights,
         data_hash=of_data,
         group=group(run),
@@ -78,6 +78,11 @@ def provenance(run: Path, weights: str, data: Path, precision: str) -> Provenanc
         config=config,
         precision=precision,
     )
+
+
+def run_id(config: str, weights_hash: str) -> str:
+    """What tells a run apart, from the text of its configuration and the hash of its weights."""
+    return hashlib.sha256(f"{config}{weights_hash}".encode()).hexdigest()[:16]
 
 
 def sha256(path: Path) -> str:

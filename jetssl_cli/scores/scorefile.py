@@ -195,7 +195,7 @@ def read_scores(path: Path) -> ScoreSet:
     """
     with open_complete(path, FORMAT, VERSION) as file, readable(path):
         attributes = dict(file.attrs)
-        classes = _names(path, str(attributes.get("classes", "[]")))
+        classes = names_of(path, str(attributes.get("classes", "[]")))
         arrays = {name: Rows(file[name]) for name in ("scores", "logits", "labels", "jets")}
         run, data = str(attributes["run"]), str(attributes["data"])
         scores, labels = arrays["scores"].read(), arrays["labels"].read()
@@ -222,7 +222,7 @@ def check(path: Path, classes: Sequence[str], scores: NDArray[Any], labels: NDAr
         DataError: no jets, a label that is none of the classes, or scores that do not sum to 1.
     """
     check_labels(path, labels, len(classes))
-    _check_scores(path, scores, classes)
+    check_scores(path, scores, classes)
 
 
 def hash_of(values: NDArray[Any]) -> str:
@@ -235,7 +235,12 @@ def _hashes(jets: Rows, columns: Sequence[str]) -> dict[str, str]:
     return {name: hash_of(column) for name, column in zip(columns, table.T, strict=False)}
 
 
-def _names(path: Path, text: str) -> tuple[str, ...]:
+def names_of(path: Path, text: str) -> tuple[str, ...]:
+    """The class names in a JSON list.
+
+    Raises:
+        DataError: it is none, is empty, or has a name twice.
+    """
     try:
         names = json.loads(text)
     except ValueError:
@@ -268,7 +273,12 @@ def check_labels(path: Path, labels: NDArray[Any], num_classes: int) -> None:
         raise DataError(f"{path}: jet {jet}: label {labels[jet]} is not in 0..{num_classes - 1}")
 
 
-def _check_scores(path: Path, scores: NDArray[Any], classes: Sequence[str]) -> None:
+def check_scores(path: Path, scores: NDArray[Any], classes: Sequence[str]) -> None:
+    """There are a score of each class for each jet, finite, not negative, and they sum to 1.
+
+    Raises:
+        DataError: they are not.
+    """
     if scores.ndim != 2 or scores.dtype.kind != "f" or scores.dtype.itemsize < 4:
         raise DataError(f"{path}: scores: expected a float32 for each jet and class")
     if scores.shape[1] != len(classes):

@@ -2,7 +2,7 @@
 
 Layout (HDF5, format "jetssl-track-scores", version 1)::
 
-    /         attrs: task, run (its folder), data (the file), jet_classes, jet_columns (JSON lists)
+    /         attrs: task, jet_classes, jet_columns (JSON lists), and what ``provenance.py`` tells
     /offsets  (J + 1,) int64    jet j has the rows offsets[j]:offsets[j + 1]
     /truth    (T,)     int32    negative where unknown
     /labels   (J,)     int64    index into ``jet_classes``
@@ -34,8 +34,9 @@ from jetssl_cli.data.stream import JetStream
 from jetssl_cli.errors import DataError, RunError
 from jetssl_cli.objectives.downstream import Downstream
 from jetssl_cli.progress import progress
-from jetssl_cli.runs.checkpoint import match
+from jetssl_cli.runs.checkpoint import MODEL, match
 from jetssl_cli.runs.finetune import FinetuneConfig
+from jetssl_cli.scores.provenance import provenance
 
 FORMAT = "jetssl-track-scores"
 VERSION = 1
@@ -105,8 +106,7 @@ def export_tracks(
     network.to(device)
     described = {
         "task": cfg.objective.name,
-        "run": str(run),
-        "data": str(data),
+        **provenance(run, MODEL, data, "32").attributes(),
         "jet_classes": json.dumps(stream.schema.classes),
         "jet_columns": json.dumps([column.name for column in stream.schema.jets]),
     }

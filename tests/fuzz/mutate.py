@@ -280,5 +280,5 @@ def _facts(content: bytes, rng: Random) -> bytes:
         name = rng.choice(sorted(found))
         kind = rng.choice((torch.float8_e4m3fn, torch.bool, torch.complex64, torch.int64))
         found[name] = found[name].to(kind)
-    hashed = {snapshot.FACTS: plain, snapshot.HASH: snapshot.hash_of(found, plain)}
+    hashed = {snapshot.FACTS: plain, snapshot.HASH: snapshot.content_hash(found, plain)}
     return save(found, metadata=hashed)

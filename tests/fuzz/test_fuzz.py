@@ -259,7 +259,7 @@ def test_score_files_that_broke_the_rule(
     ],
 )
 def test_snapshots_that_broke_the_rule(facts: str, words: str) -> None:
-    said = {snapshot.FACTS: facts, snapshot.HASH: snapshot.hash_of({}, facts)}
+    said = {snapshot.FACTS: facts, snapshot.HASH: snapshot.content_hash({}, facts)}
     with pytest.raises(RunError) as error:
         snapshot.read(write(mutate.save({}, metadata=said), "a.safetensors"))
     assert words in str(error.value)

@@ -11,6 +11,7 @@ from reference.jets import schema, tiny_config, tiny_encoder
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from jetssl_cli import __version__
 from jetssl_cli.config import load, to_yaml
 from jetssl_cli.data.recipe import Schema
 from jetssl_cli.errors import ConfigError, RunError
@@ -85,7 +86,7 @@ def test_missing_and_unexpected_weights_are_refused(saved):
     refuse(saved, tiny_encoder(depth=1), "unexpected", "blocks.1")
     weights = load_file(saved)
     weights.pop("out.bias")
-    save_file(weights, saved)
+    checkpoint.save(saved, weights)
     refuse(saved, tiny_encoder(), "lacks", "out.bias")
 
 
@@ -93,6 +94,44 @@ def test_missing_and_unexpected_weights_are_refused(saved):
 def test_a_truncated_file_is_refused(saved, length):
     saved.write_bytes(saved.read_bytes()[:length])
     refuse(saved, tiny_encoder(), "not a readable safetensors file")
+
+
+def test_weights_tell_where_they_come_from(saved):
+    facts = {"recipe": "jetclass", "classes": ["QCD", "Tbqq"]}
+    checkpoint.save(saved, tiny_encoder(seed=1), facts)
+    first = saved.read_bytes()
+    weights, found = checkpoint.read_weights(saved)
+    assert found.items() >= {"layout": "1", "code": __version__, **facts}.items()
+    checkpoint.save(saved, weights, facts)
+    assert saved.read_bytes() == first  # the same, byte for byte
+
+
+def test_what_was_changed_is_refused(saved):
+    """Of the weights, and of what they tell."""
+    whole = saved.read_bytes()
+    for place in (whole.index(__version__.encode()), len(whole) // 2, len(whole) - 1):
+        changed = bytearray(whole)
+        changed[place] ^= 1
+        saved.write_bytes(changed)
+        refuse(saved, tiny_encoder(), "is damaged: its hash is not that of its content")
+
+
+def test_weights_of_no_known_version_are_refused(saved):
+    save_file(load_file(saved), saved)
+    refuse(saved, tiny_encoder(), "layout None, expected 1", "another version of jetssl")
+
+
+def test_a_head_as_long_as_a_pickle_begins_is_no_pickle(tmp_path):
+    """Safetensors begin with the length of their head, pickles with the bytes of 640."""
+    path, length = tmp_path / "w", 0
+    for more in range(600):
+        checkpoint.save(path, {"x": torch.ones(1)}, {"more": "m" * more})
+        length = int.from_bytes(path.read_bytes()[:8], "little")
+        if length >= 640:
+            break
+    assert length == 640
+    assert not checkpoint.is_pickle(path)
+    assert torch.equal(checkpoint.read_weights(path)[0]["x"], torch.ones(1))
 
 
 class Bomb:

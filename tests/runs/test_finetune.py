@@ -365,7 +365,7 @@ def test_bad_backbones_are_one_clear_line(jagged, backbone, tmp_path):
 
     whole = (backbone / checkpoint.BACKBONE).read_bytes()
     refuse(spoiled(checkpoint.BACKBONE, whole[:-9]), "not a readable safetensors file")
-    other = whole.replace(b'"layout":"1"', b'"layout":"7"')
+    other = whole.replace(b'\\"layout\\": \\"1\\"', b'\\"layout\\": \\"7\\"')
     refuse(spoiled(checkpoint.BACKBONE, other), "layout 7, expected 1.*another version")
     torch.save({"weights": torch.zeros(2)}, tmp_path / "a.ckpt")
     refuse(spoiled(checkpoint.BACKBONE, (tmp_path / "a.ckpt").read_bytes()), "is a pickle")

@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 
 from jetssl_cli.config import Layer
 from jetssl_cli.data.convert import ConvertConfig, convert
+from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.data.recipe import load_recipe
 from jetssl_cli.data.scaling import fitted_scaling
 from jetssl_cli.encoder.pool import PoolConfig
-from jetssl_cli.errors import ConfigError, DataError, RunError
+from jetssl_cli.errors import ConfigError, DataError, OutOfMemoryError, RunError
 from jetssl_cli.objectives.masking import RandomMaskConfig, SubjetMaskConfig
 from jetssl_cli.objectives.ssfm import SSFM, SSFMConfig
 from jetssl_cli.objectives.supervised import Supervised, SupervisedConfig
@@ -267,12 +268,77 @@ def diverge_at(monkeypatch, kind, first, value=math.nan, steps=None):
 def test_a_loss_that_is_not_finite_stops_the_run(jagged, tmp_path, monkeypatch, train, value):
     """At one step only, so that nothing else gives it away."""
     diverge_at(monkeypatch, SSFM, 4, value, steps=1)
-    with pytest.raises(RunError, match="non-finite at step 4; nothing was saved"):
+    with pytest.raises(RunError, match="non-finite at step 4; nothing was saved") as error:
         run_pretrain(jagged, tmp_path / "run", **train)
+    aside = tmp_path / "run" / "diverged" / "step-4.h5"
+    assert f"{aside} holds its 16 jets ({jagged / 'train.h5'}: " in str(error.value)
     assert not list((tmp_path / "run").glob("*.safetensors*"))
     assert not list((tmp_path / "run").glob(".*"))
     rows = metrics(tmp_path / "run")
     assert all(math.isfinite(value) for row in rows for value in row.values())
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_jets_that_make_the_loss_infinite_are_set_aside(jagged, tmp_path, monkeypatch, accumulate):
+    """They are those that the objective was given at that step, in all parts of it."""
+    seen = []
+    right = SSFM.loss
+
+    def loss(self, batch, rng):
+        terms = right(self, batch, rng)
+        if not self.training:
+            return terms
+        seen.append(batch.jets)
+        bad = len(seen) > 3 * accumulate
+        return {key: term / 0 if bad else term for key, term in terms.items()}
+
+    monkeypatch.setattr(SSFM, "loss", loss)
+    with pytest.raises(RunError, match="non-finite at step 3"):
+        run_pretrain(jagged, tmp_path / "run", log_every=100, accumulate=accumulate)
+    with JaggedFile(tmp_path / "run" / "diverged" / "step-3.h5") as file:
+        found = file.read().jets
+    wanted = torch.cat(seen[3 * accumulate : 4 * accumulate]).numpy()
+    assert sorted(found.tolist()) == sorted(wanted.tolist())
+    assert len(found) == 16
+
+
+def test_a_gradient_that_is_not_a_number_is_told_at_its_own_step(jagged, tmp_path, monkeypatch):
+    """The loss is finite there, and would be none only with the next, innocent jets."""
+    calls = []
+    right = SSFM.loss
+
+    def loss(self, batch, rng):
+        terms = right(self, batch, rng)
+        calls.append(1)
+        if len(calls) == 3:  # 0 * infinity in the derivative of the root alone
+            terms["root"] = (next(iter(self.parameters())).sum() * 0).sqrt() * 0
+        return terms
+
+    monkeypatch.setattr(SSFM, "loss", loss)
+    with pytest.raises(RunError, match="its gradient became non-finite at step 2; nothing"):
+        run_pretrain(jagged, tmp_path / "run", log_every=100)
+    assert (tmp_path / "run" / "diverged" / "step-2.h5").is_file()
+
+
+def allocate(self, batch, rng):
+    """More than any machine has."""
+    del self, batch, rng
+    return {"flow": torch.empty(2**50)}
+
+
+def test_memory_that_does_not_suffice_is_one_clear_line(jagged, backbone, tmp_path, monkeypatch):
+    """The allocator of PyTorch itself says so."""
+    monkeypatch.setattr(SSFM, "loss", allocate)
+    with pytest.raises(OutOfMemoryError) as error:
+        run_pretrain(jagged, tmp_path / "run", data={"in_memory": True})
+    told = str(error.value)
+    assert told.startswith("out of memory (can't allocate memory: you tried to allocate 45")
+    for way in ("train.accumulate=2", "encoder.recompute=true", "batch_size below 16", "in_memory"):
+        assert way in told
+    assert "\n" not in told
+    monkeypatch.setattr(Supervised, "loss", allocate)
+    with pytest.raises(OutOfMemoryError, match=r"out of memory \(.*data.batch_size below 16"):
+        run_finetune(jagged, tmp_path / "tune", backbone)
 
 
 def test_weights_that_are_not_finite_are_not_saved(jagged, tmp_path, monkeypatch):

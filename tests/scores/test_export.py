@@ -20,7 +20,7 @@ from jetssl_cli.data.jagged import JaggedFile, write
 from jetssl_cli.data.jets import concatenate
 from jetssl_cli.data.stream import to_batch
 from jetssl_cli.encoder.pool import PoolConfig
-from jetssl_cli.errors import ConfigError, DataError, RunError
+from jetssl_cli.errors import ConfigError, DataError, OutOfMemoryError, RunError
 from jetssl_cli.objectives.ssfm import SSFMConfig
 from jetssl_cli.objectives.supervised import SupervisedConfig
 from jetssl_cli.runs.finetune import FinetuneConfig, finetune, load_classifier
@@ -100,6 +100,14 @@ def test_jets_longer_than_in_training_are_cut(runs, scores, jets):
     with torch.inference_mode(), h5py.File(scores) as file:
         uncut = classifier.logits(one_jet(jets, jet, 1000)).numpy()[0]
         assert not np.allclose(file["logits"][jet], uncut, rtol=1e-3)
+
+
+def test_memory_that_does_not_suffice_is_one_clear_line(runs, jagged, tmp_path, monkeypatch):
+    monkeypatch.setattr(Predictor, "_answer", lambda *_: np.empty(2**50))
+    out = tmp_path / "scores.h5"
+    with pytest.raises(OutOfMemoryError, match=r"Unable to allocate .*\): a smaller --batch-size"):
+        export(ExportConfig(run=runs / "fine", data=jagged / "test.h5", out=out))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("batch_size", [9, 499])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from itertools import pairwise
 
 import h5py
@@ -31,6 +32,7 @@ from jetssl_cli.scores.rows import Row
 from jetssl_cli.scores.scorefile import read_scores
 from jetssl_cli.scores.tables import render, to_csv
 from jetssl_cli.scores.trackfile import read_tracks
+from jetssl_cli.scores.verify import VerifyConfig, verify
 
 ORIGINS = ("primary", "from_c", "from_b", "other")
 MIXTURE = "data.mixture={signal: bottom, background: light, num_signal: %d, num_background: 60}"
@@ -51,6 +53,34 @@ def folder(tmp_path_factory):
         out = folder / f"{run}.scores.h5"
         export(ExportConfig(run=folder / run, data=folder / "test.h5", out=out, batch_size=70))
     return folder
+
+
+def test_score_files_of_tasks_are_sound(folder):
+    paths = tuple(sorted(folder.glob("*.scores.h5")))
+    found = {x.path.name.removesuffix(".scores.h5"): x for x in verify(VerifyConfig(paths=paths))}
+    assert {name: x.error for name, x in found.items()} == dict.fromkeys(found)
+    for task in ("track-origin", "vertex"):
+        assert f"version 1, of the task {task}, 250 jets with" in found[task].told
+        assert found[task].told.endswith("data unchanged, weights unchanged")
+
+
+@pytest.mark.parametrize(
+    ("task", "array", "value", "words"),
+    [
+        ("track-origin", "scores", 0.9, "do not sum to 1"),
+        ("track-origin", "jets", math.nan, "a number of jets is not finite"),
+        ("track-origin", "labels", 3, "label 3 is not in 0..2"),
+        ("vertex", "pairs", 1.5, "scores of pairs, from 0 to 1"),
+        ("vertex", "vertices", 99, "no tracks for"),
+    ],
+)
+def test_damaged_score_files_of_tasks_are_refused(folder, tmp_path, task, array, value, words):
+    path = tmp_path / "scores.h5"
+    shutil.copy(folder / f"{task}.scores.h5", path)
+    with h5py.File(path, "r+") as file:
+        file[array][0] = value
+    (finding,) = verify(VerifyConfig(paths=(path,)))
+    assert words in str(finding.error)
 
 
 def rows(folder, *names):
