@@ -319,7 +319,15 @@ def test_runs_that_have_not_ended(whole, tmp_path):
     (run / METRICS).write_text('{"step": 1}\n{"st')
     assert look(run)[0].told == "pretrain run, not at its end, no snapshot yet"
     snapshots = Snapshots(run, CheckpointConfig())
-    snapshots.write(Snapshot({"x": torch.arange(9.0)}, {"steps": 40}))
+    facts = {
+        "code": "1",
+        "steps": 40,
+        "seconds": 1.0,
+        "reader": {},
+        "latest": {},
+        "best": (1, 0, 0),
+    }
+    snapshots.write(Snapshot({"x": torch.arange(9.0)}, facts))
     assert look(run)[0].told == "pretrain run, not at its end, snapshot after step 40"
     (path,) = snapshots.files()
     damaged = bytearray(path.read_bytes())
