@@ -100,7 +100,6 @@ def _comes_back(cfg: PretrainConfig | FinetuneConfig) -> None:
     again = load(type(cfg), [Layer("text", checkpoint.yaml.safe_load(text))])
     if again != cfg:
         raise BrokenRuleError("the configuration does not come back from its text")
-    checkpoint.plain(cfg)
 
 
 def _jagged(path: Path) -> None:

@@ -249,10 +249,10 @@ def test_score_files_that_broke_the_rule(
     [
         ("3", "not a readable snapshot: 'int' object has no attribute 'get'"),
         ("[" * 5000, "not a readable snapshot: maximum recursion depth"),
-        ('{"version": "a\\nb"}', r"has version 'a\nb'; this jetssl reads 1"),
-        ('{"version": 1}', "not a readable snapshot: code: Field required"),
+        ('{"version": "a\\nb"}', r"has version 'a\nb'; this jetssl reads 2"),
+        ('{"version": 2}', "not a readable snapshot: code: Field required"),
         (
-            '{"version": 1, "code": "", "steps": -1, "seconds": 0, "reader": {}, "latest": {}, '
+            '{"version": 2, "code": "", "steps": -1, "seconds": 0, "reader": {}, "latest": {}, '
             '"best": [0, 0, 0]}',
             "not a readable snapshot: steps: Input should be greater than or equal to 0",
         ),
