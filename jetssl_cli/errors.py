@@ -72,7 +72,7 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-def reason(err: Exception) -> str:
+def reason(err: BaseException) -> str:
     """What an error of a library says, in one line."""
     text = err.args[0] if isinstance(err, KeyError) and err.args else err
     return " ".join(str(text).split()) or type(err).__name__

@@ -140,10 +140,14 @@ def has_fast_bf16() -> bool:
     """Whether bf16 is faster than float32 here: on such a GPU, or on a CPU with instructions."""
     if torch.cuda.is_available():
         return has_flash_attention()
-    can: dict[str, object] = getattr(
-        torch.cpu, "get_capabilities", dict
-    )()  # newer than the oldest torch allowed
+    can = cpu_capabilities()
     return bool(can.get("amx_bf16") or can.get("avx512_bf16"))
+
+
+def cpu_capabilities() -> dict[str, object]:
+    """What the CPU can do, by PyTorch's names; nothing is known of it where PyTorch is too old."""
+    found: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return found
 
 
 @cache

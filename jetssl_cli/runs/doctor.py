@@ -25,7 +25,7 @@ import torch
 from jetssl_cli import __version__
 from jetssl_cli.batch import Packing
 from jetssl_cli.config import Strict
-from jetssl_cli.encoder.attention import Backend, has_fast_bf16, plan, require
+from jetssl_cli.encoder.attention import Backend, cpu_capabilities, has_fast_bf16, plan, require
 from jetssl_cli.errors import ConfigError
 from jetssl_cli.runs.sync import DEFAULT_URI
 
@@ -84,7 +84,7 @@ def _software() -> Iterator[Finding]:
 
 
 def _devices() -> Iterator[Finding]:
-    capabilities = {} if torch.cuda.is_available() else torch.cpu.get_capabilities()
+    capabilities = cpu_capabilities()
     fast = [
         name for name in ("avx2", "avx512_f", "avx512_bf16", "amx_bf16") if capabilities.get(name)
     ]

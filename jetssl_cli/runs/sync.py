@@ -22,6 +22,7 @@ from uuid import uuid4
 
 from pydantic import Field, ValidationError
 
+from jetssl_cli import errors
 from jetssl_cli.config import Strict
 from jetssl_cli.errors import RunError
 from jetssl_cli.runs import checkpoint
@@ -242,7 +243,7 @@ def reason(err: Exception) -> str:
     while inner := root.__cause__ or root.__context__:
         root = inner
     shown = root if isinstance(root, OSError) and not isinstance(err, RunError) else err
-    return " ".join(str(shown).split())[:200]
+    return errors.reason(shown)[:200]
 
 
 def _status(run: Path) -> str:
