@@ -7,7 +7,7 @@ its own jet, and a query whose jet has no keys gets zero.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from importlib.util import find_spec
 from typing import Literal
@@ -144,9 +144,9 @@ def has_fast_bf16() -> bool:
     return bool(can.get("amx_bf16") or can.get("avx512_bf16"))
 
 
-def cpu_capabilities() -> dict[str, object]:
+def cpu_capabilities() -> Mapping[str, object]:
     """What the CPU can do, by PyTorch's names; nothing is known of it where PyTorch is too old."""
-    found: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    found: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return found
 
 
