@@ -2,7 +2,9 @@
 
 Arrays are chunked and compressed with gzip, a filter that every HDF5 library has. ISA-L compresses
 and decompresses the chunks: several times faster than zlib, and smaller than lzf. The Adler-32 sum
-that ends each chunk makes a flipped byte an error, not a number.
+that ends each chunk makes a flipped byte an error, not a number; what HDF5 itself keeps about the
+arrays has checksums since its format of 1.10. Text has a fixed length: text of any length would lie
+in a heap without a checksum, in which HDF5 searches without end once it is damaged.
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ CHUNK_BYTES = 2**20
 GZIP_LEVEL = 1
 GZIP_MOST = 1032
 """Bytes that one byte of gzip can become."""
+LAYOUT = ("v110", "v110")
+"""Oldest and newest HDF5 whose format is written: the oldest with checksums."""
 SEAL = "attributes_hash"
 """Attribute with a hash of all others: chunks end in a checksum, attributes do not."""
 
@@ -63,16 +67,29 @@ class Table:
 
     def append_text(self, name: str, lines: list[str]) -> None:
         """Write a list of strings (attributes are limited to 64 KiB, arrays are not)."""
-        self._file.create_dataset(name, data=lines, dtype=h5py.string_dtype())
+        texts = [line.encode() for line in lines]
+        summed = {"chunks": (len(texts),), "fletcher32": True} if texts else {}
+        self._file.create_dataset(name, data=texts, dtype=_text_type(texts), **summed)
 
     def describe(self, attributes: Mapping[str, str | int]) -> None:
         """Set attributes of the file."""
-        self._file.attrs.update(attributes)
+        for name, value in attributes.items():
+            if isinstance(value, str):
+                text = value.encode()
+                self._file.attrs.create(name, text, dtype=_text_type([text]))
+            else:
+                self._file.attrs[name] = value
 
     def finish(self) -> None:
         """Write what is still held back of each array."""
         for column in self._columns.values():
             column.finish()
+
+
+def _text_type(texts: list[bytes]) -> np.dtype[Any]:
+    """The type of UTF-8 strings as long as the longest of these."""
+    kind: np.dtype[Any] = h5py.string_dtype(length=max([1, *map(len, texts)]))
+    return kind
 
 
 class _Column:
@@ -266,12 +283,12 @@ def create(
             for old in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
                 old.unlink(missing_ok=True)
             with _Disk(partial, "w+") as disk:
-                with h5py.File(disk, "w") as file:
+                with h5py.File(disk, "w", libver=LAYOUT) as file:
                     table = Table(file, disk.check)
                     yield table
                     table.finish()
-                    file.attrs.update({"format": kind, "version": version})
-                    file.attrs[SEAL] = _hash(file.attrs)
+                    table.describe({"format": kind, "version": version})
+                    table.describe({SEAL: _hash(attributes_of(file))})
                     file.attrs["complete"] = True
                 disk.check()
                 os.fsync(disk.fileno())
@@ -324,31 +341,44 @@ def open_complete(path: Path, kind: str, version: int) -> h5py.File:
 
 def _problem(file: h5py.File, kind: str, version: int) -> str | None:
     """Why a file is not a whole one of ours, if it is not."""
-    found, number = str(file.attrs.get("format", "none")), str(file.attrs.get("version"))
+    about = attributes_of(file)
+    found, number = str(about.get("format", "none")), str(about.get("version"))
     if found != kind:
         return f"is of the format {found!r}, expected {kind!r}"
     if number != str(version):
         return f"has the version {printable(number)}, expected {version}"
-    if str(file.attrs.get("complete")) not in ("True", "1"):
+    if str(about.get("complete")) not in ("True", "1"):
         return "is incomplete: it was not written to its end"
     stranger = _stranger(file)
     return stranger and f"{stranger} is a link or lies in another file; neither is followed"
 
 
-def check_attributes(path: Path, attributes: Mapping[str, Any]) -> None:
+def attributes_of(file: h5py.File) -> dict[str, Any]:
+    """The attributes of an open file, text as ``str``.
+
+    Raises:
+        ValueError: text is not UTF-8.
+    """
+    return {
+        name: value.decode() if isinstance(value, bytes) else value
+        for name, value in file.attrs.items()
+    }
+
+
+def check_attributes(path: Path, found: Mapping[str, Any]) -> None:
     """Check that the attributes of a file are those that were written, where it keeps their hash.
 
     Raises:
         DataError: they are not.
     """
-    if attributes.get(SEAL, _hash(attributes)) != _hash(attributes):
+    if found.get(SEAL, _hash(found)) != _hash(found):
         raise DataError(f"{path}: damaged: its attributes are not those that were written")
 
 
-def _hash(attributes: Mapping[str, Any]) -> str:
+def _hash(found: Mapping[str, Any]) -> str:
     told = [
         f"{name}: {value}\n"
-        for name, value in sorted(attributes.items())
+        for name, value in sorted(found.items())
         if name not in (SEAL, "complete")
     ]
     return hashlib.sha256("".join(told).encode()).hexdigest()

@@ -7,7 +7,6 @@ others here, by hypothesis. Inputs that once broke the rule stand below by thems
 from __future__ import annotations
 
 import io
-import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -60,9 +59,7 @@ def test_a_changed_input_is_valid_or_refused_in_clear_lines(name: str, tmp_path:
 def test_a_changed_hdf5_file_is_valid_or_refused_in_a_clear_line(name: str, tmp_path: Path) -> None:
     words = [sys.executable, run.__file__, name, "--executions", "150", "--found", str(tmp_path)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
-    kinds = set(re.findall(r"^  \d+ x (.*)$", done.stdout, re.M))
-    assert kinds <= {"hang"}, done.stdout + done.stderr  # of HDF5 itself: docs/reliability.md
-    assert (done.returncode, bool(kinds)) in ((0, False), (1, True)), done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     assert f"{name}: 150 executions" in done.stdout
 
 
