@@ -68,8 +68,7 @@ class Table:
     def append_text(self, name: str, lines: list[str]) -> None:
         """Write a list of strings (attributes are limited to 64 KiB, arrays are not)."""
         texts = [line.encode() for line in lines]
-        summed = {"chunks": (len(texts),), "fletcher32": True} if texts else {}
-        self._file.create_dataset(name, data=texts, dtype=_text_type(texts), **summed)
+        self.append(name, np.array(texts, _text_type(texts)))
 
     def describe(self, attributes: Mapping[str, str | int]) -> None:
         """Set attributes of the file."""
@@ -98,11 +97,13 @@ class _Column:
     def __init__(self, file: h5py.File, name: str, chunk_rows: int) -> None:
         self._file, self._name, self._chunk_rows = file, name, chunk_rows
         self._waiting: list[NDArray[Any]] = []
+        self._type: np.dtype[Any] | None = None
         self._num_waiting = self._written = 0
         self._data: h5py.Dataset | None = None
 
     def append(self, rows: NDArray[Any]) -> None:
         self._waiting.append(rows)
+        self._type = self._type or rows.dtype  # with what numpy forgets when it joins texts
         self._num_waiting += len(rows)
         row_bytes = rows.dtype.itemsize * int(np.prod(rows.shape[1:]))
         chunk = max(1, min(self._chunk_rows, CHUNK_BYTES // max(1, row_bytes)))
@@ -122,7 +123,7 @@ class _Column:
             self._data = self._file.create_dataset(
                 self._name,
                 (0, *table.shape[1:]),
-                table.dtype,
+                self._type,
                 maxshape=(None, *table.shape[1:]),
                 chunks=(chunk, *(max(1, n) for n in table.shape[1:])),
                 compression="gzip",
@@ -143,15 +144,16 @@ class _Column:
 class Rows:
     """Reads ranges of rows of an array, faster than HDF5 does where ISA-L can decompress them."""
 
-    def __init__(self, data: h5py.Dataset) -> None:
-        """Look at the array, and read nothing.
+    def __init__(self, data: h5py.Dataset, kinds: str = "biuf") -> None:
+        """Look at the array, and read nothing; ``kinds`` are those of numpy that it may have.
 
         Raises:
-            ValueError: it holds no numbers, or more than its file can hold.
+            ValueError: it holds no numbers, more than its file can hold, or a damaged chunk.
         """
-        if data.dtype.kind not in "biuf":
-            raise ValueError(f"{data.name} holds no numbers")
+        if data.dtype.kind not in kinds:
+            raise ValueError(f"{data.name} holds no {'text' if kinds == 'S' else 'numbers'}")
         _check_size(data)
+        _check_sums(data)
         self._data = data
         self.dtype: np.dtype[Any] = data.dtype
         self.shape: tuple[int, ...] = data.shape
@@ -207,10 +209,12 @@ def read_texts(data: h5py.Dataset) -> list[str]:
     """A list of strings, as ``Table.append_text`` writes it.
 
     Raises:
-        ValueError: it is longer than its file can hold.
+        ValueError: it is longer than its file can hold, or not UTF-8.
     """
+    if data.dtype.kind == "S":
+        return [line.decode() for line in Rows(data, "S").read().tolist()]
     _check_size(data)
-    return [str(line) for line in data.asstr()[:]]
+    return [str(line) for line in data.asstr()[:]]  # of any length, as older files have it
 
 
 def _check_size(data: h5py.Dataset) -> None:
@@ -219,6 +223,15 @@ def _check_size(data: h5py.Dataset) -> None:
     for shape in (data.shape, data.chunks or ()):
         if math.prod(shape) * data.dtype.itemsize > most:
             raise ValueError(f"{data.name} has the shape {data.shape}, more than the file can hold")
+
+
+def _check_sums(data: h5py.Dataset) -> None:
+    """Refuse chunks that are too short to end in HDF5's own checksum: it crashes on them."""
+    if data.fletcher32:
+        sizes: list[int] = []
+        data.id.chunk_iter(lambda chunk: sizes.append(chunk.size))
+        if min(sizes, default=4) < 4:
+            raise ValueError(f"{data.name} has a chunk of {min(sizes)} bytes, less than its sum")
 
 
 def _is_gzip(data: h5py.Dataset) -> bool:

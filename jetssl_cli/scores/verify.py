@@ -19,6 +19,7 @@ from jetssl_cli.data.hdf5 import (
     check_attributes,
     open_complete,
     open_foreign,
+    read_texts,
     readable,
 )
 from jetssl_cli.data.verify import verify_data
@@ -130,7 +131,7 @@ def _verify_hdf5(path: Path) -> str:
         check_attributes(path, about)
         arrays = {name: Rows(file[name]).read() for name in file if name != CONFIG}
         if CONFIG in file:
-            _check_config(path, str(file[CONFIG].asstr()[0]), about)
+            _check_config(path, read_texts(file[CONFIG])[0], about)
         told = look(path, about, arrays)
     return f"{told}{_made_of(path, about)}"
 

@@ -188,6 +188,13 @@ def replaced(name: str, data: object = None, **options: object) -> Callable[[h5p
     return edit
 
 
+def short_of_a_sum(file: h5py.File) -> None:
+    """HDF5 crashes where it reads it."""
+    del file["jets/labels"]
+    data = file.create_dataset("jets/labels", (4,), "i2", chunks=(2,), fletcher32=True)
+    data.id.write_direct_chunk((2,), b"ab")
+
+
 def read_all(path: Path) -> None:
     with JaggedFile(path) as file:
         assert len(file.read(0, 1)) == len(file.labels()[:1])
@@ -212,6 +219,7 @@ def read_all(path: Path) -> None:
         (lambda f: f.attrs.update(left_out="[" * 5000), "damaged: maximum recursion depth"),
         (replaced("sources", shape=(2**40,), dtype=h5py.string_dtype()), "than the file can hold"),
         (replaced("sources", 3), "damaged: "),
+        (short_of_a_sum, "has a chunk of 2 bytes, less than its sum"),
     ],
 )
 def test_data_files_that_broke_the_rule(edit: Callable[[h5py.File], object], words: str) -> None:
