@@ -75,7 +75,7 @@ audit: $(TOOLS)/.installed
 
 sbom: $(BIN)/.installed $(TOOLS)/.installed
 	mkdir -p build
-	$(TOOLS)/cyclonedx-py environment --pyproject pyproject.toml --PEP-639 \
+	$(TOOLS)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
 	    --output-file build/sbom.json $(BIN)/python
 
 lock: $(TOOLS)/.installed
