@@ -10,7 +10,9 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -76,7 +78,8 @@ def test_only_the_numbers_that_are_named_get_smaller() -> None:
     words = shlex.split("finetune --unfreeze-at 500 --max-time 24h --frozen optim.lr=1e-3")
     kept = shlex.split("finetune --unfreeze-at 1 --frozen optim.lr=1e-3 --steps 2")
     assert shortened(words) == [*kept, *SETTINGS]
-    assert shortened(["convert", "a", "--jobs", "8"]) == ["convert", "a", "--jobs", "8"]
+    assert shortened(["convert", "a", "--jobs", "8"]) == ["convert", "a", "--jobs", "1"]
+    assert shortened(["merge", "a", "--num-jets", "8"]) == ["merge", "a", "--num-jets", "8"]
     assert shortened(["simulate", "btag", "--jets", "1000"]) == ["simulate", "btag", "--jets", "4"]
     assert shortened([]) == []
 
@@ -111,25 +114,50 @@ class Bench:
     """Types scripts, in folders of their own, with a ``jetssl`` that makes numbers smaller."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        command = folder / "bin" / "jetssl"
+        self.folder, self.socket = folder, folder / "socket"
+        self.command("forking.py", f'"{self.socket}" typed', ROOT)
+
+    def command(self, script: str, words: str, tree: Path) -> None:
+        """Let ``jetssl`` be a script of this folder, with the package of ``tree``."""
+        smaller = Path(__file__).with_name(script)
+        text = f'#!/bin/sh\nPYTHONPATH="{tree}" exec "{sys.executable}" "{smaller}" {words} "$@"\n'
+        command = self.folder / f"bin-{script}" / "jetssl"
         command.parent.mkdir()
-        smaller = Path(__file__).with_name("shortened.py")
-        command.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{smaller}" "$@"\n')
+        command.write_text(text)
         command.chmod(0o755)
 
-    def type(self, text: str, folder: Path, tree: Path = ROOT) -> str:
-        """What a script prints; an error of any of its commands is one of the test.
+    @contextmanager
+    def open(self) -> Iterator[Bench]:
+        """Let commands be executed."""
+        words = [sys.executable, Path(__file__).with_name("forking.py"), self.socket]
+        server = subprocess.Popen(words, env=self.environment("forking.py"))
+        try:
+            while not self.socket.exists():
+                assert server.poll() is None, "the server of commands has ended"
+                time.sleep(0.1)
+            yield self
+        finally:
+            server.terminate()
+            server.wait()
 
-        The package is that of ``tree``.
-        """
-        path = [str(self.folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]]
+    def environment(self, script: str) -> dict[str, str]:
+        """That of all commands."""
+        path = [f"{self.folder}/bin-{script}", str(Path(sys.executable).parent), os.environ["PATH"]]
+        return {
+            **os.environ,
+            "PATH": ":".join(path),
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+            "MLFLOW_TRACKING_URI": f"sqlite:///{self.folder}/mlflow.db",
+            "COLUMNS": "120",
+        }
+
+    def type(self, text: str, folder: Path, script: str = "forking.py") -> str:
+        """What a script of the shell prints; an error of any of its commands is one of the test."""
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", text],
             cwd=folder,
-            env=os.environ
-            | {"PATH": ":".join(path), "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
-            | {"MLFLOW_TRACKING_URI": f"sqlite:///{self.folder}/mlflow.db", "COLUMNS": "120"},
+            env=self.environment(script),
             capture_output=True,
             text=True,
             check=False,
@@ -139,8 +167,9 @@ class Bench:
 
 
 @pytest.fixture(scope="session")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return Bench(tmp_path_factory.mktemp("bench"))
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    with Bench(tmp_path_factory.mktemp("bench")).open() as opened:
+        yield opened
 
 
 RUNS = """
@@ -184,17 +213,18 @@ def after(prepared: Path, bench: Bench, request: pytest.FixtureRequest) -> Calla
 
     @cache
     def type_page(page: str) -> Ran:
-        folder, tree = bench.folder / page, ROOT
+        folder, command = bench.folder / page, "forking.py"
         if page == "recipes.md":
             files_of_ones_own(request.getfixturevalue("shared_data"), prepared)
         if page == "method.md":
-            tree = changed(bench.folder / "tree", blocks(page, "diff"))
+            command = "shortened.py"
+            bench.command(command, "", changed(bench.folder / "tree", blocks(page, "diff")))
         for name in PRESUPPOSED.get(page, ()):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             copy = shutil.copytree if (prepared / name).is_dir() else shutil.copy
             copy(prepared / name, folder / name)
         folder.mkdir(exist_ok=True)
-        return Ran(folder, bench.type(script(page), folder, tree))
+        return Ran(folder, bench.type(script(page), folder, command))
 
     return type_page
 
