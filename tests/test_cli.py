@@ -408,6 +408,7 @@ BAD_SCORES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("text", "problem"), BAD_SCORES.items(), ids=BAD_SCORES.values())
 def test_evaluate_refuses_bad_scores_in_one_line(jetssl, tmp_path, text, problem):
     (tmp_path / "good.csv").write_text("label,score_QCD,score_Hbb\nQCD,0.5,0.5\nHbb,0.5,0.5\n")

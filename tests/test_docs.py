@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import fcntl
 import json
 import os
 import re
@@ -14,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import h5py
@@ -103,26 +103,29 @@ PRESUPPOSED = {
     "reliability.md": ("train.h5", "val.h5", "test.h5", "runs", "scores"),
     "export.md": ("test.h5", "runs", "HToBB_100.root"),
     "evaluation.md": ("scores", "weaver"),
-    "recipes.md": ("my.root", "train.root", "val.root", "test.root", "mine.yaml"),
 }
 """The files and folders that the text of a page takes to be there, which it does not make itself.
 
-Real ones, but small: the jets of ``tests/samples``, and runs of two steps on them."""
+Real ones, but small: the jets of ``tests/samples``, and runs of two steps on them. The files of
+recipes.md are those of ``files_of_ones_own``."""
 
 
 class Bench:
     """Types scripts, in folders of their own, with a ``jetssl`` that makes numbers smaller."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.socket = folder, folder / "socket"
+    def __init__(self, folder: Path, own: Path) -> None:
+        """Pages are typed in ``folder``, once by all processes that test together; ``own`` is of
+        this process."""
+        self.folder, self.own, self.socket = folder, own, own / "socket"
+        self.folder.mkdir(exist_ok=True)
         self.command("forking.py", f'"{self.socket}" typed', ROOT)
 
     def command(self, script: str, words: str, tree: Path) -> None:
         """Let ``jetssl`` be a script of this folder, with the package of ``tree``."""
         smaller = Path(__file__).with_name(script)
         text = f'#!/bin/sh\nPYTHONPATH="{tree}" exec "{sys.executable}" "{smaller}" {words} "$@"\n'
-        command = self.folder / f"bin-{script}" / "jetssl"
-        command.parent.mkdir()
+        command = self.own / f"bin-{script}" / "jetssl"
+        command.parent.mkdir(exist_ok=True)
         command.write_text(text)
         command.chmod(0o755)
 
@@ -142,7 +145,7 @@ class Bench:
 
     def environment(self, script: str) -> dict[str, str]:
         """That of all commands."""
-        path = [f"{self.folder}/bin-{script}", str(Path(sys.executable).parent), os.environ["PATH"]]
+        path = [f"{self.own}/bin-{script}", str(Path(sys.executable).parent), os.environ["PATH"]]
         return {
             **os.environ,
             "PATH": ":".join(path),
@@ -166,9 +169,23 @@ class Bench:
         return done.stdout
 
 
+@contextmanager
+def alone(folder: Path) -> Iterator[bool]:
+    """Hold a folder, so that one process makes what is in it: whether it has to be made."""
+    done = folder.with_suffix(".done")
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+        yield not done.exists()
+        done.touch()
+
+
 @pytest.fixture(scope="session")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    with Bench(tmp_path_factory.mktemp("bench")).open() as opened:
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with Bench(shared / "pages", tmp_path_factory.mktemp("bench")).open() as opened:
         yield opened
 
 
@@ -190,6 +207,14 @@ cp *.h5 jetclass
 def prepared(jagged: Path, samples: Path, bench: Bench) -> Path:
     """All that pages presuppose but files of b-tagging jets."""
     folder = bench.folder / "prepared"
+    with alone(folder) as due:
+        if due:
+            prepare(folder, jagged, samples, bench)
+    return folder
+
+
+def prepare(folder: Path, jagged: Path, samples: Path, bench: Bench) -> None:
+    """Write it."""
     folder.mkdir()
     for name, source in {"train_100M": "train", "val_5M": "val", "test_20M": "test"}.items():
         shutil.copytree(samples / "jetclass" / source, folder / "JetClass" / name)
@@ -204,33 +229,39 @@ def prepared(jagged: Path, samples: Path, bench: Bench) -> Path:
     with uproot.recreate(folder / "weaver" / "pred.root") as file:
         file.mktree("Events", {name: column.dtype for name, column in columns.items()})
         file["Events"].extend(columns)
-    return folder
 
 
 @pytest.fixture(scope="session")
 def after(prepared: Path, bench: Bench, request: pytest.FixtureRequest) -> Callable[[str], Ran]:
     """What is there after the commands of a page, which are typed once, and what they printed."""
 
-    @cache
     def type_page(page: str) -> Ran:
-        folder, command = bench.folder / page, "forking.py"
+        folder, printed = bench.folder / page, bench.folder / f"{page}.txt"
+        with alone(folder) as due:
+            if due:
+                printed.write_text(typed(page, folder))
+        return Ran(folder, printed.read_text())
+
+    def typed(page: str, folder: Path) -> str:
+        command = "forking.py"
         if page == "recipes.md":
-            files_of_ones_own(request.getfixturevalue("shared_data"), prepared)
+            files_of_ones_own(request.getfixturevalue("shared_data"), folder)
         if page == "method.md":
             command = "shortened.py"
-            bench.command(command, "", changed(bench.folder / "tree", blocks(page, "diff")))
+            bench.command(command, "", changed(bench.own / "tree", blocks(page, "diff")))
         for name in PRESUPPOSED.get(page, ()):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             copy = shutil.copytree if (prepared / name).is_dir() else shutil.copy
             copy(prepared / name, folder / name)
         folder.mkdir(exist_ok=True)
-        return Ran(folder, bench.type(script(page), folder, command))
+        return bench.type(script(page), folder, command)
 
     return type_page
 
 
 def files_of_ones_own(shared_data: Path, folder: Path) -> None:
     """The files of recipes.md: b-tagging jets, and the recipe of the page."""
+    folder.mkdir()
     sources = {"train": "valid", "val": "test", "test": "test", "my": "test"}
     for name, source in sources.items():
         shutil.copy(shared_data / f"btag_reduced_{source}.root", folder / f"{name}.root")
@@ -329,7 +360,7 @@ def check_listed(section: str, *paths: Path, attributes_of: str | None = None) -
                 assert ("string" if text else str(array.dtype)) in kind.split(" or "), name
                 assert axes_fit(shape, array.shape, axes), f"{path}: {name}: {array.shape} {axes}"
             for name, value in file.attrs.items():
-                kinds = {"string": str, "integer": np.integer, "boolean": np.bool_}
+                kinds = {"string": bytes, "integer": np.integer, "boolean": np.bool_}
                 assert isinstance(value, kinds[attributes[name]]), f"{name}: {type(value)}"
             seen |= {*found, *file.attrs}
     some = {name for name in attributes if attributes_of is None}

@@ -72,6 +72,7 @@ def test_the_tracking_server_is_asked(tmp_path, monkeypatch):
     assert "secret" not in there.found + gone.found
 
 
+@pytest.mark.slow
 def test_the_command(jetssl, tmp_path):
     done = jetssl("doctor", "--folder", tmp_path, "--json")
     assert {row["name"] for row in json.loads(done.stdout)} == set(found(tmp_path))

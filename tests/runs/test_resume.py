@@ -211,6 +211,7 @@ def test_without_a_snapshot_it_begins_anew(whole, jagged, tmp_path, monkeypatch)
     same_runs(pretrain(resumed(cfg)), whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
 def test_a_damaged_snapshot_is_passed_over(whole, jagged, tmp_path, monkeypatch, capsys, damage):
     cfg = config(jagged, tmp_path / "run", checkpoint={"every_steps": 2})
@@ -282,6 +283,7 @@ def test_a_job_is_put_back_into_the_queue(jagged, tmp_path, stop, monkeypatch, c
     assert "job 17 could not be put back into the queue" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # MLflow and sqlalchemy warn of their own affairs
 def test_a_run_that_goes_on_is_one_run_of_mlflow(jagged, tmp_path, stop, monkeypatch):
     from mlflow import MlflowClient
