@@ -13,7 +13,8 @@ import sys
 from collections.abc import Sequence
 
 SMALLER = {
-    "simulate": {"--jets": "4"},
+    "simulate": {"--jets": "4", "--jobs": "1"},
+    "convert": {"--jobs": "1"},
     "pretrain": {"--size": "tiny"},
     "finetune": {"--num-jets": "20", "--num-signal": "10", "--unfreeze-at": "1"},
 }

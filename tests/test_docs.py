@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import fcntl
 import json
 import os
 import re
@@ -10,9 +11,10 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import h5py
@@ -76,7 +78,8 @@ def test_only_the_numbers_that_are_named_get_smaller() -> None:
     words = shlex.split("finetune --unfreeze-at 500 --max-time 24h --frozen optim.lr=1e-3")
     kept = shlex.split("finetune --unfreeze-at 1 --frozen optim.lr=1e-3 --steps 2")
     assert shortened(words) == [*kept, *SETTINGS]
-    assert shortened(["convert", "a", "--jobs", "8"]) == ["convert", "a", "--jobs", "8"]
+    assert shortened(["convert", "a", "--jobs", "8"]) == ["convert", "a", "--jobs", "1"]
+    assert shortened(["merge", "a", "--num-jets", "8"]) == ["merge", "a", "--num-jets", "8"]
     assert shortened(["simulate", "btag", "--jets", "1000"]) == ["simulate", "btag", "--jets", "4"]
     assert shortened([]) == []
 
@@ -100,36 +103,64 @@ PRESUPPOSED = {
     "reliability.md": ("train.h5", "val.h5", "test.h5", "runs", "scores"),
     "export.md": ("test.h5", "runs", "HToBB_100.root"),
     "evaluation.md": ("scores", "weaver"),
-    "recipes.md": ("my.root", "train.root", "val.root", "test.root", "mine.yaml"),
 }
 """The files and folders that the text of a page takes to be there, which it does not make itself.
 
-Real ones, but small: the jets of ``tests/samples``, and runs of two steps on them."""
+Real ones, but small: the jets of ``tests/samples``, and runs of two steps on them. The files of
+recipes.md are those of ``files_of_ones_own``."""
 
 
 class Bench:
     """Types scripts, in folders of their own, with a ``jetssl`` that makes numbers smaller."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        command = folder / "bin" / "jetssl"
-        command.parent.mkdir()
-        smaller = Path(__file__).with_name("shortened.py")
-        command.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{smaller}" "$@"\n')
+    def __init__(self, folder: Path, own: Path) -> None:
+        """Pages are typed in ``folder``, once by all processes that test together; ``own`` is of
+        this process."""
+        self.folder, self.own, self.socket = folder, own, own / "socket"
+        self.folder.mkdir(exist_ok=True)
+        self.command("forking.py", f'"{self.socket}" typed', ROOT)
+
+    def command(self, script: str, words: str, tree: Path) -> None:
+        """Let ``jetssl`` be a script of this folder, with the package of ``tree``."""
+        smaller = Path(__file__).with_name(script)
+        text = f'#!/bin/sh\nPYTHONPATH="{tree}" exec "{sys.executable}" "{smaller}" {words} "$@"\n'
+        command = self.own / f"bin-{script}" / "jetssl"
+        command.parent.mkdir(exist_ok=True)
+        command.write_text(text)
         command.chmod(0o755)
 
-    def type(self, text: str, folder: Path, tree: Path = ROOT) -> str:
-        """What a script prints; an error of any of its commands is one of the test.
+    @contextmanager
+    def open(self) -> Iterator[Bench]:
+        """Let commands be executed."""
+        words = [sys.executable, Path(__file__).with_name("forking.py"), self.socket]
+        server = subprocess.Popen(words, env=self.environment("forking.py"))
+        try:
+            while not self.socket.exists():
+                assert server.poll() is None, "the server of commands has ended"
+                time.sleep(0.1)
+            yield self
+        finally:
+            server.terminate()
+            server.wait()
 
-        The package is that of ``tree``.
-        """
-        path = [str(self.folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]]
+    def environment(self, script: str) -> dict[str, str]:
+        """That of all commands."""
+        path = [f"{self.own}/bin-{script}", str(Path(sys.executable).parent), os.environ["PATH"]]
+        return {
+            **os.environ,
+            "PATH": ":".join(path),
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+            "MLFLOW_TRACKING_URI": f"sqlite:///{self.folder}/mlflow.db",
+            "COLUMNS": "120",
+        }
+
+    def type(self, text: str, folder: Path, script: str = "forking.py") -> str:
+        """What a script of the shell prints; an error of any of its commands is one of the test."""
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", text],
             cwd=folder,
-            env=os.environ
-            | {"PATH": ":".join(path), "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
-            | {"MLFLOW_TRACKING_URI": f"sqlite:///{self.folder}/mlflow.db", "COLUMNS": "120"},
+            env=self.environment(script),
             capture_output=True,
             text=True,
             check=False,
@@ -138,9 +169,24 @@ class Bench:
         return done.stdout
 
 
+@contextmanager
+def alone(folder: Path) -> Iterator[bool]:
+    """Hold a folder, so that one process makes what is in it: whether it has to be made."""
+    done = folder.with_suffix(".done")
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+        yield not done.exists()
+        done.touch()
+
+
 @pytest.fixture(scope="session")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return Bench(tmp_path_factory.mktemp("bench"))
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with Bench(shared / "pages", tmp_path_factory.mktemp("bench")).open() as opened:
+        yield opened
 
 
 RUNS = """
@@ -161,6 +207,14 @@ cp *.h5 jetclass
 def prepared(jagged: Path, samples: Path, bench: Bench) -> Path:
     """All that pages presuppose but files of b-tagging jets."""
     folder = bench.folder / "prepared"
+    with alone(folder) as due:
+        if due:
+            prepare(folder, jagged, samples, bench)
+    return folder
+
+
+def prepare(folder: Path, jagged: Path, samples: Path, bench: Bench) -> None:
+    """Write it."""
     folder.mkdir()
     for name, source in {"train_100M": "train", "val_5M": "val", "test_20M": "test"}.items():
         shutil.copytree(samples / "jetclass" / source, folder / "JetClass" / name)
@@ -175,32 +229,39 @@ def prepared(jagged: Path, samples: Path, bench: Bench) -> Path:
     with uproot.recreate(folder / "weaver" / "pred.root") as file:
         file.mktree("Events", {name: column.dtype for name, column in columns.items()})
         file["Events"].extend(columns)
-    return folder
 
 
 @pytest.fixture(scope="session")
 def after(prepared: Path, bench: Bench, request: pytest.FixtureRequest) -> Callable[[str], Ran]:
     """What is there after the commands of a page, which are typed once, and what they printed."""
 
-    @cache
     def type_page(page: str) -> Ran:
-        folder, tree = bench.folder / page, ROOT
+        folder, printed = bench.folder / page, bench.folder / f"{page}.txt"
+        with alone(folder) as due:
+            if due:
+                printed.write_text(typed(page, folder))
+        return Ran(folder, printed.read_text())
+
+    def typed(page: str, folder: Path) -> str:
+        command = "forking.py"
         if page == "recipes.md":
-            files_of_ones_own(request.getfixturevalue("shared_data"), prepared)
+            files_of_ones_own(request.getfixturevalue("shared_data"), folder)
         if page == "method.md":
-            tree = changed(bench.folder / "tree", blocks(page, "diff"))
+            command = "shortened.py"
+            bench.command(command, "", changed(bench.own / "tree", blocks(page, "diff")))
         for name in PRESUPPOSED.get(page, ()):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             copy = shutil.copytree if (prepared / name).is_dir() else shutil.copy
             copy(prepared / name, folder / name)
         folder.mkdir(exist_ok=True)
-        return Ran(folder, bench.type(script(page), folder, tree))
+        return bench.type(script(page), folder, command)
 
     return type_page
 
 
 def files_of_ones_own(shared_data: Path, folder: Path) -> None:
     """The files of recipes.md: b-tagging jets, and the recipe of the page."""
+    folder.mkdir()
     sources = {"train": "valid", "val": "test", "test": "test", "my": "test"}
     for name, source in sources.items():
         shutil.copy(shared_data / f"btag_reduced_{source}.root", folder / f"{name}.root")
