@@ -311,7 +311,7 @@ def _snakemake(cfg: WorkflowConfig, folder: Path, config: Path) -> list[str]:
     words: list[object] = [sys.executable, "-m", "snakemake", "--snakefile", home / "Snakefile"]
     words += ["--directory", folder, "--configfile", config, "--profile", profile.resolve()]
     words += ["--rerun-triggers", "mtime", "input", "--rerun-incomplete", "--keep-going"]
-    words += ["--quiet", "host", "reason", "rules", "--show-failed-logs"]
+    words += ["--quiet", "host", "reason", "--show-failed-logs"]
     if cfg.jobs is not None:
         words += ["--cores" if cfg.profile == "local" else "--jobs", cfg.jobs]
     if cfg.container is not None:
