@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import os
 import re
+import signal
 import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -190,14 +194,21 @@ def test_what_a_training_has_used_up_is_read_from_its_folder(tmp_path: Path) -> 
 
 @needs_snakemake
 @pytest.mark.slow
-def test_from_nothing_to_the_report(jetssl: Run, tmp_path: Path) -> None:
+def test_from_nothing_to_the_report(tmp_path: Path) -> None:
     """With a part that fails at first; what is there is kept, and nothing is done twice."""
     out = tmp_path / "w"
-    words = ("workflow", "--methods", "mpm", "--seeds", "1", "--out", "w", "--jobs", "2")
-    words += (*SHORT, *SIMULATED)
+    words = ("--methods=mpm", "--seeds=1", "--out=w", "--jobs=2", *SHORT, *SIMULATED)
+    command = [sys.executable, "-m", "jetssl_cli", "workflow", *words]
+    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
+
+    def run() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+
     (out / "runs").mkdir(parents=True)
     (out / "runs" / "mpm-full-seed0").write_text("in the way")
-    done = jetssl(*words)
+    done = run()
     assert done.returncode == 2, done.stdout + done.stderr
     assert "w: a part has failed" in done.stderr
     assert not (out / "report.html").exists()
@@ -207,7 +218,7 @@ def test_from_nothing_to_the_report(jetssl: Run, tmp_path: Path) -> None:
     }
 
     (out / "runs" / "mpm-full-seed0").unlink()
-    done = jetssl(*words)
+    done = run()
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"^ *finetune +2 ", done.stdout, re.MULTILINE)
     assert "data:image/svg+xml" in (out / "report.html").read_text()
@@ -221,7 +232,32 @@ def test_from_nothing_to_the_report(jetssl: Run, tmp_path: Path) -> None:
     assert used == [("pretrain", "100"), *[("finetune", "60")] * 4]
 
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.h5")}
-    done = jetssl(*words)
+    done = run()
     assert done.returncode == 0
     assert "Nothing to be done" in done.stdout + done.stderr
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.h5")} == before
+
+
+@needs_snakemake
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
+def test_a_signal_ends_all_jobs_which_keep_what_they_have(
+    number: signal.Signals, jetclass: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "w" / "runs" / "mpm-seed0"
+    words = ("--methods=mpm", "--seeds=1", f"--jetclass={jetclass}", "--out=w", "--jobs=2", *SHORT)
+    command = [sys.executable, "-m", "jetssl_cli", "workflow", *words, "--budget=10000000"]
+    with (tmp_path / "told").open("w") as told:
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=told, stderr=told)
+        deadline = time.monotonic() + 280
+        while not (run / "metrics.jsonl").exists() and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(number)
+        code = process.wait(200)
+    said = (tmp_path / "told").read_text()
+    assert code == 128 + number, said
+    assert f"w: stopped by {number.name}; the same command goes on with it" in said
+    assert list((run / "snapshots").iterdir())
+    assert not (run / ".lock").exists()
+    assert not (tmp_path / "w" / ".lock").exists()
