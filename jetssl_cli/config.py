@@ -166,7 +166,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def shipped(folder: str) -> Path:
-    """Find ``configs`` or ``data_recipes``, in an installed wheel or beside a checkout."""
+    """Find a folder such as ``configs``, in an installed wheel or beside a checkout."""
     package = Path(__file__).parent
     inside = package / "_shipped" / folder
     return inside if inside.is_dir() else package.parent / folder

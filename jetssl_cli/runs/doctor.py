@@ -34,6 +34,7 @@ EXTRAS = {
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
     "simulate": ("fastjet", "pythia8mc"),
     "subjets": ("fastjet",),
+    "workflow": ("snakemake", "snakemake-executor-plugin-slurm"),
 }
 """Packages of each extra."""
 BACKENDS: tuple[Backend, ...] = ("flash-attn", "varlen", "padded", "reference")
