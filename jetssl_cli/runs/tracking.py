@@ -120,6 +120,8 @@ def rewind(folder: Path, steps: int, *, validated: bool) -> None:
         except ValueError:  # the run was killed while it wrote
             continue
         again = not validated and any(name.startswith("val/") for name in found)
+        if any(name.startswith("best/") for name in found):  # written at the end of a run
+            continue
         if found["step"] < steps or (found["step"] == steps and not again):
             kept.append(line + "\n")
     partial = path.with_name(f".{METRICS}.partial")

@@ -255,7 +255,8 @@ def _run(prepared: Prepared) -> Path:
             if cfg.train.keep == "best":
                 tracker.metrics({"best/loss": module.best.loss}, module.best.step)
             about = checkpoint.facts_of(cfg.out, schema, recipe)
-            for name, trained in weights.items():
+            for name in sorted(weights, key=lambda name: name == checkpoint.MODEL):
+                trained = weights[name]
                 checkpoint.save(cfg.out / name, module.best.weights.get(name) or trained, about)
             snapshots.clear()
     return cfg.out

@@ -87,6 +87,7 @@ def test_a_misspelled_setting_of_mlflow(tmp_path, monkeypatch, name, value, wher
     assert finding.advice.endswith(meant)
 
 
+@pytest.mark.slow
 def test_the_command(jetssl, tmp_path):
     done = jetssl("doctor", "--folder", tmp_path, "--json")
     assert {row["name"] for row in json.loads(done.stdout)} == set(found(tmp_path))
