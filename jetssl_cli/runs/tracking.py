@@ -129,6 +129,14 @@ def rewind(folder: Path, steps: int, *, validated: bool) -> None:
     partial.replace(path)
 
 
+def latest(folder: Path) -> dict[str, float]:
+    """The last of each measurement of a run that has come to its end."""
+    path = folder / METRICS
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    rows = map(json.loads, text.splitlines())
+    return {name: value for row in rows for name, value in row.items() if name != "time"}
+
+
 class _Sender:
     """A thread that brings MLflow up to what is in a run folder, until it is closed."""
 
