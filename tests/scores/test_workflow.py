@@ -77,7 +77,7 @@ def test_given_data_are_not_simulated_and_each_training_has_the_same_budget(
     told = module._asked(cfg, "--dry-run", "--printshellcmds")
     commands = re.findall(r"^.* (pretrain|finetune) (.*) > logs", told, re.MULTILINE)
     budgets = [(kind, *re.findall(r"--(?:jets|max-time) \S+", said)) for kind, said in commands]
-    assert set(budgets) == {("pretrain", "--max-time 1h30m"), ("finetune", "--jets 20000")}
+    assert set(budgets) == {("pretrain", "--max-time 1h30m"), ("finetune", "--jets 6000")}
     seeds = [found for _, said in commands for found in re.findall(r"train.seed=(\d)", said)]
     assert sorted(seeds) == ["0"] * 8 + ["1"] * 8
 
@@ -137,7 +137,7 @@ def test_a_folder_belongs_to_one_workflow_that_can_grow(tmp_path: Path) -> None:
     grown = load_config("tiny", options(out=str(tmp_path), jobs=3, slurm={"partition": "p"}))
     module._require_same(grown)
     other = load_config("tiny", options(out=str(tmp_path), pretrain={"budget": "7"}))
-    with pytest.raises(ConfigError, match=r"pretrain.budget = 7: .* has 60000; choose"):
+    with pytest.raises(ConfigError, match=r"pretrain.budget = 7: .* has 15000; choose"):
         module._require_same(other)
 
 
