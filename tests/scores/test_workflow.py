@@ -205,18 +205,20 @@ def test_from_nothing_to_the_report(tmp_path: Path) -> None:
             command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
         )
 
-    (out / "runs").mkdir(parents=True)
-    (out / "runs" / "mpm-full-seed0").write_text("in the way")
+    in_the_way = out / "runs" / "mpm-full-seed0" / "notes.txt"
+    in_the_way.parent.mkdir(parents=True)
+    in_the_way.touch()
     done = run()
     assert done.returncode == 2, done.stdout + done.stderr
     assert "w: a part has failed" in done.stderr
+    assert "runs/mpm-full-seed0: is there already" in done.stderr
     assert not (out / "report.html").exists()
     made = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/model.safetensors")}
     assert {path.parent.name for path in made} == {
         f"{kind}-seed0" for kind in ("mpm", "mpm-frozen", "from-scratch", "random")
     }
 
-    (out / "runs" / "mpm-full-seed0").unlink()
+    in_the_way.unlink()
     done = run()
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(done.stdout)
