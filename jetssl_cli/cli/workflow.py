@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,8 +10,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from jetssl_cli.cli.options import COMMAND_LINE
-from jetssl_cli.config import Layer
+from jetssl_cli.cli.names import one_of, preset, some_of
+from jetssl_cli.cli.options import COMMAND_LINE, AsJson
+from jetssl_cli.cli.printing import print_json
+from jetssl_cli.cli.training import OwnConfig
+from jetssl_cli.config import Layer, shipped_names
 
 if TYPE_CHECKING:
     from jetssl_cli.scores.workflow import RuleTime
@@ -28,7 +32,12 @@ room = typer.Typer()
 )
 def workflow(
     size: Annotated[
-        str, typer.Option(metavar="NAME", help="Size of the encoders: tiny, small or base.")
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Size of the encoder: tiny, small or base.",
+            autocompletion=preset("configs/workflow"),
+        ),
     ] = "tiny",
     profile: Annotated[
         str | None,
@@ -36,6 +45,7 @@ def workflow(
             metavar="local|slurm|DIR",
             help="Where jobs run: here, on SLURM, or as a Snakemake profile of your own says.",
             show_default="local",
+            autocompletion=one_of(("local", "slurm")),
         ),
     ] = None,
     budget: Annotated[
@@ -48,7 +58,12 @@ def workflow(
     ] = None,
     methods: Annotated[
         str | None,
-        typer.Option(metavar="NAME,...", help="Methods of pretraining.", show_default="all five"),
+        typer.Option(
+            metavar="NAME,...",
+            help="Methods of pretraining.",
+            show_default="all five",
+            autocompletion=some_of(shipped_names("configs/pretrain")),
+        ),
     ] = None,
     seeds: Annotated[
         int | None,
@@ -77,14 +92,7 @@ def workflow(
             show_default="all cores; 50 jobs",
         ),
     ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="YAML file laid over the preset, such as one with your site's SLURM settings.",
-            show_default=False,
-        ),
-    ] = None,
+    config: OwnConfig = None,
     only_say: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be run, and run nothing.")
     ] = False,
@@ -96,6 +104,7 @@ def workflow(
             show_default=False,
         ),
     ] = None,
+    as_json: AsJson = False,
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
@@ -112,7 +121,7 @@ def workflow(
     backbone, and writes tables, plots and report.html. What is done is kept, what failed or was
     stopped goes on. Needs the extra "workflow".
     """
-    from jetssl_cli.scores.workflow import draw, dry_run, load_config, times
+    from jetssl_cli.scores.workflow import draw, dry_run, load_config
     from jetssl_cli.scores.workflow import workflow as run
 
     given = {
@@ -129,16 +138,26 @@ def workflow(
     cfg = load_config(size, layer, config=config, overrides=overrides or [])
     if dag is not None:
         draw(cfg, dag)
-        typer.echo(f"{dag}: written")
+        print_json(dag) if as_json else typer.echo(f"{dag}: written")
     elif only_say:
-        typer.echo(dry_run(cfg), nl=False)
+        planned = dry_run(cfg)
+        print_json(planned) if as_json else _print_jobs(planned)
     else:
         report = run(cfg)
-        _print_times(times(cfg.out))
-        typer.echo(f"{report}: written" if report.exists() else f"{cfg.out}: done")
+        print_json(report) if as_json else _print_times(report.times)
+        if not as_json:
+            typer.echo(f"{report.report}: written" if report.report else f"{cfg.out}: done")
 
 
-def _print_times(found: list[RuleTime]) -> None:
+def _print_jobs(planned: Mapping[str, int]) -> None:
+    table = Table("", "jobs", box=None)
+    for rule, number in planned.items():
+        table.add_row(rule, f"{number:,}")
+    Console().print(table, highlight=False)
+    typer.echo(f"{sum(planned.values()):,} jobs would be run; nothing was written")
+
+
+def _print_times(found: Sequence[RuleTime]) -> None:
     table = Table("", "jobs", "seconds", "of each", box=None)
     for row in found:
         table.add_row(row.rule, f"{row.jobs}", f"{row.seconds:,.0f}", f"{row.mean:,.0f}")

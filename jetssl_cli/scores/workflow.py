@@ -10,13 +10,15 @@ from __future__ import annotations
 import csv
 import importlib.util
 import os
+import re
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
@@ -31,6 +33,7 @@ from jetssl_cli.config import (
     read_yaml,
     shipped,
     shipped_file,
+    shipped_names,
     to_yaml,
 )
 from jetssl_cli.errors import ConfigError, RunError, suggest
@@ -40,9 +43,17 @@ from jetssl_cli.runs.signals import Stopped
 
 CONFIG = "workflow.yaml"
 """The resolved settings, in the folder of a workflow."""
+PRESETS = "configs/pretrain"
 REPORT = "report.html"
 TIMES = "times"
 """Folder of Snakemake's benchmarks: ``times/RULE/JOB.tsv``."""
+RULES = (
+    "simulate", "convert", "merge", "pretrain", "finetune", "baseline", "export", "evaluate",
+    "budgets",
+)  # fmt: skip
+"""Of the Snakefile, in the order of the data."""
+JOBS = re.compile(r"^(\w+) +(\d+)$", re.MULTILINE)
+"""A line of what Snakemake says of the jobs to come."""
 PICTURES = (".png", ".svg")
 PROFILES = ("local", "slurm")
 FREE = {
@@ -50,7 +61,10 @@ FREE = {
     "container_args", "slurm", "snakemake",
 }  # fmt: skip
 """Settings that may differ from those a folder was begun with: more of the same, or elsewhere."""
+STDERR = 2
+"""Where all that Snakemake says goes: standard output is for the report."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+Handler = Callable[[int, FrameType | None], None]
 
 
 def _parts(value: object) -> object:
@@ -79,11 +93,7 @@ def _jets_or_time(value: int | str) -> int | str:
 
 def all_methods() -> tuple[str, ...]:
     """The methods that have a preset."""
-    return tuple(sorted(path.stem for path in _presets().glob("*.yaml")))
-
-
-def _presets() -> Path:
-    return shipped("configs") / "pretrain"
+    return tuple(shipped_names(PRESETS))
 
 
 Budget = Annotated[PositiveInt | str, BeforeValidator(_number), AfterValidator(_jets_or_time)]
@@ -175,7 +185,10 @@ class WorkflowConfig(Strict):
 
         The first one that leaves the architecture as the size has it.
         """
-        own = {name: "encoder" in read_yaml(_presets() / f"{name}.yaml") for name in self.methods}
+        own = {
+            name: "encoder" in read_yaml(shipped_file(PRESETS, name, "method"))
+            for name in self.methods
+        }
         return min(self.methods, key=lambda name: own[name])
 
     def command(self, *words: object) -> str:
@@ -198,6 +211,14 @@ class RuleTime(Strict):
         return self.seconds / self.jobs
 
 
+class WorkflowReport(Strict):
+    """What a workflow has made."""
+
+    report: Path | None
+    """The page with tables and plots, unless other files were asked for."""
+    times: tuple[RuleTime, ...]
+
+
 def load_config(
     size: str, options: Layer, *, config: Path | None = None, overrides: Sequence[str] = ()
 ) -> WorkflowConfig:
@@ -215,8 +236,8 @@ def load_config(
     return load(WorkflowConfig, layers, overrides)
 
 
-def workflow(cfg: WorkflowConfig) -> Path:
-    """Make what is missing, and return the report.
+def workflow(cfg: WorkflowConfig) -> WorkflowReport:
+    """Make what is missing.
 
     Raises:
         ConfigError: Snakemake or SLURM is not there, or ``out`` holds another workflow.
@@ -233,17 +254,20 @@ def workflow(cfg: WorkflowConfig) -> Path:
             f"{cfg.out}: a part has failed, see above and {cfg.out / 'logs'}; the same command "
             "tries again what is missing"
         )
-    return cfg.out / REPORT
+    page = cfg.out / REPORT
+    return WorkflowReport(report=page if page.exists() else None, times=times(cfg.out))
 
 
-def dry_run(cfg: WorkflowConfig) -> str:
-    """What would be run, as Snakemake tells it; nothing is written.
+def dry_run(cfg: WorkflowConfig) -> dict[str, int]:
+    """How many jobs of each rule would be run; nothing is written.
 
     Raises:
         ConfigError: Snakemake is not there, or ``out`` holds another workflow.
         RunError: Snakemake cannot say.
     """
-    return _asked(cfg, "--dry-run")
+    (*_, listed) = _asked(cfg, "--dry-run").rpartition("Job stats:")
+    found = {rule: int(number) for rule, number in JOBS.findall(listed)}
+    return {rule: found[rule] for rule in _in_order(found)}
 
 
 def draw(cfg: WorkflowConfig, file: Path) -> None:
@@ -272,16 +296,19 @@ def draw(cfg: WorkflowConfig, file: Path) -> None:
         raise RunError(f"{file}: cannot be written: {err}") from None
 
 
-def times(out: Path) -> list[RuleTime]:
-    """How long the jobs of each rule have taken, in the order of the data."""
-    order = ("simulate", "convert", "merge", "pretrain", "finetune", "baseline", "export")
+def times(out: Path) -> tuple[RuleTime, ...]:
+    """How long the jobs of each rule have taken."""
     found = {folder.name: sorted(folder.glob("*.tsv")) for folder in (out / TIMES).glob("*")}
-    rules = sorted(found, key=lambda rule: order.index(rule) if rule in order else len(order))
-    return [
+    return tuple(
         RuleTime(rule=rule, jobs=len(found[rule]), seconds=sum(map(_taken, found[rule])))
-        for rule in rules
+        for rule in _in_order(found)
         if found[rule]
-    ]
+    )
+
+
+def _in_order(rules: Iterable[str]) -> list[str]:
+    """Rules in the order of the data; the one that makes nothing itself is left out."""
+    return [rule for rule in RULES if rule in set(rules)]
 
 
 def _taken(benchmark: Path) -> float:
@@ -372,15 +399,21 @@ def _watch(command: Sequence[str], out: Path) -> int:
         Stopped: one has come.
     """
     came: list[int] = []
-    with subprocess.Popen(command, start_new_session=True) as process:
+    running: list[int] = []
 
-        def pass_on(number: int, _: FrameType | None) -> None:
-            came.append(number)
-            # as Ctrl-C on a terminal does; Snakemake waits for its jobs, which write snapshots
-            os.killpg(process.pid, signal.SIGINT)
+    def pass_on(number: int, _: FrameType | None) -> None:
+        came.append(number)
+        for group in running:
+            _interrupt(group)
 
-        with _handling(pass_on):
-            code = process.wait()
+    with (
+        _handling(pass_on),
+        subprocess.Popen(command, stdout=STDERR, start_new_session=True) as process,
+    ):
+        running.append(process.pid)
+        if came:
+            _interrupt(process.pid)
+        code = process.wait()
     if came and code:
         name = signal.Signals(came[0]).name
         told = f"{out}: stopped by {name}; the same command goes on with it"
@@ -388,16 +421,29 @@ def _watch(command: Sequence[str], out: Path) -> int:
     return code
 
 
+def _interrupt(group: int) -> None:
+    """Do what Ctrl-C on a terminal does: Snakemake waits for its jobs, which write snapshots."""
+    with suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGINT)
+
+
 @contextmanager
-def _handling(handler: Any) -> Iterator[None]:
-    """Handle signals while the block runs, but those that are ignored (as nohup does)."""
-    before = {
-        number: signal.signal(number, handler)
-        for number in SIGNALS
-        if signal.getsignal(number) is not signal.SIG_IGN
-    }
+def _handling(handler: Handler) -> Iterator[None]:
+    """Handle signals while the block runs.
+
+    Those that are ignored (by nohup, or in the background of a script) still are, but not by the
+    processes that are started here, which could not be interrupted otherwise.
+    """
+    here = threading.current_thread() is threading.main_thread()  # others cannot handle signals
+    before = {number: signal.getsignal(number) for number in SIGNALS if here}
+    for number, old in before.items():
+        signal.signal(number, _ignore if old is signal.SIG_IGN else handler)
     try:
         yield
     finally:
         for number, old in before.items():
             signal.signal(number, old)
+
+
+def _ignore(_number: int, _frame: FrameType | None) -> None:
+    """Unlike SIG_IGN, not inherited."""

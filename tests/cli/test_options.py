@@ -15,6 +15,7 @@ from jetssl_cli.cli.main import app
 MEANING = {
     "--backbone": "Folder of (the|a) pretraining run",
     "--data": "Jagged HDF5 file of ",
+    "--dry-run": "nothing",
     "--format": "rich, markdown",
     "--jobs": "at a time|Processes that share the work",
     "--max-constituents": "at most so many|first N constituents",
@@ -24,6 +25,7 @@ MEANING = {
     "--plots": "Also plot .* as PNG and PDF",
     "--processes": "Some of the (ten|four) processes",
     "--seed": "Seed of ",
+    "--seeds": "Trainings of each kind",
     "--steps": "steps|Steps",
 }
 """What the help of an option has to say where its words differ from command to command."""

@@ -142,11 +142,11 @@ def test_a_training_that_slurm_ends_goes_on_in_another_job(
         process = subprocess.Popen(command, cwd=tmp_path, env=slurm, stdout=log, stderr=log)
         try:
             metrics = run / "metrics.jsonl"
-            wait_for(lambda: metrics.exists() or process.poll() is not None, "a training", 300)
+            wait_for(lambda: metrics.exists() or process.poll() is not None, "a training", 900)
             assert process.poll() is None, (tmp_path / "out").read_text()
             stopped = time.time()
             ask("scancel", "--user=root", env=slurm)
-            process.wait(300)
+            process.wait(900)
         finally:
             process.terminate()
             process.wait(60)
