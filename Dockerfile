@@ -11,7 +11,7 @@
 # BASE         image of the result
 # BUILDER      image in which everything is installed, with the same system
 # TORCH_INDEX  package index of another build of PyTorch (a CPU's, or of another CUDA)
-# EXTRAS       extras of jetssl: onnx, subjets, simulate (the last two are GPL)
+# EXTRAS       extras of jetssl: onnx, workflow, subjets, simulate (the last two are GPL)
 # FLASH        1: compile flash-attn
 ARG BASE=python:3.11-slim
 ARG BUILDER=${BASE}
@@ -26,6 +26,7 @@ COPY pyproject.toml constraints.txt README.md CHANGELOG.md LICENSE /src/
 COPY jetssl_cli /src/jetssl_cli
 COPY configs /src/configs
 COPY data_recipes /src/data_recipes
+COPY workflow /src/workflow
 RUN python3 -m venv /opt/jetssl
 RUN /opt/jetssl/bin/python -m pip install --no-cache-dir --constraint /src/constraints.txt \
     ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"} torch

@@ -37,9 +37,9 @@ $(TOOLS)/.installed: pyproject.toml
 
 demo: $(BIN)/.installed
 	rm -rf $(DEMO)
-	$(SIMULATE) --jets 1000 --split train
-	$(SIMULATE) --jets 200 --split val
-	$(SIMULATE) --jets 500 --split test
+	$(SIMULATE) --num-jets 1000 --split train
+	$(SIMULATE) --num-jets 200 --split val
+	$(SIMULATE) --num-jets 500 --split test
 	$(JETSSL) convert $(DEMO)/root --recipe jetclass --out $(DEMO)/jagged --jobs 2
 	$(JETSSL) merge $(DEMO)/jagged/train_100M --out $(DEMO)/train.h5
 	$(JETSSL) merge $(DEMO)/jagged/val_5M --out $(DEMO)/val.h5

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 SMALLER = {
-    "simulate": {"--jets": "4", "--jobs": "1"},
+    "simulate": {"--num-jets": "4", "--jobs": "1"},
     "convert": {"--jobs": "1"},
     "pretrain": {"--size": "tiny"},
     "finetune": {"--num-jets": "20", "--num-signal": "10", "--unfreeze-at": "1"},

@@ -25,11 +25,11 @@ from jetssl_cli.cli.main import app
 
 COMMANDS = (
     "simulate", "convert", "merge", "pretrain", "finetune", "sync", "scan", "export", "evaluate",
-    "verify",
+    "verify", "workflow",
 )  # fmt: skip
 HEAVY = (
     "torch", "lightning", "mlflow", "uproot", "awkward", "h5py", "sklearn", "matplotlib",
-    "pythia8mc", "fastjet", "onnx", "onnxruntime",
+    "pythia8mc", "fastjet", "onnx", "onnxruntime", "snakemake",
 )  # fmt: skip
 
 

@@ -80,7 +80,8 @@ def test_only_the_numbers_that_are_named_get_smaller() -> None:
     assert shortened(words) == [*kept, *SETTINGS]
     assert shortened(["convert", "a", "--jobs", "8"]) == ["convert", "a", "--jobs", "1"]
     assert shortened(["merge", "a", "--num-jets", "8"]) == ["merge", "a", "--num-jets", "8"]
-    assert shortened(["simulate", "btag", "--jets", "1000"]) == ["simulate", "btag", "--jets", "4"]
+    short = ["simulate", "btag", "--num-jets", "4"]
+    assert shortened(["simulate", "btag", "--num-jets", "1000"]) == short
     assert shortened([]) == []
 
 
@@ -98,6 +99,7 @@ PRESUPPOSED = {
     "jetclass.md": ("JetClass",),
     "simulation.md": ("demo",),
     "finetune.md": ("train.h5", "val.h5", "test.h5", "runs/ssfm"),
+    "training.md": ("train.h5", "val.h5"),
     "tasks.md": ("demo", "jetclass"),
     "method.md": ("train.h5", "val.h5", "test.h5"),
     "reliability.md": ("train.h5", "val.h5", "test.h5", "runs", "scores"),

@@ -31,7 +31,7 @@ from jetssl_cli.data.recipe import Feature, Schema
 from jetssl_cli.encoder.lora import plain_state
 from jetssl_cli.errors import ConfigError, RunError, reason
 from jetssl_cli.runs import budget, lock
-from jetssl_cli.runs.snapshot import FACTS, HASH, content_hash
+from jetssl_cli.runs.snapshot import FACTS, HASH, content_hash, to_disk
 
 LAYOUT = "1"
 """Of the weights: counted up when a network of the same config has other weights."""
@@ -69,7 +69,7 @@ def is_begun(out: Path) -> bool:
 
 
 def is_complete(out: Path) -> bool:
-    """Whether the run in this folder has come to its end: its weights are written last."""
+    """Whether the run in this folder has come to its end: this file is written last."""
     return (out / MODEL).is_file()
 
 
@@ -166,7 +166,9 @@ def save(
     try:
         save_file(weights, partial, metadata={FACTS: json.dumps(facts)})
         partial.chmod(path.parent.stat().st_mode & 0o666)  # safetensors lets only the owner read
+        to_disk(partial)
         partial.replace(path)
+        to_disk(path.parent)
     except (OSError, SafetensorError) as err:
         raise RunError(f"{path}: cannot be written: {err}") from None
     finally:

@@ -247,7 +247,7 @@ def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
 class TestCommand:
     @pytest.mark.slow
     def test_simulated_files_are_converted(self, jetssl, tmp_path: Path) -> None:
-        words = ("--jets", 3, "--split", "val", "--processes", "HToWW4Q,ZJetsToNuNu")
+        words = ("--num-jets", 3, "--split", "val", "--processes", "HToWW4Q,ZJetsToNuNu")
         done = jetssl("simulate", "jetclass", *words, "--out", "sim")
         assert done.returncode == 0, done.stderr
         assert "6 jets in 2 files" in done.stdout
@@ -262,13 +262,15 @@ class TestCommand:
                 assert file.num_jets == 3
 
     def test_unknown_process(self, jetssl, tmp_path: Path) -> None:
-        done = jetssl("simulate", "jetclass", "--jets", 3, "--processes", "HtoBB", "--out", "sim")
+        done = jetssl(
+            "simulate", "jetclass", "--num-jets", 3, "--processes", "HtoBB", "--out", "sim"
+        )
         assert done.returncode == 2
         assert "error: no process 'HtoBB'; did you mean 'HToBB'?" in done.stderr
         assert not (tmp_path / "sim").exists()
 
     def test_unknown_split(self, jetssl) -> None:
-        done = jetssl("simulate", "jetclass", "--jets", 3, "--split", "vall", "--out", "sim")
+        done = jetssl("simulate", "jetclass", "--num-jets", 3, "--split", "vall", "--out", "sim")
         assert done.returncode == 2
         assert "split = 'vall'" in done.stderr
         assert "Traceback" not in done.stderr
@@ -277,7 +279,7 @@ class TestCommand:
     def test_ctrl_c_is_one_line(self, tmp_path: Path, jobs: str) -> None:
         words = [str(Path(sys.executable).with_name("jetssl")), "simulate", "jetclass"]
         process = subprocess.Popen(
-            [*words, "--jets", "500", "--out", str(tmp_path / "sim"), "--jobs", jobs],
+            [*words, "--num-jets", "500", "--out", str(tmp_path / "sim"), "--jobs", jobs],
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
