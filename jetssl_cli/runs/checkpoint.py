@@ -29,7 +29,7 @@ from jetssl_cli import __version__
 from jetssl_cli.config import Layer, Strict, load, read_yaml, to_yaml
 from jetssl_cli.data.recipe import Feature, Schema
 from jetssl_cli.encoder.lora import plain_state
-from jetssl_cli.errors import ConfigError, RunError, reason
+from jetssl_cli.errors import ConfigError, RunError, printable, reason
 from jetssl_cli.runs import budget, lock
 from jetssl_cli.runs.snapshot import FACTS, HASH, content_hash, to_disk
 
@@ -217,9 +217,10 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise RunError(f"{path}: not a readable safetensors file: {reason(err)}") from None
     layout = facts.get("layout")
     if layout != LAYOUT:
+        found = [printable(f"{word}")[:40] for word in (layout, facts.get("code", "unknown"))]
         raise RunError(
-            f"{path}: has weights of layout {layout}, expected {LAYOUT}: it was saved by another "
-            f"version of jetssl ({facts.get('code', 'unknown')}; this is {__version__})"
+            f"{path}: has weights of layout {found[0]}, expected {LAYOUT}: it was saved by another "
+            f"version of jetssl ({found[1]}; this is {__version__})"
         )
     told = {key: value for key, value in facts.items() if key != HASH}
     if HASH in facts and facts[HASH] != content_hash(weights, json.dumps(told)):

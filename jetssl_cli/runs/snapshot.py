@@ -170,7 +170,7 @@ def read(path: Path) -> Snapshot:
     if said.get(HASH) != content_hash(tensors, said[FACTS]):
         raise RunError(f"{path}: is damaged: its hash is not that of its content")
     try:
-        Facts.model_validate(facts)
+        Facts.model_validate_json(said[FACTS], strict=True)
     except ValidationError as err:
         wrong = err.errors()[0]
         place = ".".join(map(str, wrong["loc"]))

@@ -129,7 +129,7 @@ def rewind(folder: Path, steps: int, *, validated: bool) -> None:
     partial.replace(path)
 
 
-def latest(folder: Path) -> dict[str, float]:
+def latest(folder: Path) -> dict[str, int | float]:
     """The last of each measurement of a run that has come to its end."""
     path = folder / METRICS
     text = path.read_text(encoding="utf-8") if path.exists() else ""

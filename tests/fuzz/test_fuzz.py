@@ -16,6 +16,7 @@ from random import Random
 import h5py
 import numpy as np
 import pytest
+import torch
 from fuzz import mutate, run
 from fuzz.child import Child
 from fuzz.targets import CORPUS, TARGETS, BrokenRuleError, Target, seeds
@@ -25,7 +26,7 @@ from hypothesis import strategies as st
 from jetssl_cli.config import MOST_NODES, parse_yaml
 from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.errors import ConfigError, DataError, JetSSLError, RunError, suggest
-from jetssl_cli.runs import snapshot
+from jetssl_cli.runs import checkpoint, snapshot
 from jetssl_cli.scores.scorefile import read_scores
 from jetssl_cli.scores.tasks import evaluate_tasks
 
@@ -264,6 +265,11 @@ def test_score_files_that_broke_the_rule(
             '"best": [0, 0, 0]}',
             "not a readable snapshot: steps: Input should be greater than or equal to 0",
         ),
+        (
+            '{"version": 2, "code": "", "steps": "7", "seconds": 0, "reader": {}, "latest": {}, '
+            '"best": [0, 0, 0]}',
+            "not a readable snapshot: steps: Input should be a valid integer",
+        ),
     ],
 )
 def test_snapshots_that_broke_the_rule(facts: str, words: str) -> None:
@@ -271,6 +277,14 @@ def test_snapshots_that_broke_the_rule(facts: str, words: str) -> None:
     with pytest.raises(RunError) as error:
         snapshot.read(write(mutate.save({}, metadata=said), "a.safetensors"))
     assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_weights_of_a_layout_that_is_no_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(mutate.save({}, metadata={checkpoint.FACTS: '{"layout": "a\\nb"}'}))
+    with pytest.raises(RunError, match=r"has weights of layout a\\nb, expected") as error:
+        checkpoint.restore(path, torch.nn.Identity())
     assert "\n" not in str(error.value)
 
 
