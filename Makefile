@@ -1,5 +1,6 @@
 # make demo   from simulated ROOT files to a score table
-# make test   the tests
+# make test   the tests, as many at a time as there are cores
+# make quick  those that are not slow
 # make docs   the documentation as a site, in build/site
 # make check  everything that the continuous integration runs, but the wheel
 # make fuzz   all readers, each for MINUTES (default 5); what is found goes to build/fuzz
@@ -19,7 +20,7 @@ SIMULATE := $(JETSSL) simulate jetclass --out $(DEMO)/root --jobs 2
 DATA := --train $(DEMO)/train.h5 --val $(DEMO)/val.h5
 SHORT := --steps 200 data.batch_size=125 optim.lr=1e-3 train.val_every=100 train.precision=32
 
-.PHONY: demo test docs check fuzz audit sbom lock locked clean
+.PHONY: demo test quick docs check fuzz audit sbom lock locked clean
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; assert sys.version_info >= (3, 11), 'Python 3.11 or newer is needed'"
@@ -36,9 +37,9 @@ $(TOOLS)/.installed: pyproject.toml
 
 demo: $(BIN)/.installed
 	rm -rf $(DEMO)
-	$(SIMULATE) --jets 1000 --split train
-	$(SIMULATE) --jets 200 --split val
-	$(SIMULATE) --jets 500 --split test
+	$(SIMULATE) --num-jets 1000 --split train
+	$(SIMULATE) --num-jets 200 --split val
+	$(SIMULATE) --num-jets 500 --split test
 	$(JETSSL) convert $(DEMO)/root --recipe jetclass --out $(DEMO)/jagged --jobs 2
 	$(JETSSL) merge $(DEMO)/jagged/train_100M --out $(DEMO)/train.h5
 	$(JETSSL) merge $(DEMO)/jagged/val_5M --out $(DEMO)/val.h5
@@ -50,8 +51,10 @@ demo: $(BIN)/.installed
 	$(JETSSL) export $(DEMO)/random --data $(DEMO)/test.h5 --out $(DEMO)/scores/random.h5
 	$(JETSSL) evaluate $(DEMO)/scores/frozen.h5 $(DEMO)/scores/random.h5 --out $(DEMO)/tables
 
-test: $(BIN)/.installed
-	$(BIN)/python -m pytest
+test quick: $(BIN)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal $(QUICK)
+
+quick: QUICK := -m "not slow"
 
 docs: $(BIN)/.installed
 	$(BIN)/mkdocs build --strict --quiet
@@ -72,7 +75,7 @@ audit: $(TOOLS)/.installed
 
 sbom: $(BIN)/.installed $(TOOLS)/.installed
 	mkdir -p build
-	$(TOOLS)/cyclonedx-py environment --pyproject pyproject.toml --PEP-639 \
+	$(TOOLS)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
 	    --output-file build/sbom.json $(BIN)/python
 
 lock: $(TOOLS)/.installed

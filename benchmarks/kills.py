@@ -1,13 +1,13 @@
 """SIGKILL at random moments of a short training, each followed by --resume.
 
-    python benchmarks/kills.py [--kills 100] [--per-run 1] [--steps 30]
+    python benchmarks/kills.py [--kills 100] [--per-run 1] [--steps 30] [--keep DIR]
 
 A tiny network is trained on the committed sample, with a snapshot after every third step. Every run
 is killed ``per-run`` times, at moments drawn uniformly over the time that a whole run takes, and
 each time goes on with what is in its folder. In the end its weights, byte for byte, and its
 measurements have to be those of the run that nothing has stopped. The processes are forked from one
 that has everything imported, so that the moments fall into the run. Prints a Markdown table and one
-line of JSON; exit code 1 where a run differs.
+line of JSON; exit code 1 where a run differs, which is then moved to ``keep`` with what it said.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -67,10 +68,12 @@ def begin(cfg: PretrainConfig) -> int:
     if process:
         return process
     try:
-        with Path(os.devnull).open("w") as nothing:
-            os.dup2(nothing.fileno(), 2)
+        with cfg.out.with_suffix(".log").open("a") as said:
+            os.dup2(said.fileno(), 2)
         pretrain(cfg)
         os._exit(0)
+    except Exception as err:
+        print(f"{type(err).__name__}: {err}", file=sys.stderr, flush=True)
     finally:
         os._exit(1)
 
@@ -97,12 +100,20 @@ def result(run: Path) -> tuple[list[bytes], list[dict[str, float]]]:
     return [path.read_bytes() for path in files], rows
 
 
+def keep(run: Path, folder: Path) -> None:
+    """Move a run, and what its processes said."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in (run, run.with_suffix(".log")):
+        shutil.move(path, folder / path.name)
+
+
 def main() -> int:
     """Kill, print the table and one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--per-run", type=int, default=1)
     parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--keep", type=Path, default=Path("build/kills"), help="folder")
     args = parser.parse_args()
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)
@@ -124,14 +135,20 @@ def main() -> int:
             if here == 0:
                 continue
             ended(begin(cfg), 3600)
-            runs, kills, equal = runs + 1, kills + here, equal + (result(cfg.out) == wanted)
+            found = result(cfg.out)
+            runs, kills, equal = runs + 1, kills + here, equal + (found == wanted)
+            if found != wanted:
+                keep(cfg.out, args.keep)
+                what = ("weights", "measurements")
+                differ = [w for w, a, b in zip(what, found, wanted, strict=True) if a != b]
+                print(f"{args.keep / cfg.out.name}: differs: {differ}", file=sys.stderr)
             print(f"{kills} kills, {equal} of {runs} runs equal", file=sys.stderr)
     holds = equal == runs
     print("| kills | of these behind a snapshot | runs | equal to the run that nothing stopped |")
     print("|---:|---:|---:|---:|")
     print(f"| {kills} | {begun} | {runs} | {equal} |")
-    found = {"kills": kills, "behind_a_snapshot": begun, "runs": runs, "equal": equal}
-    print(json.dumps(found | {"seconds_of_a_run": seconds, "holds": holds}))
+    told = {"kills": kills, "behind_a_snapshot": begun, "runs": runs, "equal": equal}
+    print(json.dumps(told | {"seconds_of_a_run": seconds, "holds": holds}))
     return 0 if holds else 1
 
 

@@ -160,6 +160,21 @@ class JetBatch:
             truth=None if self.truth is None else self.truth.index_select(0, rows),
         )
 
+    def first(self, num_jets: int) -> JetBatch:
+        """The first jets of the batch."""
+        packing = Packing(self.packing.host[: num_jets + 1], self.packing.device)
+        rows = packing.total
+        return replace(
+            self,
+            features=self.features[:rows],
+            ids=self.ids[:rows],
+            jets=self.jets[:num_jets],
+            packing=packing,
+            labels=self.labels[:num_jets],
+            subjets=None if self.subjets is None else self.subjets[:rows],
+            truth=None if self.truth is None else self.truth[:rows],
+        )
+
     def to(self, device: torch.device) -> JetBatch:
         """The same batch on another device."""
         return replace(

@@ -166,7 +166,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def shipped(folder: str) -> Path:
-    """Find ``configs`` or ``data_recipes``, in an installed wheel or beside a checkout."""
+    """Find a folder such as ``configs``, in an installed wheel or beside a checkout."""
     package = Path(__file__).parent
     inside = package / "_shipped" / folder
     return inside if inside.is_dir() else package.parent / folder
@@ -178,11 +178,15 @@ def shipped_file(folder: str, name: str, what: str) -> Path:
     Raises:
         ConfigError: there is none; names the nearest.
     """
-    path = shipped(folder) / f"{name}.yaml"
-    valid = sorted(file.stem for file in path.parent.glob("*.yaml"))
+    valid = shipped_names(folder)
     if name not in valid:
         raise ConfigError(f"no {what} {name!r}; {suggest(name, valid)}")
-    return path
+    return shipped(folder) / f"{name}.yaml"
+
+
+def shipped_names(folder: str) -> list[str]:
+    """The presets in a folder, by name."""
+    return sorted(file.stem for file in shipped(folder).glob("*.yaml"))
 
 
 def override_layer(item: str) -> Layer:
@@ -259,6 +263,9 @@ def _explain(
             rule = f"no such choice; {suggest(tag, valid.split(', '))}"
         elif error["type"] == "union_tag_not_found":
             path = (*path, error["ctx"]["discriminator"].strip("'"))
+        elif error["type"] == "literal_error" and isinstance(error["input"], str):
+            valid = re.findall(r"'([^']*)'", error["ctx"]["expected"])
+            rule = f"no such choice; {suggest(error['input'], valid)}"
         parents = [path[:n] for n in range(len(path), 0, -1)]
         known = next((origin[parent] for parent in parents if parent in origin), only)
         source = f"{known}: " if known and not known.startswith("override") else ""

@@ -78,11 +78,28 @@ def reason(err: BaseException) -> str:
     return " ".join(str(text).split()) or type(err).__name__
 
 
+def nearest(name: str, choices: Iterable[str]) -> str | None:
+    """The choice that a name means: in other letters, begun, or misspelled; None if there is none.
+
+    A case counts only where it decides.
+    """
+    known = list(choices)
+    low = {choice.lower(): choice for choice in known}
+    wanted = name[:MOST].lower()
+    begun = [choice for text, choice in low.items() if wanted and text.startswith(wanted)]
+    if wanted in low:
+        return low[wanted]
+    if len(begun) == 1:
+        return begun[0]
+    if near := get_close_matches(name[:MOST], known, n=1):
+        return near[0]
+    return next((low[text] for text in get_close_matches(wanted, low, n=1)), None)
+
+
 def suggest(name: str, choices: Iterable[str], shown: int = 12) -> str:
     """Say which valid choice is nearest to ``name``, or else which choices there are."""
     valid = [printable(str(choice)) for choice in choices]
-    near = get_close_matches(name[:MOST], valid, n=1)
-    if near:
-        return f"did you mean {near[0]!r}?"
+    if near := nearest(name, valid):
+        return f"did you mean {near!r}?"
     more = f", ... ({len(valid)} in all)" if len(valid) > shown else ""
     return f"valid: {', '.join(valid[:shown])}{more}"

@@ -29,6 +29,12 @@ def warn(text: str) -> None:
     )
 
 
+def note(text: str) -> None:
+    """Tell the user what is good to know, once."""
+    console = Console(stderr=True, quiet=number_of_process() > 0)
+    console.print(f"note: {text}", soft_wrap=True, highlight=False, markup=False)
+
+
 def print_error(err: Exception) -> None:
     """Tell the user of a mistake, in one line."""
     number = number_of_process()

@@ -25,6 +25,7 @@ from jetssl_cli.data.recipe import Recipe, load_recipe
 from jetssl_cli.errors import ConfigError
 from jetssl_cli.runs import finetune, pretrain
 from jetssl_cli.runs.checkpoint import CONFIG
+from jetssl_cli.scores import workflow
 
 ROOT = Path(__file__).parent.parent
 PRESETS = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.yaml"))
@@ -333,7 +334,7 @@ def test_shipped_files_are_found_and_the_nearest_is_named() -> None:
 
 
 def test_there_are_presets_and_recipes_of_every_kind() -> None:
-    assert {path.parts[1] for path in PRESETS} == {"pretrain", "size", "finetune"}
+    assert {path.parts[1] for path in PRESETS} == {"pretrain", "size", "finetune", "workflow"}
     assert {path.stem for path in RECIPES} >= {"jetclass", "jetclass2"}
 
 
@@ -350,6 +351,12 @@ def test_every_preset_builds(path: Path, tmp_path: Path) -> None:
         assert isinstance(cfg, finetune.FinetuneConfig)
         assert cfg.objective.name == ("supervised" if name == "classify" else name)
         assert cfg.encoder == backbone.encoder
+    elif kind == "workflow":
+        cfg = workflow.load_config(name, Layer("words", {}))
+        backbone = pretrain.load_config("ssfm", name, WORDS, overrides=cfg.pretrain.settings)
+        (tmp_path / CONFIG).write_text(to_yaml(backbone))
+        words = Layer("words", {**WORDS.settings, "backbone": str(tmp_path)})
+        finetune.load_config(tmp_path, words, overrides=cfg.finetune.settings)
     elif kind == "size":
         cfg = pretrain.load_config("ssfm", name, WORDS)
     elif method:
@@ -367,7 +374,7 @@ def _is_laid_in(raw: dict[str, Any], built: dict[str, Any]) -> None:
         if isinstance(value, dict):
             _is_laid_in(value, built[key])
         else:
-            assert built[key] == value, key
+            assert built[key] == (tuple(value) if isinstance(built[key], tuple) else value), key
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=str)

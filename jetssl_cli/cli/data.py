@@ -10,7 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from jetssl_cli.cli.options import COMMAND_LINE, Overwrite
+from jetssl_cli.cli.names import REPORT_FORMATS, one_of, preset
+from jetssl_cli.cli.options import COMMAND_LINE, AsJson, Overwrite
+from jetssl_cli.cli.printing import print_json
 from jetssl_cli.config import Layer, load
 
 if TYPE_CHECKING:
@@ -35,7 +37,12 @@ Sources = Annotated[
 def convert(
     sources: Sources,
     recipe: Annotated[
-        str, typer.Option(metavar="NAME|FILE", help="Shipped recipe, or a YAML file of your own.")
+        str,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="Shipped recipe, or a YAML file of your own.",
+            autocompletion=preset("data_recipes"),
+        ),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the converted files.")],
     jobs: Annotated[int, typer.Option(metavar="N", min=1, help="Files converted at a time.")] = 1,
@@ -53,6 +60,7 @@ def convert(
         typer.Option("--skip-bad", help="Go on after unreadable files; name them in DIR."),
     ] = False,
     overwrite: Overwrite = False,
+    as_json: AsJson = False,
 ) -> None:
     """Convert ROOT, parquet or JetSSL-Lite files to jagged HDF5, one for each.
 
@@ -72,7 +80,11 @@ def convert(
         skip_bad=skip_bad,
         overwrite=overwrite,
     )
-    _print_conversion(run(cfg))
+    report = run(cfg)
+    if as_json:
+        print_json(report)
+    else:
+        _print_conversion(report)
 
 
 @room.command(
@@ -82,7 +94,7 @@ def convert(
 )
 def merge(
     sources: Sources,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="The merged file.")],
+    out: Annotated[Path, typer.Option(metavar="FILE.h5", help="The merged file.")],
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of the shuffle.")] = 0,
     memory: Annotated[
         str, typer.Option(metavar="SIZE", help="Most memory to use, such as 500MiB.")
@@ -97,6 +109,7 @@ def merge(
         bool, typer.Option("--balance", help="Keep equally many jets of each class.")
     ] = False,
     overwrite: Overwrite = False,
+    as_json: AsJson = False,
 ) -> None:
     """Merge jagged files into one, its jets in random order; the files may exceed the memory."""
     from jetssl_cli.data.merge import MergeConfig
@@ -105,6 +118,9 @@ def merge(
     settings = {"seed": seed, "memory": memory, "num_jets": num_jets, "balance": balance}
     files = {"sources": sources, "out": out, "overwrite": overwrite}
     report = run(load(MergeConfig, [Layer(COMMAND_LINE, settings | files)]))
+    if as_json:
+        print_json(report)
+        return
     typer.echo(
         f"{report.out}: {report.num_jets:,} jets of {report.num_files} files, shuffled in "
         f"{report.buckets} parts, checksum {report.checksum}"
@@ -133,14 +149,22 @@ def inspect(
         ),
     ] = 100_000,
     fmt: Annotated[
-        str, typer.Option("--format", metavar="NAME", help="rich, markdown or json.")
+        str,
+        typer.Option(
+            "--format",
+            metavar="NAME",
+            help="rich, markdown or json.",
+            autocompletion=one_of(REPORT_FORMATS),
+        ),
     ] = "rich",
+    as_json: AsJson = False,
 ) -> None:
     """Report what is in a data file: jets, classes, every column and its values, storage."""
     from jetssl_cli.data.inspect import InspectConfig
     from jetssl_cli.data.inspect import inspect as run
     from jetssl_cli.data.report import check_format, render
 
+    fmt = "json" if as_json else fmt
     check_format(fmt)  # before any work
     report = render(run(InspectConfig(file=file, sample=sample, plots=plots)), format=fmt)
     if isinstance(report, str):
@@ -167,6 +191,7 @@ def tokenize(
         int, typer.Option(metavar="N", min=1, help="And the first N constituents of each.")
     ] = 64,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of the clustering.")] = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Fit the k-means tokens of next-particle prediction, and show what they lose.
 
@@ -184,6 +209,9 @@ def tokenize(
             seed=seed,
         )
     )
+    if as_json:
+        print_json(report)
+        return
     table = Table("feature", "mean error", "90 % below", "of a single token", box=None)
     for error in report.errors:
         unit = "" if error.unit == "1" else f" [{error.unit}]"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +10,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from jetssl_cli.cli.options import AsJson
+from jetssl_cli.cli.printing import print_json
 
 room = typer.Typer()
 
@@ -22,7 +24,7 @@ def doctor(
     folder: Annotated[
         Path, typer.Option(metavar="DIR", help="Where data and runs are to be: its disk is tried.")
     ] = Path(),
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Say what works on this machine, and what to install or change.
 
@@ -32,7 +34,7 @@ def doctor(
 
     findings = run(folder)
     if as_json:
-        typer.echo(json.dumps([finding.model_dump() for finding in findings], indent=2))
+        print_json(findings)
     else:
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
         for header in ("", "", "found"):

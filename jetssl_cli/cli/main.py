@@ -13,7 +13,18 @@ import typer
 from rich.console import Console
 
 from jetssl_cli import __version__
-from jetssl_cli.cli import data, doctor, results, simulate, training
+from jetssl_cli.cli import (
+    data,
+    doctor,
+    export,
+    finetune,
+    pretrain,
+    results,
+    scan,
+    simulate,
+    sync,
+    workflow,
+)
 from jetssl_cli.errors import JetSSLError
 from jetssl_cli.progress import print_error
 
@@ -29,8 +40,9 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _room in (data.room, training.room, results.room, simulate.room, doctor.room):
-    app.add_typer(_room)
+ROOMS = (data, pretrain, finetune, scan, sync, export, results, workflow, simulate, doctor)
+for _room in ROOMS:
+    app.add_typer(_room.room)
 
 
 @app.callback(invoke_without_command=True)

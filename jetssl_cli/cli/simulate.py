@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jetssl_cli.cli.options import COMMAND_LINE, Overwrite
+from jetssl_cli.cli.names import SPLITS, one_of, process
+from jetssl_cli.cli.options import COMMAND_LINE, AsJson, Overwrite
+from jetssl_cli.cli.printing import print_json
 from jetssl_cli.config import Layer, load
 
 if TYPE_CHECKING:
@@ -20,31 +22,47 @@ room = typer.Typer(
     no_args_is_help=True,
 )
 
-Split = Annotated[str, typer.Option(metavar="NAME", help="train, val or test; they share no seed.")]
+Split = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="train, val or test; they share no seed.",
+        autocompletion=one_of(SPLITS),
+    ),
+]
 Jobs = Annotated[int, typer.Option(metavar="N", min=1, help="Processes that share the work.")]
 Seed = Annotated[
-    int, typer.Option(metavar="N", min=0, help="The same jets with any number of jobs.")
+    int, typer.Option(metavar="N", min=0, help="Seed of the jets; the same ones with any --jobs.")
 ]
 
 
 @room.command(
     epilog="Examples:\n\n"
-    "jetssl simulate jetclass --jets 1000 --out JetClass --jobs 4\n\n"
-    "jetssl simulate jetclass --jets 200 --split val --processes HToBB,ZJetsToNuNu --out JetClass"
+    "jetssl simulate jetclass --num-jets 1000 --out JetClass --jobs 4\n\n"
+    "jetssl simulate jetclass --num-jets 200 --split val --processes HToBB,ZJetsToNuNu "
+    "--out JetClass"
 )
 def jetclass(
-    jets: Annotated[int, typer.Option(metavar="N", min=1, help="Jets of EACH process.")],
+    num_jets: Annotated[
+        int, typer.Option("--num-jets", "--jets", metavar="N", min=1, help="Jets of EACH process.")
+    ],
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder for train_100M, val_5M and test_20M.")
     ],
     split: Split = "train",
     processes: Annotated[
         str,
-        typer.Option(metavar="NAME,...", help="Some of the ten processes.", show_default="all"),
+        typer.Option(
+            metavar="NAME,...",
+            help="Some of the ten processes.",
+            show_default="all",
+            autocompletion=process("jetclass"),
+        ),
     ] = "",
     jobs: Jobs = 1,
     seed: Seed = 0,
     overwrite: Overwrite = False,
+    as_json: AsJson = False,
 ) -> None:
     """Simulate jets of the ten classes of JetClass, into ROOT files of its schema and names.
 
@@ -52,18 +70,20 @@ def jetclass(
     "simulate".
     """
     more = {"split": split, "jobs": jobs, "seed": seed, "overwrite": overwrite}
-    _simulate({"dataset": "jetclass", "jets": jets, "out": out, **more}, processes)
+    _simulate({"dataset": "jetclass", "jets": num_jets, "out": out, **more}, processes, as_json)
 
 
 @room.command(
     epilog="Examples:\n\n"
-    "jetssl simulate btag --jets 3000 --out btag --jobs 4\n\n"
-    "jetssl simulate btag --jets 600 --split val --processes TTBar --out btag"
+    "jetssl simulate btag --num-jets 3000 --out btag --jobs 4\n\n"
+    "jetssl simulate btag --num-jets 600 --split val --processes TTBar --out btag"
 )
 def btag(
-    jets: Annotated[
+    num_jets: Annotated[
         int,
         typer.Option(
+            "--num-jets",
+            "--jets",
             metavar="N",
             min=1,
             help="Jets of EACH process: of TTBar a third bottom, charm and light; of ZprimeToBB, "
@@ -74,11 +94,17 @@ def btag(
     split: Split = "train",
     processes: Annotated[
         str,
-        typer.Option(metavar="NAME,...", help="Some of the four processes.", show_default="all"),
+        typer.Option(
+            metavar="NAME,...",
+            help="Some of the four processes.",
+            show_default="all",
+            autocompletion=process("btag"),
+        ),
     ] = "",
     jobs: Jobs = 1,
     seed: Seed = 0,
     overwrite: Overwrite = False,
+    as_json: AsJson = False,
 ) -> None:
     """Simulate jets for b-tagging with the truth about every track, into ROOT files.
 
@@ -86,16 +112,20 @@ def btag(
     "simulate".
     """
     more = {"split": split, "jobs": jobs, "seed": seed, "overwrite": overwrite}
-    _simulate({"dataset": "btag", "jets": jets, "out": out, **more}, processes)
+    _simulate({"dataset": "btag", "jets": num_jets, "out": out, **more}, processes, as_json)
 
 
-def _simulate(settings: dict[str, object], processes: str) -> None:
+def _simulate(settings: dict[str, object], processes: str, as_json: bool) -> None:
     from jetssl_cli.data.simulation.simulate import SimulateConfig
     from jetssl_cli.data.simulation.simulate import simulate as run
 
     names = [name.strip() for name in processes.split(",") if name.strip()]
     layer = Layer(COMMAND_LINE, {**settings, "processes": names})
-    _print_simulation(run(load(SimulateConfig, [layer])))
+    report = run(load(SimulateConfig, [layer]))
+    if as_json:
+        print_json(report)
+    else:
+        _print_simulation(report)
 
 
 def _print_simulation(report: SimulateReport) -> None:

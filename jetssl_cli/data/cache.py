@@ -44,7 +44,9 @@ def place(beside: Path, kind: str, key: str) -> Path:
     return beside.with_name(f".{beside.stem}.{kind}-{key[:DIGITS_IN_NAME]}.safetensors")
 
 
-def cached(beside: Path, kind: str, key: str, *, empty: M, fit: Callable[[], M]) -> M:
+def cached(
+    beside: Path, kind: str, key: str, *, empty: M, fit: Callable[[], M], keep: bool = True
+) -> M:
     """What ``fit`` returns, read from the cache where it is there.
 
     Args:
@@ -53,6 +55,7 @@ def cached(beside: Path, kind: str, key: str, *, empty: M, fit: Callable[[], M])
         key: digest of all that determines the fit.
         empty: module of the right shapes and types, into which a cache is loaded.
         fit: makes the module; called only where there is no cache that can be trusted.
+        keep: write what was fitted.
     """
     path = place(beside, kind, key)
     weights = _read(path, kind, key, empty.state_dict())
@@ -60,7 +63,8 @@ def cached(beside: Path, kind: str, key: str, *, empty: M, fit: Callable[[], M])
         empty.load_state_dict(weights)
         return empty
     fitted = fit()
-    _write(path, kind, key, fitted.state_dict())
+    if keep:
+        _write(path, kind, key, fitted.state_dict())
     return fitted
 
 

@@ -2,7 +2,9 @@
 
 Arrays are chunked and compressed with gzip, a filter that every HDF5 library has. ISA-L compresses
 and decompresses the chunks: several times faster than zlib, and smaller than lzf. The Adler-32 sum
-that ends each chunk makes a flipped byte an error, not a number.
+that ends each chunk makes a flipped byte an error, not a number; what HDF5 itself keeps about the
+arrays has checksums since its format of 1.10. Text has a fixed length: text of any length would lie
+in a heap without a checksum, in which HDF5 searches without end once it is damaged.
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ CHUNK_BYTES = 2**20
 GZIP_LEVEL = 1
 GZIP_MOST = 1032
 """Bytes that one byte of gzip can become."""
+LAYOUT = ("v110", "v110")
+"""Oldest and newest HDF5 whose format is written: the oldest with checksums."""
 SEAL = "attributes_hash"
 """Attribute with a hash of all others: chunks end in a checksum, attributes do not."""
 
@@ -63,16 +67,28 @@ class Table:
 
     def append_text(self, name: str, lines: list[str]) -> None:
         """Write a list of strings (attributes are limited to 64 KiB, arrays are not)."""
-        self._file.create_dataset(name, data=lines, dtype=h5py.string_dtype())
+        texts = [line.encode() for line in lines]
+        self.append(name, np.array(texts, _text_type(texts)))
 
     def describe(self, attributes: Mapping[str, str | int]) -> None:
         """Set attributes of the file."""
-        self._file.attrs.update(attributes)
+        for name, value in attributes.items():
+            if isinstance(value, str):
+                text = value.encode()
+                self._file.attrs.create(name, text, dtype=_text_type([text]))
+            else:
+                self._file.attrs[name] = value
 
     def finish(self) -> None:
         """Write what is still held back of each array."""
         for column in self._columns.values():
             column.finish()
+
+
+def _text_type(texts: list[bytes]) -> np.dtype[Any]:
+    """The type of UTF-8 strings as long as the longest of these."""
+    kind: np.dtype[Any] = h5py.string_dtype(length=max([1, *map(len, texts)]))
+    return kind
 
 
 class _Column:
@@ -81,11 +97,13 @@ class _Column:
     def __init__(self, file: h5py.File, name: str, chunk_rows: int) -> None:
         self._file, self._name, self._chunk_rows = file, name, chunk_rows
         self._waiting: list[NDArray[Any]] = []
+        self._type: np.dtype[Any] | None = None
         self._num_waiting = self._written = 0
         self._data: h5py.Dataset | None = None
 
     def append(self, rows: NDArray[Any]) -> None:
         self._waiting.append(rows)
+        self._type = self._type or rows.dtype  # with what numpy forgets when it joins texts
         self._num_waiting += len(rows)
         row_bytes = rows.dtype.itemsize * int(np.prod(rows.shape[1:]))
         chunk = max(1, min(self._chunk_rows, CHUNK_BYTES // max(1, row_bytes)))
@@ -105,7 +123,7 @@ class _Column:
             self._data = self._file.create_dataset(
                 self._name,
                 (0, *table.shape[1:]),
-                table.dtype,
+                self._type,
                 maxshape=(None, *table.shape[1:]),
                 chunks=(chunk, *(max(1, n) for n in table.shape[1:])),
                 compression="gzip",
@@ -126,15 +144,16 @@ class _Column:
 class Rows:
     """Reads ranges of rows of an array, faster than HDF5 does where ISA-L can decompress them."""
 
-    def __init__(self, data: h5py.Dataset) -> None:
-        """Look at the array, and read nothing.
+    def __init__(self, data: h5py.Dataset, kinds: str = "biuf") -> None:
+        """Look at the array, and read nothing; ``kinds`` are those of numpy that it may have.
 
         Raises:
-            ValueError: it holds no numbers, or more than its file can hold.
+            ValueError: it holds no numbers, more than its file can hold, or a damaged chunk.
         """
-        if data.dtype.kind not in "biuf":
-            raise ValueError(f"{data.name} holds no numbers")
+        if data.dtype.kind not in kinds:
+            raise ValueError(f"{data.name} holds no {'text' if kinds == 'S' else 'numbers'}")
         _check_size(data)
+        _check_sums(data)
         self._data = data
         self.dtype: np.dtype[Any] = data.dtype
         self.shape: tuple[int, ...] = data.shape
@@ -190,10 +209,12 @@ def read_texts(data: h5py.Dataset) -> list[str]:
     """A list of strings, as ``Table.append_text`` writes it.
 
     Raises:
-        ValueError: it is longer than its file can hold.
+        ValueError: it is longer than its file can hold, or not UTF-8.
     """
+    if data.dtype.kind == "S":
+        return [line.decode() for line in Rows(data, "S").read().tolist()]
     _check_size(data)
-    return [str(line) for line in data.asstr()[:]]
+    return [str(line) for line in data.asstr()[:]]  # of any length, as older files have it
 
 
 def _check_size(data: h5py.Dataset) -> None:
@@ -202,6 +223,15 @@ def _check_size(data: h5py.Dataset) -> None:
     for shape in (data.shape, data.chunks or ()):
         if math.prod(shape) * data.dtype.itemsize > most:
             raise ValueError(f"{data.name} has the shape {data.shape}, more than the file can hold")
+
+
+def _check_sums(data: h5py.Dataset) -> None:
+    """Refuse chunks that are too short to end in HDF5's own checksum: it crashes on them."""
+    if data.fletcher32:
+        sizes: list[int] = []
+        data.id.chunk_iter(lambda chunk: sizes.append(chunk.size))
+        if min(sizes, default=4) < 4:
+            raise ValueError(f"{data.name} has a chunk of {min(sizes)} bytes, less than its sum")
 
 
 def _is_gzip(data: h5py.Dataset) -> bool:
@@ -266,12 +296,12 @@ def create(
             for old in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
                 old.unlink(missing_ok=True)
             with _Disk(partial, "w+") as disk:
-                with h5py.File(disk, "w") as file:
+                with h5py.File(disk, "w", libver=LAYOUT) as file:
                     table = Table(file, disk.check)
                     yield table
                     table.finish()
-                    file.attrs.update({"format": kind, "version": version})
-                    file.attrs[SEAL] = _hash(file.attrs)
+                    table.describe({"format": kind, "version": version})
+                    table.describe({SEAL: _hash(attributes_of(file))})
                     file.attrs["complete"] = True
                 disk.check()
                 os.fsync(disk.fileno())
@@ -324,31 +354,44 @@ def open_complete(path: Path, kind: str, version: int) -> h5py.File:
 
 def _problem(file: h5py.File, kind: str, version: int) -> str | None:
     """Why a file is not a whole one of ours, if it is not."""
-    found, number = str(file.attrs.get("format", "none")), str(file.attrs.get("version"))
+    about = attributes_of(file)
+    found, number = str(about.get("format", "none")), str(about.get("version"))
     if found != kind:
         return f"is of the format {found!r}, expected {kind!r}"
     if number != str(version):
         return f"has the version {printable(number)}, expected {version}"
-    if str(file.attrs.get("complete")) not in ("True", "1"):
+    if str(about.get("complete")) not in ("True", "1"):
         return "is incomplete: it was not written to its end"
     stranger = _stranger(file)
     return stranger and f"{stranger} is a link or lies in another file; neither is followed"
 
 
-def check_attributes(path: Path, attributes: Mapping[str, Any]) -> None:
+def attributes_of(file: h5py.File) -> dict[str, Any]:
+    """The attributes of an open file, text as ``str``.
+
+    Raises:
+        ValueError: text is not UTF-8.
+    """
+    return {
+        name: value.decode() if isinstance(value, bytes) else value
+        for name, value in file.attrs.items()
+    }
+
+
+def check_attributes(path: Path, found: Mapping[str, Any]) -> None:
     """Check that the attributes of a file are those that were written, where it keeps their hash.
 
     Raises:
         DataError: they are not.
     """
-    if attributes.get(SEAL, _hash(attributes)) != _hash(attributes):
+    if found.get(SEAL, _hash(found)) != _hash(found):
         raise DataError(f"{path}: damaged: its attributes are not those that were written")
 
 
-def _hash(attributes: Mapping[str, Any]) -> str:
+def _hash(found: Mapping[str, Any]) -> str:
     told = [
         f"{name}: {value}\n"
-        for name, value in sorted(attributes.items())
+        for name, value in sorted(found.items())
         if name not in (SEAL, "complete")
     ]
     return hashlib.sha256("".join(told).encode()).hexdigest()

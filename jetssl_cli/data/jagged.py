@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from jetssl_cli.data.hdf5 import (
     Rows,
     Table,
+    attributes_of,
     check_attributes,
     create,
     open_complete,
@@ -214,20 +215,18 @@ class JaggedFile:
     def left_out(self) -> dict[str, int]:
         """What was left out when the file was made: reason -> number."""
         with readable(self.path):
-            return {
-                str(reason): int(number)
-                for reason, number in json.loads(self._file.attrs.get("left_out", "{}")).items()
-            }
+            found = json.loads(attributes_of(self._file).get("left_out", "{}"))
+            return {str(reason): int(number) for reason, number in found.items()}
 
     def check_attributes(self) -> None:
         """Raises DataError if the attributes are not those that were written."""
         with readable(self.path):
-            check_attributes(self.path, dict(self._file.attrs))
+            check_attributes(self.path, attributes_of(self._file))
 
     @property
     def checksum(self) -> str | None:
         """That of all jets (``shuffle.checksum``), in a file that a merge has made."""
-        return self._attribute("checksum") if "checksum" in self._file.attrs else None
+        return self._attribute("checksum") if "checksum" in attributes_of(self._file) else None
 
     def labels(self) -> NDArray[np.int16]:
         """The class of every jet.
@@ -282,7 +281,7 @@ class JaggedFile:
 
     def _attribute(self, name: str) -> str:
         with readable(self.path):
-            value: Any = self._file.attrs.get(name)
+            value: Any = attributes_of(self._file).get(name)
         if not isinstance(value, str):
             raise DataError(f"{self.path}: damaged: the attribute {name!r} is missing")
         return value

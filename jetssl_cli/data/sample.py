@@ -48,6 +48,14 @@ class Sample:
         if self.num_jets == 0:
             raise DataError(f"{self.name}: holds no jets")
 
+    def first(self, num_jets: int) -> Sample:
+        """The first jets of the sample."""
+        return Sample(
+            self.files,
+            num_jets=min(num_jets, self.num_jets),
+            max_constituents=self.max_constituents,
+        )
+
     @property
     def name(self) -> str:
         """The files, as an error message calls them."""

@@ -19,7 +19,7 @@ from jetssl_cli.data.jets import JetArrays
 from jetssl_cli.data.recipe import Feature, Schema
 from jetssl_cli.data.sample import Sample
 from jetssl_cli.errors import DataError
-from jetssl_cli.progress import Advance, progress
+from jetssl_cli.progress import Advance, note, progress
 
 Column = NDArray[np.float32]
 
@@ -27,6 +27,8 @@ VERSION = 1
 """Of the fit; counted up when the same jets give other quantiles."""
 SCALING_JETS = 1_000_000
 """A scaling is fitted on the first so many jets, unless told otherwise."""
+TRIAL_JETS = 10_000
+"""Enough to try a run that has no scaling yet."""
 NUM_QUANTILES = 500
 EDGE = 1e-7
 """As in scikit-learn: within this of the smallest or largest value counts as outside."""
@@ -198,23 +200,31 @@ def _cells(knots: NDArray[np.float64]) -> tuple[NDArray[np.int32], int]:
     return (low - 1).astype(np.int32), int((high - low).max()).bit_length()
 
 
-def fitted_scaling(sample: Sample) -> Scaling:
+def fitted_scaling(sample: Sample, *, trial: bool = False) -> Scaling:
     """The scaling of a sample: from the cache beside its first file, or fitted in one pass.
 
     Memory of a fit: 4 bytes for each value of the sample, and as much again for one column. That
     is 1.4 GB for a million jets of JetClass (7 features of 45 constituents).
+
+    For a ``trial`` a fit is that of ``TRIAL_JETS`` jets, and not kept.
 
     Raises:
         DataError: a file cannot be read, or holds values that are not finite.
     """
 
     def fit() -> Scaling:
-        with progress("scaling", sample.num_jets, "jets") as advance:
-            return fit_scaling(sample.schema, _told(sample.chunks(), advance), name=sample.name)
+        used = sample.first(TRIAL_JETS) if trial else sample
+        if used.num_jets < sample.num_jets:
+            note(
+                f"scaling: of {used.num_jets:,} jets; a run begins with that of "
+                f"{sample.num_jets:,}, which is then kept"
+            )
+        with progress("scaling", used.num_jets, "jets") as advance:
+            return fit_scaling(used.schema, _told(used.chunks(), advance), name=used.name)
 
     key = scaling_key(sample)
     empty = Scaling.unfitted(sample.schema)
-    return cached(sample.files[0], "scaling", key, empty=empty, fit=fit)
+    return cached(sample.files[0], "scaling", key, empty=empty, fit=fit, keep=not trial)
 
 
 def scaling_key(sample: Sample) -> str:

@@ -131,8 +131,8 @@ def tokenize(cfg: TokenizeConfig) -> TokenizeReport:
     )
 
 
-def fitted_tokenizer(cfg: TokenizeConfig, scaling: Scaling) -> Tokenizer:
-    """The tokenizer kept beside the data, or a new one.
+def fitted_tokenizer(cfg: TokenizeConfig, scaling: Scaling, *, keep: bool = True) -> Tokenizer:
+    """The tokenizer kept beside the data, or a new one, which is then kept there.
 
     Raises:
         DataError: the files cannot be read, or hold fewer different constituents than clusters.
@@ -144,6 +144,7 @@ def fitted_tokenizer(cfg: TokenizeConfig, scaling: Scaling) -> Tokenizer:
         digest("tokenizer", VERSION, scaling_key(sample), cfg.clusters, cfg.seed),
         empty=Tokenizer.unfitted(sample.schema, cfg.clusters),
         fit=lambda: _fit(cfg, sample, scaling),
+        keep=keep,
     )
 
 

@@ -29,9 +29,9 @@ from jetssl_cli import __version__
 from jetssl_cli.config import Layer, Strict, load, read_yaml, to_yaml
 from jetssl_cli.data.recipe import Feature, Schema
 from jetssl_cli.encoder.lora import plain_state
-from jetssl_cli.errors import ConfigError, RunError, reason
+from jetssl_cli.errors import ConfigError, RunError, printable, reason
 from jetssl_cli.runs import budget, lock
-from jetssl_cli.runs.snapshot import FACTS, HASH, content_hash
+from jetssl_cli.runs.snapshot import FACTS, HASH, content_hash, to_disk
 
 LAYOUT = "1"
 """Of the weights: counted up when a network of the same config has other weights."""
@@ -69,7 +69,7 @@ def is_begun(out: Path) -> bool:
 
 
 def is_complete(out: Path) -> bool:
-    """Whether the run in this folder has come to its end: its weights are written last."""
+    """Whether the run in this folder has come to its end: this file is written last."""
     return (out / MODEL).is_file()
 
 
@@ -166,7 +166,9 @@ def save(
     try:
         save_file(weights, partial, metadata={FACTS: json.dumps(facts)})
         partial.chmod(path.parent.stat().st_mode & 0o666)  # safetensors lets only the owner read
+        to_disk(partial)
         partial.replace(path)
+        to_disk(path.parent)
     except (OSError, SafetensorError) as err:
         raise RunError(f"{path}: cannot be written: {err}") from None
     finally:
@@ -215,9 +217,10 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise RunError(f"{path}: not a readable safetensors file: {reason(err)}") from None
     layout = facts.get("layout")
     if layout != LAYOUT:
+        found = [printable(f"{word}")[:40] for word in (layout, facts.get("code", "unknown"))]
         raise RunError(
-            f"{path}: has weights of layout {layout}, expected {LAYOUT}: it was saved by another "
-            f"version of jetssl ({facts.get('code', 'unknown')}; this is {__version__})"
+            f"{path}: has weights of layout {found[0]}, expected {LAYOUT}: it was saved by another "
+            f"version of jetssl ({found[1]}; this is {__version__})"
         )
     told = {key: value for key, value in facts.items() if key != HASH}
     if HASH in facts and facts[HASH] != content_hash(weights, json.dumps(told)):

@@ -26,7 +26,7 @@ from jetssl_cli import __version__
 from jetssl_cli.batch import Packing
 from jetssl_cli.config import Strict
 from jetssl_cli.encoder.attention import Backend, cpu_capabilities, has_fast_bf16, plan, require
-from jetssl_cli.errors import ConfigError
+from jetssl_cli.errors import ConfigError, nearest
 from jetssl_cli.runs.sync import DEFAULT_URI
 
 EXTRAS = {
@@ -34,6 +34,7 @@ EXTRAS = {
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
     "simulate": ("fastjet", "pythia8mc"),
     "subjets": ("fastjet",),
+    "workflow": ("snakemake", "snakemake-executor-plugin-slurm"),
 }
 """Packages of each extra."""
 BACKENDS: tuple[Backend, ...] = ("flash-attn", "varlen", "padded", "reference")
@@ -41,6 +42,10 @@ MIB = 2**20
 DISK_MIB = 64
 """Written and read to measure a disk."""
 SECONDS_FOR_A_SERVER = 5.0
+MLFLOW = "MLFLOW_"
+"""How the names of MLflow's settings in the environment begin."""
+STORES = ("sqlite", "postgresql", "mysql", "mssql", "file", "http", "https", "databricks")
+"""Schemes of what MLFLOW_TRACKING_URI may name; plug-ins of MLflow add others."""
 
 
 class Finding(Strict):
@@ -64,6 +69,7 @@ def doctor(folder: Path) -> list[Finding]:
         _compiler,
         lambda: _disk(folder),
         _tracking,
+        _settings_of_mlflow,
         _extras,
     )
     return [finding for part in parts for finding in part()]
@@ -175,6 +181,12 @@ def _tracking() -> Iterator[Finding]:
     uri = os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
     parts = urlsplit(uri)
     shown = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))  # no password
+    scheme = parts.scheme.partition("+")[0]
+    if scheme not in ("", *STORES) and (near := nearest(scheme, STORES)):
+        advice = f"MLFLOW_TRACKING_URI: did you mean {near!r}?"
+        found = f"{shown}: no store is named by {scheme!r}"
+        yield Finding(name="MLflow", state="broken", found=found, advice=advice)
+        return
     if parts.scheme not in ("http", "https"):
         yield Finding(name="MLflow", state="works", found=shown)
         return
@@ -185,6 +197,22 @@ def _tracking() -> Iterator[Finding]:
     except (OSError, HTTPException, ValueError) as err:
         advice = "runs go on without it: their folders have everything"
         yield Finding(name="MLflow", state="absent", found=f"{shown}: {_line(err)}", advice=advice)
+
+
+def _settings_of_mlflow() -> Iterator[Finding]:
+    """Variables of the environment that are misspelled: MLflow leaves them alone in silence."""
+    given = sorted(name for name in os.environ if name.startswith(MLFLOW))
+    if not given or _version("mlflow") is None:
+        return
+    from mlflow import environment_variables
+
+    known = [name for name in dir(environment_variables) if name.startswith(MLFLOW)]
+    short = [name.removeprefix(MLFLOW) for name in known]
+    for name in given:
+        if name not in known and (near := nearest(name.removeprefix(MLFLOW), short)):
+            advice = f"did you mean {MLFLOW}{near}?"
+            found = "is no setting of MLflow"
+            yield Finding(name=name, state="broken", found=found, advice=advice)
 
 
 def _extras() -> Iterator[Finding]:

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import torch
 from pydantic import ByteSize, Field, NonNegativeInt, PositiveInt, model_validator
-from rich.console import Console
 
 from jetssl_cli.config import Layer, load, read_yaml, shipped_file
 from jetssl_cli.data.mixed import SAMPLES
@@ -23,13 +22,21 @@ from jetssl_cli.errors import ConfigError, RunError
 from jetssl_cli.objectives import TaskConfig
 from jetssl_cli.objectives.downstream import Downstream, JetClassifier
 from jetssl_cli.objectives.supervised import SupervisedConfig
-from jetssl_cli.progress import number_of_process
+from jetssl_cli.progress import note
 from jetssl_cli.runs import budget, checkpoint
 from jetssl_cli.runs.budget import Budget
 from jetssl_cli.runs.embeddings import embedded
 from jetssl_cli.runs.optim import OptimConfig, Pace
 from jetssl_cli.runs.pretrain import PretrainConfig, build_encoder
-from jetssl_cli.runs.training import Readers, RunConfig, TrainConfig, check, read_schema, run
+from jetssl_cli.runs.training import (
+    Prepared,
+    Readers,
+    RunConfig,
+    TrainConfig,
+    check,
+    read_schema,
+    run,
+)
 from jetssl_cli.runs.transfer import Transfer, load_backbone, transfer
 
 EMBEDDINGS_MEMORY = ByteSize(8 * 2**30)
@@ -142,6 +149,7 @@ def load_config(
     if run is not None:
         return checkpoint.continued(FinetuneConfig, run, options, overrides)
     assert backbone is not None
+    preset = Layer.read(shipped_file("configs/finetune", task or _task_of(config), "task"))
     source = checkpoint.read_config(backbone, PretrainConfig)
     inherited = {
         "encoder": source.encoder.model_dump(mode="json", exclude={"attention"}),
@@ -150,11 +158,7 @@ def load_config(
             "max_constituents": source.data.max_constituents,
         },
     }
-    task = task or _task_of(config)
-    layers = [
-        Layer.read(shipped_file("configs/finetune", task, "task")),
-        Layer(str(backbone / checkpoint.CONFIG), inherited),
-    ]
+    layers = [preset, Layer(str(backbone / checkpoint.CONFIG), inherited)]
     layers += [Layer.read(config)] if config else []
     return load(FinetuneConfig, budget.latest([*layers, options], overrides))
 
@@ -169,16 +173,28 @@ def finetune(cfg: FinetuneConfig) -> Path:
         RunError: the data do not fit the backbone, the folder holds a run already, or the
             training had to stop.
     """
-    _check_mode(cfg)
     check(cfg)
     if cfg.resume and checkpoint.is_complete(cfg.out):
         return cfg.out
+    return run(prepare(cfg))
+
+
+def prepare(cfg: FinetuneConfig, *, trial: bool = False) -> Prepared:
+    """Open the data, load the backbone, and put the head on top of it.
+
+    Of a ``trial`` nothing is kept, and a scaling that is not there yet is that of a few jets.
+
+    Raises:
+        ConfigError: settings contradict each other.
+        DataError: the data cannot be read, or lack the truth or the classes that the task needs.
+        RunError: the data do not fit the backbone.
+    """
+    _check_mode(cfg)
     schema = read_schema(cfg.data)
     known = checkpoint.read_schema(cfg.backbone)
     how = transfer(schema, known, str(cfg.data.train[0]), cfg.backbone)
     if told := how.told():
-        console = Console(stderr=True, quiet=number_of_process() > 0)
-        console.print(f"note: {cfg.data.train[0]}: {told}", highlight=False, soft_wrap=True)
+        note(f"{cfg.data.train[0]}: {told}")
     if cfg.data.mixture is not None:
         jets = JetStream(cfg.data.train, batch_size=1, num_jets=cfg.data.num_jets)
         data = cfg.data.model_copy(update={"mixture": cfg.data.mixture.of(jets)})
@@ -190,14 +206,14 @@ def finetune(cfg: FinetuneConfig) -> Path:
         cfg.encoder,
         how,
         trained=not cfg.random,
-        fitted=_fitted(cfg, how),
+        fitted=_fitted(cfg, how, trial),
         rescale=cfg.rescale,
     )
     objective = cfg.objective.build(encoder, len(schema.classes))
     if cfg.lora is not None:
         cfg.lora.add_to(encoder)
     through = partial(_embedded, cfg, encoder) if cfg.cache_embeddings else None
-    return run(cfg, objective, schema, {checkpoint.MODEL: objective}, through=through)
+    return Prepared(cfg, schema, objective, {checkpoint.MODEL: objective}, through)
 
 
 def load_finetuned(run: Path) -> tuple[FinetuneConfig, Schema, Downstream]:
@@ -227,13 +243,13 @@ def load_classifier(run: Path) -> tuple[FinetuneConfig, Schema, JetClassifier]:
     return cfg, schema, network
 
 
-def _fitted(cfg: FinetuneConfig, how: Transfer) -> Scaling | None:
+def _fitted(cfg: FinetuneConfig, how: Transfer, trial: bool) -> Scaling | None:
     """The scaling of the data, where that of the backbone is not enough."""
     if not cfg.rescale and not how.unknown:
         return None
     num_jets = min(cfg.data.num_jets or SCALING_JETS, SCALING_JETS)
     sample = Sample(cfg.data.train, num_jets=num_jets, max_constituents=cfg.data.max_constituents)
-    return fitted_scaling(sample)
+    return fitted_scaling(sample, trial=trial)
 
 
 def _embedded(cfg: FinetuneConfig, encoder: Encoder, readers: Readers) -> Readers:

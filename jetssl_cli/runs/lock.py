@@ -1,8 +1,9 @@
 """A run folder belongs to one training at a time, on any machine that sees it.
 
-The lock is a file that only one process can create, which every file system can do, also over a
-network. Its owner touches it every half minute. It counts as left behind when the owner ran on this
-machine and is gone, or when it was not touched for five minutes, by the clock of the file system.
+The lock is a file that only one process can create, also over a network, and that says whose it is
+from the moment when it is there. Its owner touches it every half minute. It counts as left behind
+when the owner ran on this machine and is gone, or when it was not touched for five minutes, by the
+clock of the file system.
 """
 
 from __future__ import annotations
@@ -52,6 +53,24 @@ def locked(folder: Path) -> Iterator[None]:
 
 def _create(path: Path, text: str) -> bool:
     """Whether the lock was free, and is ours now."""
+    draft = path.with_name(f"{NAME}.{uuid.uuid4().hex}")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        os.link(draft, path)
+    except OSError as err:
+        if draft.exists() and draft.stat().st_nlink > 1:  # it was made, and the answer got lost
+            return True
+        if isinstance(err, FileExistsError):
+            return False
+        return _create_by_name(path, text)
+    else:
+        return True
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _create_by_name(path: Path, text: str) -> bool:
+    """The same without links: for a moment, the lock does not say whose it is."""
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)

@@ -19,7 +19,7 @@ from jetssl_cli.errors import ConfigError
 from jetssl_cli.objectives import ObjectiveConfig
 from jetssl_cli.objectives.objective import Objective
 from jetssl_cli.runs import budget, checkpoint
-from jetssl_cli.runs.training import RunConfig, check, read_schema, run
+from jetssl_cli.runs.training import Prepared, RunConfig, check, read_schema, run
 
 
 class PretrainConfig(RunConfig):
@@ -78,6 +78,18 @@ def pretrain(cfg: PretrainConfig) -> Path:
     check(cfg)
     if cfg.resume and checkpoint.is_complete(cfg.out):
         return cfg.out
+    return run(prepare(cfg))
+
+
+def prepare(cfg: PretrainConfig, *, trial: bool = False) -> Prepared:
+    """Open the data, fit what has to be fitted to them, and build the network.
+
+    Of a ``trial`` nothing is kept, and a scaling that is not there yet is that of a few jets.
+
+    Raises:
+        ConfigError: settings contradict each other.
+        DataError: the data cannot be read.
+    """
     schema = read_schema(cfg.data)
     torch.manual_seed(cfg.train.seed)
     sample = Sample(
@@ -85,17 +97,17 @@ def pretrain(cfg: PretrainConfig) -> Path:
         num_jets=min(cfg.scaling_jets, cfg.data.num_jets or cfg.scaling_jets),
         max_constituents=cfg.data.max_constituents,
     )
-    scaling = fitted_scaling(sample)
+    scaling = fitted_scaling(sample, trial=trial)
     clusters = cfg.objective.clusters
     tokens = TokenizeConfig(
         files=cfg.data.train,
         clusters=clusters or 1,
         max_constituents=cfg.data.max_constituents,
     )
-    tokenizer = fitted_tokenizer(tokens, scaling) if clusters else None
+    tokenizer = fitted_tokenizer(tokens, scaling, keep=not trial) if clusters else None
     objective = cfg.objective.build(build_encoder(cfg.encoder, scaling, schema), tokenizer)
     weights = {checkpoint.MODEL: objective, checkpoint.BACKBONE: objective.exported()}
-    return run(cfg, objective, schema, weights)
+    return Prepared(cfg, schema, objective, weights)
 
 
 def build_encoder(cfg: EncoderConfig, scaling: Scaling, schema: Schema) -> Encoder:

@@ -170,7 +170,7 @@ def read(path: Path) -> Snapshot:
     if said.get(HASH) != content_hash(tensors, said[FACTS]):
         raise RunError(f"{path}: is damaged: its hash is not that of its content")
     try:
-        Facts.model_validate(facts)
+        Facts.model_validate_json(said[FACTS], strict=True)
     except ValidationError as err:
         wrong = err.errors()[0]
         place = ".".join(map(str, wrong["loc"]))
@@ -185,9 +185,9 @@ def _write(path: Path, snapshot: Snapshot) -> None:
     try:
         save_file(tensors, partial, metadata={FACTS: facts, HASH: content_hash(tensors, facts)})
         partial.chmod(path.parent.stat().st_mode & 0o666)
-        _to_disk(partial)
+        to_disk(partial)
         partial.replace(path)
-        _to_disk(path.parent)
+        to_disk(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -202,7 +202,8 @@ def content_hash(tensors: Mapping[str, Tensor], facts: str) -> str:
     return found.hexdigest()
 
 
-def _to_disk(path: Path) -> None:
+def to_disk(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -120,11 +120,21 @@ def rewind(folder: Path, steps: int, *, validated: bool) -> None:
         except ValueError:  # the run was killed while it wrote
             continue
         again = not validated and any(name.startswith("val/") for name in found)
+        if any(name.startswith("best/") for name in found):  # written at the end of a run
+            continue
         if found["step"] < steps or (found["step"] == steps and not again):
             kept.append(line + "\n")
     partial = path.with_name(f".{METRICS}.partial")
     partial.write_text("".join(kept), encoding="utf-8")
     partial.replace(path)
+
+
+def latest(folder: Path) -> dict[str, int | float]:
+    """The last of each measurement of a run that has come to its end."""
+    path = folder / METRICS
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    rows = map(json.loads, text.splitlines())
+    return {name: value for row in rows for name, value in row.items() if name != "time"}
 
 
 class _Sender:

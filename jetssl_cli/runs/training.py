@@ -11,6 +11,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -132,18 +133,49 @@ Readers = tuple[JetReader, JetReader]
 """Of the training jets, and of the validation jets."""
 
 
-def run(
-    cfg: RunConfig,
-    objective: Objective,
-    schema: Schema,
-    weights: Mapping[str, nn.Module],
-    *,
-    through: Callable[[Readers], Readers] | None = None,
-) -> Path:
-    """Train an objective in a new run folder, and save ``weights`` (file name -> module) there.
+@dataclass(frozen=True)
+class Prepared:
+    """A run before its first step; nothing of it is written."""
 
-    Of several processes the first one writes. The readers go ``through`` a function, if there is
-    one.
+    cfg: RunConfig
+    schema: Schema
+    """What the columns of its data mean."""
+    objective: Objective
+    """What is trained."""
+    weights: Mapping[str, nn.Module]
+    """What is saved in the end: file name -> module."""
+    through: Callable[[Readers], Readers] | None = None
+    """The readers go through this function, if there is one."""
+
+    def readers(self, place: Place) -> Readers:
+        """The jets of one process.
+
+        Raises:
+            DataError: the data cannot be read, or lack what the objective needs.
+        """
+        data, train, objective = self.cfg.data, self.cfg.train, self.objective
+        reader = data.train_reader(
+            objective.subjet_radius,
+            truth=objective.truth,
+            batch_size=place.jets_at_a_time(data.batch_size, train.accumulate),
+            seed=train.seed,
+            rank=place.rank,
+            ranks=place.ranks,
+        )
+        readers = reader, data.val_stream(objective.subjet_radius, objective.truth)
+        return readers if self.through is None else self.through(readers)
+
+    def jets_per_step(self, place: Place, reader: JetReader) -> int:
+        """Jets of an optimizer step, in all processes together."""
+        parts = self.cfg.train.accumulate
+        size = place.jets_at_a_time(self.cfg.data.batch_size, parts)
+        return min(size, reader.num_jets // place.ranks) * place.ranks * parts
+
+
+def run(prepared: Prepared) -> Path:
+    """Train in a new run folder, and save the weights there.
+
+    Of several processes the first one writes.
 
     Raises:
         OutOfMemoryError: the memory does not suffice; says which settings need less.
@@ -154,11 +186,11 @@ def run(
         Stopped: it was asked to stop by a signal; a snapshot was written.
         KeyboardInterrupt: the user has asked twice.
     """
-    with enough_memory(_advice(cfg)):
-        return _run(cfg, objective, schema, weights, through)
+    with enough_memory(advice(prepared.cfg)):
+        return _run(prepared)
 
 
-def _advice(cfg: RunConfig) -> str:
+def advice(cfg: RunConfig) -> str:
     """What to do where the memory does not suffice."""
     ways = [
         f"train.accumulate={2 * cfg.train.accumulate} (the same batch in smaller parts)",
@@ -170,26 +202,14 @@ def _advice(cfg: RunConfig) -> str:
     return f"{', '.join(ways)} need less"
 
 
-def _run(
-    cfg: RunConfig,
-    objective: Objective,
-    schema: Schema,
-    weights: Mapping[str, nn.Module],
-    through: Callable[[Readers], Readers] | None,
-) -> Path:
+def _run(prepared: Prepared) -> Path:
     from jetssl_cli.runs.module import JetModule
 
+    cfg, schema, weights = prepared.cfg, prepared.schema, prepared.weights
     place = processes.find(cfg.train)
-    radius, truth, accumulate = objective.subjet_radius, objective.truth, cfg.train.accumulate
-    size = place.jets_at_a_time(cfg.data.batch_size, accumulate)
-    shares = {"seed": cfg.train.seed, "rank": place.rank, "ranks": place.ranks}
-    reader = cfg.data.train_reader(radius, truth=truth, batch_size=size, **shares)
-    val_reader: JetReader = cfg.data.val_stream(radius, truth)
-    if through is not None:
-        reader, val_reader = through((reader, val_reader))
+    reader, val_reader = prepared.readers(place)
     with JaggedFile(reader.files[0]) as file:
         recipe = file.recipe.name
-    jets_per_step = min(size, reader.num_jets // place.ranks) * place.ranks * accumulate
     with ExitStack() as stack:
         if place.first:
             stack.enter_context(locked(cfg.out))
@@ -207,11 +227,11 @@ def _run(
         hosts = Hosts(place.ranks)
         asked = stack.enter_context(listening())
         module = JetModule(
-            objective,
+            prepared.objective,
             num_classes=len(schema.classes),
             optim=cfg.optim,
             train=cfg.train,
-            budget=Budget(cfg.train, jets_per_step, agree=hosts.first),
+            budget=Budget(cfg.train, prepared.jets_per_step(place, reader), agree=hosts.first),
             tracker=tracker,
             keeper=Keeper(
                 snapshots,
@@ -226,8 +246,8 @@ def _run(
             agree=hosts.first,
         )
         if cfg.train.compile:
-            compile_parts(objective)
-        lost = enough_memory(_advice(cfg))  # told before the others are waited for
+            compile_parts(prepared.objective)
+        lost = enough_memory(advice(cfg))  # told before the others are waited for
         with together(cfg, place, lambda: tracker.finish("FAILED")), lost:
             batches = cfg.data.endless(reader, cfg.train.seed, reader_state(start))
             _fit(module, place, cfg, batches, cfg.data.once(val_reader))
@@ -235,7 +255,8 @@ def _run(
             if cfg.train.keep == "best":
                 tracker.metrics({"best/loss": module.best.loss}, module.best.step)
             about = checkpoint.facts_of(cfg.out, schema, recipe)
-            for name, trained in weights.items():
+            for name in sorted(weights, key=lambda name: name == checkpoint.MODEL):
+                trained = weights[name]
                 checkpoint.save(cfg.out / name, module.best.weights.get(name) or trained, about)
             snapshots.clear()
     return cfg.out

@@ -30,7 +30,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
-from jetssl_cli.data.hdf5 import Rows, Table, create, open_complete, readable
+from jetssl_cli.data.hdf5 import Rows, Table, attributes_of, create, open_complete, readable
 from jetssl_cli.errors import DataError
 from jetssl_cli.scores.provenance import Provenance
 
@@ -194,21 +194,21 @@ def read_scores(path: Path) -> ScoreSet:
         DataError: it is not a whole score file, or its content contradicts itself.
     """
     with open_complete(path, FORMAT, VERSION) as file, readable(path):
-        attributes = dict(file.attrs)
-        classes = names_of(path, str(attributes.get("classes", "[]")))
+        about = attributes_of(file)
+        classes = names_of(path, str(about.get("classes", "[]")))
         arrays = {name: Rows(file[name]) for name in ("scores", "logits", "labels", "jets")}
-        run, data = str(attributes["run"]), str(attributes["data"])
+        run, data = str(about["run"]), str(about["data"])
         scores, labels = arrays["scores"].read(), arrays["labels"].read()
-        jets = _hashes(arrays["jets"], json.loads(attributes.get("jet_columns", "[]")))
+        jets = _hashes(arrays["jets"], json.loads(about.get("jet_columns", "[]")))
     lengths = {name: len(rows) for name, rows in arrays.items()}
     if len(set(lengths.values())) > 1:
         listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
         raise DataError(f"{path}: the arrays have different numbers of jets: {listed}")
-    if HASH_OF_DATA in attributes:
-        jets[HASH_OF_DATA] = str(attributes[HASH_OF_DATA])
+    if HASH_OF_DATA in about:
+        jets[HASH_OF_DATA] = str(about[HASH_OF_DATA])
     check(path, classes, scores, labels)
     found = ScoreSet(path, run, data, classes, scores, labels, jets)
-    seed, group = attributes.get("seed"), attributes.get("group")
+    seed, group = about.get("seed"), about.get("group")
     if seed is not None and group is not None:
         with readable(path):
             return replace(found, seed=int(seed), group=str(group))

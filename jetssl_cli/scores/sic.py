@@ -18,7 +18,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from jetssl_cli.config import Strict
-from jetssl_cli.data.hdf5 import open_complete, readable
+from jetssl_cli.data.hdf5 import attributes_of, open_complete, readable
 from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.data.stream import to_batch
 from jetssl_cli.errors import DataError, RunError
@@ -147,7 +147,7 @@ def evaluate(path: Path) -> SICRow:
     """
     found = read_scores(path)
     with open_complete(path, FORMAT, VERSION) as file, readable(path):
-        mixture = json.loads(file.attrs["mixture"])
+        mixture = json.loads(attributes_of(file)["mixture"])
         names = [mixture[name] for name in ("background", "signal")]
         background, signal = (
             found.scores[found.labels == c, 1] for c in map(found.classes.index, names)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from jetssl_cli.data.hdf5 import open_foreign, readable
+from jetssl_cli.data.hdf5 import attributes_of, open_foreign, readable
 from jetssl_cli.errors import DataError
 from jetssl_cli.runs import checkpoint
 from jetssl_cli.runs.finetune import FinetuneConfig
@@ -55,5 +55,5 @@ def _task(path: Path) -> str | None:
     if is_foreign(path):
         return None
     with open_foreign(path) as file, readable(path):
-        task = file.attrs.get("task")
+        task = attributes_of(file).get("task")
         return str(task) if task in MODULES else None

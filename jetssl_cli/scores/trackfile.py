@@ -28,7 +28,7 @@ import torch
 from numpy.typing import NDArray
 
 from jetssl_cli.batch import JetBatch
-from jetssl_cli.data.hdf5 import Rows, create, open_complete, readable
+from jetssl_cli.data.hdf5 import Rows, attributes_of, create, open_complete, readable
 from jetssl_cli.data.recipe import Schema
 from jetssl_cli.data.stream import JetStream
 from jetssl_cli.errors import DataError, RunError
@@ -141,11 +141,11 @@ def read_tracks(path: Path, task: str, *names: str, optional: tuple[str, ...] = 
         DataError: it is not a whole score file of this task, or its content contradicts itself.
     """
     with open_complete(path, FORMAT, VERSION) as file, readable(path):
-        attributes = dict(file.attrs)
+        about = attributes_of(file)
         offsets, truth = Rows(file["offsets"]).read(), Rows(file["truth"]).read()
         arrays = {n: Rows(file[n]).read() for n in (*names, *optional) if n in file}
-        run = str(attributes["run"])
-    if attributes.get("task") != task or not arrays.keys() >= set(names):
+        run = str(about["run"])
+    if about.get("task") != task or not arrays.keys() >= set(names):
         raise DataError(f"{path}: holds no scores of the task {task}")
     for name, array in {"offsets": offsets, "truth": truth, **arrays}.items():
         if array.dtype != TYPES[name] or array.ndim != 1 + (name == "scores"):
@@ -162,4 +162,4 @@ def read_tracks(path: Path, task: str, *names: str, optional: tuple[str, ...] = 
             raise DataError(
                 f"{path}: damaged: {len(array)} tracks have {name}, expected {len(truth)}"
             )
-    return TrackSet(path, run, offsets, truth, arrays, attributes)
+    return TrackSet(path, run, offsets, truth, arrays, about)

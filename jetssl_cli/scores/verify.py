@@ -13,7 +13,15 @@ from numpy.typing import NDArray
 
 from jetssl_cli.config import Strict
 from jetssl_cli.data import jagged
-from jetssl_cli.data.hdf5 import Rows, check_attributes, open_complete, open_foreign, readable
+from jetssl_cli.data.hdf5 import (
+    Rows,
+    attributes_of,
+    check_attributes,
+    open_complete,
+    open_foreign,
+    read_texts,
+    readable,
+)
 from jetssl_cli.data.verify import verify_data
 from jetssl_cli.errors import DataError, JetSSLError
 from jetssl_cli.runs import checkpoint
@@ -112,20 +120,20 @@ def _verify(path: Path) -> str:
 
 def _verify_hdf5(path: Path) -> str:
     with open_foreign(path) as file, readable(path):
-        kind = str(file.attrs.get("format", "none"))
+        kind = str(attributes_of(file).get("format", "none"))
     if kind == jagged.KIND:
         return verify_data(path)
     if kind not in KINDS:
         raise DataError(f"{path}: is of the format {kind!r}, which is none of jetssl")
     version, look = KINDS[kind]
     with open_complete(path, kind, version) as file, readable(path):
-        attributes = dict(file.attrs)
-        check_attributes(path, attributes)
+        about = attributes_of(file)
+        check_attributes(path, about)
         arrays = {name: Rows(file[name]).read() for name in file if name != CONFIG}
         if CONFIG in file:
-            _check_config(path, str(file[CONFIG].asstr()[0]), attributes)
-        told = look(path, attributes, arrays)
-    return f"{told}{_made_of(path, attributes)}"
+            _check_config(path, read_texts(file[CONFIG])[0], about)
+        told = look(path, about, arrays)
+    return f"{told}{_made_of(path, about)}"
 
 
 def _scores(path: Path, attributes: Attributes, arrays: Arrays) -> str:

@@ -152,6 +152,7 @@ def test_a_full_disk(tmp_path: Path, samples: Path, command: str, share: float) 
     assert {path.name for path in tmp_path.iterdir()} == {"whole.h5"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["jetclass", "jetclass2"])
 def test_flipped_bits_in_a_source_never_end_in_anything_but_a_clear_error(
     request: pytest.FixtureRequest, samples: Path, tmp_path: Path, source: str

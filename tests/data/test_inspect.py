@@ -50,6 +50,7 @@ def test_numbers_that_are_not_finite_are_reported(jagged: Path, tmp_path: Path) 
     assert np.isfinite([pt.min, pt.max]).all()
 
 
+@pytest.mark.slow
 def test_the_command_prints_and_plots(jetssl: Runner, jagged: Path, tmp_path: Path) -> None:
     done = jetssl("inspect", jagged / "val.h5", "--plots", "plots")
     assert done.returncode == 0, done.stderr
@@ -68,6 +69,7 @@ def test_the_command_prints_and_plots(jetssl: Runner, jagged: Path, tmp_path: Pa
         assert done.stderr.startswith("error: ")
 
 
+@pytest.mark.slow
 def test_files_of_all_kinds(shared_data: Path, tmp_path: Path) -> None:
     recipe = load_recipe("btag_reduced")
     source = shared_data / "btag_reduced_test.root"

@@ -104,6 +104,7 @@ def test_the_seed_gives_the_order(files: list[Path], tmp_path: Path) -> None:
     assert orders[0] == orders[1] != orders[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("buckets", [1, 7])
 def test_every_place_is_equally_likely(
     tmp_path: Path, buckets: int, monkeypatch: pytest.MonkeyPatch
@@ -171,6 +172,7 @@ def test_files_without_jets_do_no_harm(files: list[Path], tmp_path: Path) -> Non
     assert Counter(numbers(report.out)) == Counter(range(50))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_parts")
 def test_a_subset_has_the_right_size_and_any_jet_may_be_in_it(
     files: list[Path], tmp_path: Path

@@ -97,7 +97,7 @@ def move_a_constituent(opened: h5py.File) -> None:
 
 
 def rename_the_recipe(opened: h5py.File) -> None:
-    opened.attrs["recipe"] = opened.attrs["recipe"] + "\n"
+    opened.attrs["recipe"] = opened.attrs["recipe"] + b"\n"
 
 
 @pytest.mark.parametrize(

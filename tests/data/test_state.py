@@ -62,6 +62,7 @@ def test_the_batches_do_not_depend_on_the_number_of_workers(
     assert equal(first(by_workers(Endless(reader, 1), workers), count), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow])
 @given(

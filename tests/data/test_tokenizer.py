@@ -102,6 +102,7 @@ def test_too_few_constituents(data: Path) -> None:
         tokenize(TokenizeConfig(files=(data,), clusters=1000, num_jets=3))
 
 
+@pytest.mark.slow
 def test_the_command(data: Path, jetssl: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     done = jetssl("tokenize", data, "--clusters", 20)
     assert done.returncode == 0, done.stderr

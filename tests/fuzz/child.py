@@ -19,6 +19,7 @@ MEMORY = 256 * 2**20
 """Bytes that one input may take: more than 1,032 (what gzip can reach) times the largest input."""
 SECONDS = 20.0
 """That one input may take."""
+READY = "ready\n"
 START = 300.0
 """Seconds that the process may take to begin."""
 
@@ -60,7 +61,8 @@ class Child:
             self._process = subprocess.Popen(
                 self._words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
             )
-            self._line(START)
+            if self._line(START) != READY:
+                raise TimeoutError(f"the process was not ready after {START:g} s")
         self._path.write_bytes(content)
         assert self._process.stdin is not None
         self._process.stdin.write("\n")
@@ -109,7 +111,7 @@ def main() -> None:
     limit = _memory("VmSize") + 4 * MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     highest = _memory("VmHWM")
-    print("ready", flush=True)
+    print(READY, end="", flush=True)
     for _ in sys.stdin:
         answer: dict[str, str]
         try:

@@ -82,7 +82,7 @@ def jagged(folder: Path) -> None:
 
 
 def _packed_anew(source: Path, path: Path) -> None:
-    """In other ways than ours: the latest format, contiguous arrays, lzf."""
+    """In other ways than ours: contiguous arrays, lzf."""
     with h5py.File(source, "r") as old, h5py.File(path, "w", libver="latest") as new:
         new.attrs.update(dict(old.attrs))
         for name in ("offsets", "jets/features", "jets/labels", "sources"):

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from safetensors.torch import load, save
 
+from jetssl_cli.data.hdf5 import LAYOUT
 from jetssl_cli.runs import snapshot
 
 NUMBERS = (0, 1, -1, 2, 127, 255, 2**15, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1)
@@ -124,7 +125,7 @@ def hdf5(content: bytes, rng: Random, *, valid: bool) -> bytes:
 
 def _edited(content: bytes, rng: Random) -> bytes:
     memory = io.BytesIO(content)
-    with h5py.File(memory, "r+") as file:
+    with h5py.File(memory, "r+", libver=LAYOUT) as file:
         for _ in range(rng.choice((1, 1, 2, 3))):
             if rng.random() < 0.4:
                 _attribute(file, rng)
@@ -136,9 +137,8 @@ def _edited(content: bytes, rng: Random) -> bytes:
 def _attribute(file: h5py.File, rng: Random) -> None:
     name = rng.choice(sorted(file.attrs))
     value = file.attrs[name]
-    if isinstance(value, str) and value and rng.random() < 0.5:
-        value = bits(value.encode(), rng).decode(errors="replace").replace("\0", "")
-        file.attrs[name] = value
+    if isinstance(value, bytes) and value and rng.random() < 0.5:
+        file.attrs[name] = np.bytes_(bits(value, rng))
         return
     del file.attrs[name]
     if rng.random() < 0.85:
@@ -199,7 +199,7 @@ def _replace(file: h5py.File, name: str, shape: tuple[int, ...], rng: Random) ->
     elif kind == 3:
         file[name] = rng.choice(_VALUES)
     elif kind == 4:
-        file.create_dataset(name, data=["a"] * (shape[0] if shape else 1))
+        file.create_dataset(name, data=[b"a"] * (shape[0] if shape else 1))
     elif kind == 5:
         file[name] = np.zeros(shape, [("a", "f4"), ("b", "i8")])
     elif kind == 6:
@@ -210,15 +210,17 @@ def _replace(file: h5py.File, name: str, shape: tuple[int, ...], rng: Random) ->
 
 
 _LARGE = (10**7, 2**31, 2**33, 2**40, 2**50, 2**62)
+_TEXTS = (
+    "", "x", "[]", "{}", "null", "3", "[3]", '["a"]', '["a", "a"]', '["a\\nb", "c"]',
+    '["\\ud800", "b"]', '{"a": 1}', '{"a": "b"}', '{"a": 1e400}', "[" * 5000, "a\nb", "\x1b[31m",
+    "9" * 5000, "nan", "1e999", "jetssl-scores", "float16", "float32", "track-origin", "vertex",
+    "cwola",
+)  # fmt: skip
 _VALUES: tuple[Any, ...] = (
-    0, 1, 2, -1, 2**63 - 1, 1.5, np.nan, True, False, "", "x", "[]", "{}", "null", "3", "[3]",
-    '["a"]',
-    '["a", "a"]', '["a\\nb", "c"]', '["\\ud800", "b"]', '{"a": 1}', '{"a": "b"}', '{"a": 1e400}',
-    "[" * 5000,
-    "a\nb", "\x1b[31m", "9" * 5000, "nan", "1e999", np.arange(3), np.zeros((2, 2)), np.zeros(0),
-    ["a", "b"],
-    np.bytes_(b"\xff\xfe"), np.bytes_(b"jetssl-scores"), h5py.Empty("S1"), "float16", "float32",
-    "track-origin", "vertex", "cwola", 1 + 2j, np.array([(1, 2.0)], [("a", "i4"), ("b", "f8")]),
+    *(np.bytes_(text.encode()) for text in _TEXTS),
+    0, 1, 2, -1, 2**63 - 1, 1.5, np.nan, True, False, np.arange(3), np.zeros((2, 2)), np.zeros(0),
+    [b"a", b"b"], np.bytes_(b"\xff\xfe"), h5py.Empty("S1"), 1 + 2j,
+    np.array([(1, 2.0)], [("a", "i4"), ("b", "f8")]),
 )  # fmt: skip
 
 

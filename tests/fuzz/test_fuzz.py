@@ -7,7 +7,6 @@ others here, by hypothesis. Inputs that once broke the rule stand below by thems
 from __future__ import annotations
 
 import io
-import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from random import Random
 import h5py
 import numpy as np
 import pytest
+import torch
 from fuzz import mutate, run
 from fuzz.child import Child
 from fuzz.targets import CORPUS, TARGETS, BrokenRuleError, Target, seeds
@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from jetssl_cli.config import MOST_NODES, parse_yaml
 from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.errors import ConfigError, DataError, JetSSLError, RunError, suggest
-from jetssl_cli.runs import snapshot
+from jetssl_cli.runs import checkpoint, snapshot
 from jetssl_cli.scores.scorefile import read_scores
 from jetssl_cli.scores.tasks import evaluate_tasks
 
@@ -60,9 +60,7 @@ def test_a_changed_input_is_valid_or_refused_in_clear_lines(name: str, tmp_path:
 def test_a_changed_hdf5_file_is_valid_or_refused_in_a_clear_line(name: str, tmp_path: Path) -> None:
     words = [sys.executable, run.__file__, name, "--executions", "150", "--found", str(tmp_path)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
-    kinds = set(re.findall(r"^  \d+ x (.*)$", done.stdout, re.M))
-    assert kinds <= {"hang"}, done.stdout + done.stderr  # of HDF5 itself: docs/reliability.md
-    assert (done.returncode, bool(kinds)) in ((0, False), (1, True)), done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     assert f"{name}: 150 executions" in done.stdout
 
 
@@ -191,6 +189,13 @@ def replaced(name: str, data: object = None, **options: object) -> Callable[[h5p
     return edit
 
 
+def short_of_a_sum(file: h5py.File) -> None:
+    """HDF5 crashes where it reads it."""
+    del file["jets/labels"]
+    data = file.create_dataset("jets/labels", (4,), "i2", chunks=(2,), fletcher32=True)
+    data.id.write_direct_chunk((2,), b"ab")
+
+
 def read_all(path: Path) -> None:
     with JaggedFile(path) as file:
         assert len(file.read(0, 1)) == len(file.labels()[:1])
@@ -215,6 +220,7 @@ def read_all(path: Path) -> None:
         (lambda f: f.attrs.update(left_out="[" * 5000), "damaged: maximum recursion depth"),
         (replaced("sources", shape=(2**40,), dtype=h5py.string_dtype()), "than the file can hold"),
         (replaced("sources", 3), "damaged: "),
+        (short_of_a_sum, "has a chunk of 2 bytes, less than its sum"),
     ],
 )
 def test_data_files_that_broke_the_rule(edit: Callable[[h5py.File], object], words: str) -> None:
@@ -259,6 +265,11 @@ def test_score_files_that_broke_the_rule(
             '"best": [0, 0, 0]}',
             "not a readable snapshot: steps: Input should be greater than or equal to 0",
         ),
+        (
+            '{"version": 2, "code": "", "steps": "7", "seconds": 0, "reader": {}, "latest": {}, '
+            '"best": [0, 0, 0]}',
+            "not a readable snapshot: steps: Input should be a valid integer",
+        ),
     ],
 )
 def test_snapshots_that_broke_the_rule(facts: str, words: str) -> None:
@@ -266,6 +277,14 @@ def test_snapshots_that_broke_the_rule(facts: str, words: str) -> None:
     with pytest.raises(RunError) as error:
         snapshot.read(write(mutate.save({}, metadata=said), "a.safetensors"))
     assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_weights_of_a_layout_that_is_no_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(mutate.save({}, metadata={checkpoint.FACTS: '{"layout": "a\\nb"}'}))
+    with pytest.raises(RunError, match=r"has weights of layout a\\nb, expected") as error:
+        checkpoint.restore(path, torch.nn.Identity())
     assert "\n" not in str(error.value)
 
 

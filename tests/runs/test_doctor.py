@@ -7,6 +7,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import pytest
 import torch
 
 from jetssl_cli.runs import doctor as room
@@ -72,6 +73,21 @@ def test_the_tracking_server_is_asked(tmp_path, monkeypatch):
     assert "secret" not in there.found + gone.found
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "where", "meant"),
+    [
+        ("MLFLOW_TRACKING_URL", "http://localhost:5000", "MLFLOW_TRACKING_URL", "_TRACKING_URI?"),
+        ("MLFLOW_TRACKING_URI", "htpp://localhost:5000", "MLflow", "'http'?"),
+    ],
+)
+def test_a_misspelled_setting_of_mlflow(tmp_path, monkeypatch, name, value, where, meant):
+    monkeypatch.setenv(name, value)
+    finding = found(tmp_path)[where]
+    assert finding.state == "broken"
+    assert finding.advice.endswith(meant)
+
+
+@pytest.mark.slow
 def test_the_command(jetssl, tmp_path):
     done = jetssl("doctor", "--folder", tmp_path, "--json")
     assert {row["name"] for row in json.loads(done.stdout)} == set(found(tmp_path))

@@ -114,6 +114,7 @@ def test_the_same_jets_elsewhere_and_of_another_date(whole, data, after):
     same_runs(pretrain(cfg.model_copy(update={"data": files})), whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["train.h5", "val.h5"])
 @pytest.mark.parametrize("spoil", ["cut", "others", "gone"])
 def test_a_file_that_changes_under_a_training(whole, jagged, data, after, name, spoil):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -58,6 +61,55 @@ def test_another_process_holds_it_until_it_is_killed(tmp_path):
         with locked(tmp_path):
             assert json.loads((tmp_path / NAME).read_text())["pid"] == os.getpid()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_says_whose_it_is_from_the_first_moment(tmp_path):
+    """Or a run killed in the next moment could not go on for five minutes."""
+    seen, ended = set(), threading.Event()
+
+    def look():
+        while not ended.is_set():
+            with suppress(FileNotFoundError):
+                seen.add((tmp_path / NAME).read_text() != "")
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    for _ in range(300):
+        with locked(tmp_path):
+            pass
+    ended.set()
+    watcher.join()
+    assert seen == {True}
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_file_system_without_links(tmp_path, monkeypatch, held):
+    def refuse(*_):
+        raise OSError(errno.EOPNOTSUPP, "not supported")
+
+    monkeypatch.setattr(lock.os, "link", refuse)
+    process = hold(tmp_path) if held else None
+    if process:
+        with pytest.raises(RunError, match="is running here"), locked(tmp_path):
+            pass
+        process.kill()
+        process.communicate()
+    with locked(tmp_path):
+        assert json.loads((tmp_path / NAME).read_text())["pid"] == os.getpid()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_that_was_made_though_the_server_lost_its_answer(tmp_path, monkeypatch):
+    link = os.link
+
+    def lose(*paths):
+        link(*paths)
+        raise FileExistsError
+
+    monkeypatch.setattr(lock.os, "link", lose)
+    with locked(tmp_path):
+        assert (tmp_path / NAME).exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("silent", [60, 600])

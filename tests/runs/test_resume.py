@@ -15,6 +15,7 @@ from jetssl_cli.errors import DataError, RunError
 from jetssl_cli.objectives.dino import DINOConfig
 from jetssl_cli.objectives.ssfm import SSFMConfig
 from jetssl_cli.objectives.supervised import SupervisedConfig
+from jetssl_cli.runs import checkpoint
 from jetssl_cli.runs.budget import Budget
 from jetssl_cli.runs.finetune import FinetuneConfig, finetune
 from jetssl_cli.runs.optim import OptimConfig
@@ -205,12 +206,36 @@ def test_a_killed_run_goes_on_from_its_last_snapshot(whole, jagged, tmp_path, mo
     same_runs(pretrain(resumed(cfg)), whole)
 
 
+@pytest.mark.parametrize("saved", [0, 1])
+def test_a_run_that_ended_while_its_weights_were_saved_is_not_complete(
+    jagged, tmp_path, monkeypatch, saved
+):
+    often = {"checkpoint": {"every_steps": 3}, "keep": "best"}
+    expected = pretrain(config(jagged, tmp_path / "whole", **often))
+    save, calls = checkpoint.save, []
+
+    def fail(*arguments):
+        calls.append(arguments)
+        if len(calls) > saved:
+            raise RunError("killed")
+        save(*arguments)
+
+    cfg = config(jagged, tmp_path / "run", **often)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", fail)
+        with pytest.raises(RunError, match="killed"):
+            pretrain(cfg)
+    assert not checkpoint.is_complete(cfg.out)
+    same_runs(pretrain(resumed(cfg)), expected)
+
+
 def test_without_a_snapshot_it_begins_anew(whole, jagged, tmp_path, monkeypatch):
     cfg = config(jagged, tmp_path / "run")
     killed(cfg, monkeypatch, 4)
     same_runs(pretrain(resumed(cfg)), whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
 def test_a_damaged_snapshot_is_passed_over(whole, jagged, tmp_path, monkeypatch, capsys, damage):
     cfg = config(jagged, tmp_path / "run", checkpoint={"every_steps": 2})
@@ -282,6 +307,7 @@ def test_a_job_is_put_back_into_the_queue(jagged, tmp_path, stop, monkeypatch, c
     assert "job 17 could not be put back into the queue" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # MLflow and sqlalchemy warn of their own affairs
 def test_a_run_that_goes_on_is_one_run_of_mlflow(jagged, tmp_path, stop, monkeypatch):
     from mlflow import MlflowClient

@@ -255,6 +255,7 @@ def diverge_at(monkeypatch, kind, first, value=math.nan, steps=None):
     monkeypatch.setattr(kind, "loss", loss)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize(
     "train",
@@ -422,6 +423,7 @@ def test_one_step_of_training_is_one_step_of_adamw(jagged, tmp_path, monkeypatch
         torch.testing.assert_close(value, objective.state_dict()[key], rtol=1e-5, atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["32", "bf16-mixed"])
 def test_either_precision_trains(jagged, tmp_path, precision):
     run = run_pretrain(jagged, tmp_path / "run", steps=30, precision=precision)

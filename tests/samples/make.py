@@ -41,7 +41,7 @@ def main() -> None:
     shutil.rmtree(HERE / "jetclass", ignore_errors=True)
     with tempfile.TemporaryDirectory() as name:
         for split, jets in SPLITS.items():
-            words = ["--jets", str(jets), "--split", split, "--out", f"{name}/{split}"]
+            words = ["--num-jets", str(jets), "--split", split, "--out", f"{name}/{split}"]
             subprocess.run([*command, *words], check=True)
             for path in sorted(Path(name, split).rglob("*.root")):
                 cut(path, HERE / "jetclass" / split / path.name)

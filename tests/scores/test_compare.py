@@ -73,6 +73,7 @@ class TestMcNemar:
 
 
 class TestAUC:
+    @pytest.mark.slow
     def test_error_is_that_of_the_plain_paired_bootstrap(self):
         one, other, labels = two_runs(600, seed=3)
 

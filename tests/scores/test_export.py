@@ -16,6 +16,7 @@ import uproot
 import yaml
 from reference.jets import tiny_config
 
+from jetssl_cli.data.hdf5 import attributes_of
 from jetssl_cli.data.jagged import JaggedFile, write
 from jetssl_cli.data.jets import concatenate
 from jetssl_cli.data.stream import to_batch
@@ -187,7 +188,7 @@ def test_a_broken_network_leaves_no_scores(runs, jagged, tmp_path, monkeypatch):
 
 def test_where_the_scores_come_from_is_told(runs, scores, jagged):
     with h5py.File(scores) as file:
-        told = dict(file.attrs)
+        told = attributes_of(file)
         assert file["config"].asstr()[0] == (runs / "fine" / "config.yaml").read_text()
     assert json.loads(told["jet_units"]) == ["GeV", "1", "rad", "GeV", "1"]
     for name, path in {
@@ -255,7 +256,7 @@ def test_embeddings_are_the_means_of_the_vectors(runs, jagged, jets, tmp_path):
         with torch.inference_mode():
             wanted = [jet_vectors(encoder(one_jet(jets, jet, MOST))) for jet in chosen]
         with h5py.File(out) as file:
-            assert file.attrs["format"] == "jetssl-embeddings"
+            assert attributes_of(file)["format"] == "jetssl-embeddings"
             assert file["vectors"].shape == (len(jets), 16)
             assert file["vectors"].dtype == np.float32
             found = file["vectors"][chosen]
@@ -275,7 +276,7 @@ def test_a_tree_has_the_scores_in_the_same_order(runs, scores, jagged, jets, tmp
             np.testing.assert_allclose(column, wanted["scores"][:, index], rtol=1e-5, atol=1e-7)
         assert np.array_equal(tree["label"].array(library="np"), jets.labels)
         assert np.array_equal(tree["jet_pt"].array(library="np"), jets.jets[:, 0])
-        assert json.loads(file["about"])["run_id"] == wanted.attrs["run_id"]
+        assert json.loads(file["about"])["run_id"] == attributes_of(wanted)["run_id"]
 
 
 @pytest.mark.parametrize("attention", ["padded", "reference"])
@@ -293,7 +294,7 @@ def test_half_precision_keeps_its_scores_in_single(runs, scores, jagged, tmp_pat
     settings = {"precision": "bf16-mixed", "num_jets": 200}
     export(ExportConfig(run=runs / "fine", data=jagged / "test.h5", out=out, **settings))
     with h5py.File(scores) as one, h5py.File(out) as two:
-        assert two.attrs["precision"] == "bf16-mixed"
+        assert attributes_of(two)["precision"] == "bf16-mixed"
         logits, wanted = two["logits"][:], one["logits"][:200]
     error = np.abs(logits - wanted).max()
     assert 0 < error < 0.1

@@ -184,6 +184,7 @@ def test_other_columns_are_refused(runs, jagged, tmp_path):
     assert not (tmp_path / "out.h5").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ssfm", "gpt"])
 def test_the_command(jetssl, runs, jagged, tmp_path, name):
     words = ("generate", runs / name, "--data", jagged / "test.h5", "--out", "out.h5")
@@ -194,6 +195,7 @@ def test_the_command(jetssl, runs, jagged, tmp_path, name):
     assert len(whole(tmp_path / "out.h5")) == 20
 
 
+@pytest.mark.slow
 def test_the_output_is_not_replaced_by_chance(jetssl, runs, jagged, tmp_path):
     words = ("generate", runs / "gpt", "--data", jagged / "test.h5", "--out", "out.h5")
     (tmp_path / "out.h5").write_text("mine")

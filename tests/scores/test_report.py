@@ -132,6 +132,7 @@ class TestPage:
         with pytest.raises(DataError, match=r"a\.h5: cannot be written"):
             write_report(made[0], {}, path / "r.html")
 
+    @pytest.mark.slow
     @pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")
     def test_a_browser_shows_it_and_asks_nobody_for_anything(self, made, tmp_path):
         address = "http://example.invalid/leak.png"

@@ -78,6 +78,7 @@ def test_the_trainings_of_a_scan(jagged, backbones, tmp_path):
     assert full.train.keep == "best"
 
 
+@pytest.mark.slow
 def test_a_scan_goes_on_where_it_was(jagged, backbones, tmp_path, monkeypatch):
     made = []
     right = scan_module.finetune

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from fuzz.targets import CORPUS
 from reference.jets import tiny_config
 from reference.numbered import RECIPE, jets_of
 from safetensors.torch import load_file, save_file
@@ -126,7 +127,7 @@ def spoiled(path):
     with h5py.File(path) as file:
         file.visititems(visit)
         for name, value in file.attrs.items():
-            text = value.encode() if isinstance(value, str) else b""
+            text = value if isinstance(value, bytes) else b""
             half = len(text) // 2
             if text and text in whole:  # HDF5 leaves older copies in the file
                 other = text[:half] + bytes([text[half] ^ 1]) + text[half + 1 :]
@@ -143,6 +144,22 @@ def test_a_flipped_bit_is_refused_in_every_array_and_attribute(copy, name):
         path.write_bytes(content)
         (finding,) = look(path)
         assert finding.error is not None, part
+
+
+@pytest.mark.parametrize("name", ["jagged/jetclass.h5", "scores/classes.h5"])
+def test_a_flipped_bit_anywhere_in_the_smallest_files_is_refused_or_changes_nothing(name, tmp_path):
+    whole = (CORPUS / name).read_bytes()
+    path = tmp_path / "a.h5"
+    path.write_bytes(whole)
+    (wanted,) = look(path)
+    assert wanted.error is None
+    refused = 0
+    for place in range(0, len(whole), 53):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
+        (finding,) = look(path)
+        assert finding.error is not None or finding.told == wanted.told, place
+        refused += finding.error is not None
+    assert refused > 0.8 * len(range(0, len(whole), 53))
 
 
 @pytest.mark.parametrize("place", [0.1, 0.5, 0.9])

@@ -109,6 +109,7 @@ def test_constituents_are_those_of_the_real_schema(shared_data: Path) -> None:
     assert real == lists == {name for name in JETCLASS if name.startswith("part_")}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_small_units")
 def test_the_number_of_jobs_does_not_matter(made: Path, tmp_path: Path) -> None:
     simulate.simulate(config(tmp_path, jobs=2))
@@ -154,6 +155,7 @@ def test_splits_lie_in_their_folders(tmp_path: Path) -> None:
     assert len({unit.seed for f in large for unit in f.units}) == 2 * 501
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_small_units")
 def test_finished_files_are_kept_and_others_refused(made: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
@@ -188,6 +190,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_small_units")
 @pytest.mark.parametrize("jobs", [2])
 def test_a_killed_run_goes_on_where_it_was(made: Path, tmp_path: Path, jobs: int) -> None:
@@ -242,8 +245,9 @@ def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 class TestCommand:
+    @pytest.mark.slow
     def test_simulated_files_are_converted(self, jetssl, tmp_path: Path) -> None:
-        words = ("--jets", 3, "--split", "val", "--processes", "HToWW4Q,ZJetsToNuNu")
+        words = ("--num-jets", 3, "--split", "val", "--processes", "HToWW4Q,ZJetsToNuNu")
         done = jetssl("simulate", "jetclass", *words, "--out", "sim")
         assert done.returncode == 0, done.stderr
         assert "6 jets in 2 files" in done.stdout
@@ -258,13 +262,15 @@ class TestCommand:
                 assert file.num_jets == 3
 
     def test_unknown_process(self, jetssl, tmp_path: Path) -> None:
-        done = jetssl("simulate", "jetclass", "--jets", 3, "--processes", "HtoBB", "--out", "sim")
+        done = jetssl(
+            "simulate", "jetclass", "--num-jets", 3, "--processes", "HtoBB", "--out", "sim"
+        )
         assert done.returncode == 2
         assert "error: no process 'HtoBB'; did you mean 'HToBB'?" in done.stderr
         assert not (tmp_path / "sim").exists()
 
     def test_unknown_split(self, jetssl) -> None:
-        done = jetssl("simulate", "jetclass", "--jets", 3, "--split", "vall", "--out", "sim")
+        done = jetssl("simulate", "jetclass", "--num-jets", 3, "--split", "vall", "--out", "sim")
         assert done.returncode == 2
         assert "split = 'vall'" in done.stderr
         assert "Traceback" not in done.stderr
@@ -273,7 +279,7 @@ class TestCommand:
     def test_ctrl_c_is_one_line(self, tmp_path: Path, jobs: str) -> None:
         words = [str(Path(sys.executable).with_name("jetssl")), "simulate", "jetclass"]
         process = subprocess.Popen(
-            [*words, "--jets", "500", "--out", str(tmp_path / "sim"), "--jobs", jobs],
+            [*words, "--num-jets", "500", "--out", str(tmp_path / "sim"), "--jobs", jobs],
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,

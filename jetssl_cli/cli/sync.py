@@ -1,0 +1,44 @@
+"""The command ``sync``: what MLflow has of a training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jetssl_cli.cli.options import AsJson
+from jetssl_cli.cli.printing import print_json
+
+room = typer.Typer()
+
+
+@room.command(
+    epilog="Examples:\n\n"
+    "jetssl sync runs/ssfm\n\n"
+    "MLFLOW_TRACKING_URI=http://localhost:5000 jetssl sync runs/*"
+)
+def sync(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Folders of trainings that have ended.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Send to MLflow what it lacks of trainings: it was absent, slow, or switched off.
+
+    Parameters, measurements and how the training ended. What MLflow has is not sent again.
+    """
+    from jetssl_cli.runs.sync import SyncConfig
+    from jetssl_cli.runs.sync import sync as run
+
+    reports = run(SyncConfig(runs=tuple(runs)))
+    if as_json:
+        print_json(list(reports))
+        return
+    for report in reports:
+        told = ["parameters"] * report.parameters
+        told += [f"{report.measurements:,} measurements"] * bool(report.measurements)
+        told += [f"status {report.status}"] * bool(report.status)
+        what = f"{', '.join(told)} sent to" if told else "nothing to send, all is at"
+        new = ", new" if report.made else ""
+        typer.echo(f"{report.run}: {what} {report.uri} (run {report.run_id}{new})")

@@ -1,0 +1,449 @@
+"""``jetssl workflow``: from nothing, or from JetClass, to the headline table.
+
+``workflow/Snakefile`` says which command makes what of what; Snakemake runs what is missing, here
+or on SLURM. All of its settings are those of ``WorkflowConfig``. What is done is kept, and a
+training that was stopped goes on where it stood.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import FrameType
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt
+
+from jetssl_cli.config import (
+    Layer,
+    Strict,
+    load,
+    read_yaml,
+    shipped,
+    shipped_file,
+    shipped_names,
+    to_yaml,
+)
+from jetssl_cli.errors import ConfigError, RunError, suggest
+from jetssl_cli.runs.budget import seconds
+from jetssl_cli.runs.lock import locked
+from jetssl_cli.runs.signals import Stopped
+
+CONFIG = "workflow.yaml"
+"""The resolved settings, in the folder of a workflow."""
+PRESETS = "configs/pretrain"
+REPORT = "report.html"
+TIMES = "times"
+"""Folder of Snakemake's benchmarks: ``times/RULE/JOB.tsv``."""
+RULES = (
+    "simulate", "convert", "merge", "pretrain", "finetune", "baseline", "export", "evaluate",
+    "budgets",
+)  # fmt: skip
+"""Of the Snakefile, in the order of the data."""
+JOBS = re.compile(r"^(\w+) +(\d+)$", re.MULTILINE)
+"""A line of what Snakemake says of the jobs to come."""
+PICTURES = (".png", ".svg")
+PROFILES = ("local", "slurm")
+FREE = {
+    "out", "methods", "seeds", "profile", "jobs", "data_jobs", "threads", "container",
+    "container_args", "slurm", "snakemake",
+}  # fmt: skip
+"""Settings that may differ from those a folder was begun with: more of the same, or elsewhere."""
+STDERR = 2
+"""Where all that Snakemake says goes: standard output is for the report."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+Handler = Callable[[int, FrameType | None], None]
+
+
+def _parts(value: object) -> object:
+    return value.split(",") if isinstance(value, str) else value
+
+
+def _methods(names: tuple[str, ...]) -> tuple[str, ...]:
+    known = all_methods()
+    for name in names:
+        if name not in known:
+            raise ValueError(f"no method {name!r}; {suggest(name, known)}")
+    if len(set(names)) < len(names):
+        raise ValueError("a method is named twice")
+    return names
+
+
+def _number(value: object) -> object:
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
+def _jets_or_time(value: int | str) -> int | str:
+    if isinstance(value, str):
+        seconds(value)
+    return value
+
+
+def all_methods() -> tuple[str, ...]:
+    """The methods that have a preset."""
+    return tuple(shipped_names(PRESETS))
+
+
+Budget = Annotated[PositiveInt | str, BeforeValidator(_number), AfterValidator(_jets_or_time)]
+
+
+class SimulatedJets(Strict):
+    """Jets of each of the ten processes."""
+
+    train: PositiveInt = 2000
+    val: PositiveInt = 200
+    test: PositiveInt = 1000
+
+
+class Trainings(Strict):
+    """What all trainings of a kind have in common."""
+
+    budget: Budget
+    """Jets that each of them sees, or its time, such as 24h."""
+    settings: tuple[str, ...] = ()
+    """Further settings of each, as ``section.key=value``."""
+
+    def words(self, seed: int | str) -> list[str]:
+        """Words of the command line."""
+        kind = "--max-time" if isinstance(self.budget, str) else "--jets"
+        return [kind, str(self.budget), f"train.seed={seed}", *self.settings]
+
+    @property
+    def minutes(self) -> int:
+        """The time of one, where that is its budget; else 0."""
+        return round(seconds(self.budget) / 60) if isinstance(self.budget, str) else 0
+
+
+class SlurmConfig(Strict):
+    """What each job asks SLURM for."""
+
+    account: str | None = None
+    partition: str | None = None
+    gpu_partition: str | None = None
+    """Partition of trainings and exports, if another."""
+    gres: str | None = None
+    """What trainings and exports ask for besides, such as gpu:1 or gpu:a100:1."""
+    memory: str = "16GB"
+    """Memory of a job."""
+    minutes: PositiveInt = 120
+    """Time limit of a job; that of a training comes on top, where it is its budget."""
+    extra: str | None = None
+    """Further options of sbatch."""
+
+
+class WorkflowConfig(Strict):
+    """What is trained, how long, and where."""
+
+    out: Path = Path("workflow")
+    """Folder of all that is made."""
+    size: str
+    """Size of the encoders."""
+    methods: Annotated[
+        tuple[str, ...], BeforeValidator(_parts), AfterValidator(_methods), Field(min_length=1)
+    ] = Field(default_factory=all_methods)
+    """Methods of pretraining."""
+    seeds: PositiveInt = 3
+    """So many trainings of each kind; a table averages over them."""
+    jetclass: Annotated[Path, AfterValidator(Path.absolute)] | None = None
+    """Folder of JetClass, with train_100M, val_5M and test_20M; else jets are simulated."""
+    simulate: SimulatedJets = SimulatedJets()
+    pretrain: Trainings
+    """The same for all methods."""
+    finetune: Trainings
+    """The same for all classifiers, those of the baselines among them."""
+    profile: str = "local"
+    """Where jobs run: local, slurm, or a folder with a Snakemake profile of your own."""
+    jobs: PositiveInt | None = None
+    """Cores to use, or SLURM jobs at a time; by default all cores, or as the profile says."""
+    threads: PositiveInt = 1
+    """Cores of each training and export."""
+    data_jobs: PositiveInt = 8
+    """Cores of each simulation and conversion; of this machine at most ``jobs``."""
+    container: str | None = None
+    """Image that has jetssl, for Apptainer: a file, or docker://..."""
+    container_args: str = ""
+    """Options of Apptainer, such as --nv."""
+    slurm: SlurmConfig = SlurmConfig()
+    snakemake: tuple[str, ...] = ()
+    """Further words for Snakemake, such as files to make instead of the report."""
+
+    @property
+    def plain(self) -> str:
+        """The method whose backbones give the baselines their architecture.
+
+        The first one that leaves the architecture as the size has it.
+        """
+        own = {
+            name: "encoder" in read_yaml(shipped_file(PRESETS, name, "method"))
+            for name in self.methods
+        }
+        return min(self.methods, key=lambda name: own[name])
+
+    def command(self, *words: object) -> str:
+        """A command of JetSSL for a shell."""
+        own = ["jetssl"] if self.container else [sys.executable, "-m", "jetssl_cli"]
+        return shlex.join([*own, *map(str, words)])
+
+
+class RuleTime(Strict):
+    """What the jobs of a rule have taken, as far as Snakemake has measured it."""
+
+    rule: str
+    jobs: int
+    seconds: float
+    """Of all of them together."""
+
+    @property
+    def mean(self) -> float:
+        """Seconds of one job."""
+        return self.seconds / self.jobs
+
+
+class WorkflowReport(Strict):
+    """What a workflow has made."""
+
+    report: Path | None
+    """The page with tables and plots, unless other files were asked for."""
+    times: tuple[RuleTime, ...]
+
+
+def load_config(
+    size: str, options: Layer, *, config: Path | None = None, overrides: Sequence[str] = ()
+) -> WorkflowConfig:
+    """Lay the preset of a size, the user's file, options and overrides over each other.
+
+    Raises:
+        ConfigError: no such size, or a setting that is not valid.
+    """
+    layers = [
+        Layer.read(shipped_file("configs/workflow", size, "size")),
+        Layer("--size", {"size": size}),
+        *([Layer.read(config)] if config else []),
+        options,
+    ]
+    return load(WorkflowConfig, layers, overrides)
+
+
+def workflow(cfg: WorkflowConfig) -> WorkflowReport:
+    """Make what is missing.
+
+    Raises:
+        ConfigError: Snakemake or SLURM is not there, or ``out`` holds another workflow.
+        RunError: a job failed, or another workflow runs in this folder.
+        Stopped: a signal has come; the jobs have ended as well.
+    """
+    _require(cfg)
+    with locked(cfg.out):
+        _require_same(cfg)
+        (cfg.out / CONFIG).write_text(to_yaml(cfg), encoding="utf-8")
+        code = _watch(_snakemake(cfg, cfg.out, cfg.out / CONFIG), cfg.out)
+    if code:
+        raise RunError(
+            f"{cfg.out}: a part has failed, see above and {cfg.out / 'logs'}; the same command "
+            "tries again what is missing"
+        )
+    page = cfg.out / REPORT
+    return WorkflowReport(report=page if page.exists() else None, times=times(cfg.out))
+
+
+def dry_run(cfg: WorkflowConfig) -> dict[str, int]:
+    """How many jobs of each rule would be run; nothing is written.
+
+    Raises:
+        ConfigError: Snakemake is not there, or ``out`` holds another workflow.
+        RunError: Snakemake cannot say.
+    """
+    (*_, listed) = _asked(cfg, "--dry-run").rpartition("Job stats:")
+    found = {rule: int(number) for rule, number in JOBS.findall(listed)}
+    return {rule: found[rule] for rule in _in_order(found)}
+
+
+def draw(cfg: WorkflowConfig, file: Path) -> None:
+    """Draw all jobs and what they wait for, as .dot, .png or .svg; a picture needs Graphviz.
+
+    Raises:
+        ConfigError: another kind of file, or Graphviz or Snakemake is not there.
+        RunError: the file cannot be written.
+    """
+    if file.suffix not in (".dot", *PICTURES):
+        raise ConfigError(f"--dag {file}: .dot, .png or .svg is needed")
+    graphviz = shutil.which("dot")
+    if file.suffix in PICTURES and graphviz is None:
+        raise ConfigError(
+            f"--dag {file}: needs Graphviz, whose command 'dot' is not there; "
+            f"{file.with_suffix('.dot')} can be written without"
+        )
+    found = _asked(cfg, "--dag", "dot").encode()
+    try:
+        if file.suffix in PICTURES:
+            drawn = [str(graphviz), f"-T{file.suffix[1:]}"]
+            found = subprocess.run(drawn, input=found, stdout=subprocess.PIPE, check=True).stdout
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(found)
+    except (OSError, subprocess.CalledProcessError) as err:
+        raise RunError(f"{file}: cannot be written: {err}") from None
+
+
+def times(out: Path) -> tuple[RuleTime, ...]:
+    """How long the jobs of each rule have taken."""
+    found = {folder.name: sorted(folder.glob("*.tsv")) for folder in (out / TIMES).glob("*")}
+    return tuple(
+        RuleTime(rule=rule, jobs=len(found[rule]), seconds=sum(map(_taken, found[rule])))
+        for rule in _in_order(found)
+        if found[rule]
+    )
+
+
+def _in_order(rules: Iterable[str]) -> list[str]:
+    """Rules in the order of the data; the one that makes nothing itself is left out."""
+    return [rule for rule in RULES if rule in set(rules)]
+
+
+def _taken(benchmark: Path) -> float:
+    with benchmark.open(encoding="utf-8") as file:
+        return sum(float(row["s"]) for row in csv.DictReader(file, delimiter="\t"))
+
+
+def _asked(cfg: WorkflowConfig, *words: str) -> str:
+    """What Snakemake answers; in an empty folder, if there is none yet."""
+    _require(cfg)
+    _require_same(cfg)
+    with TemporaryDirectory() as away:
+        config = Path(away) / CONFIG
+        config.write_text(to_yaml(cfg), encoding="utf-8")
+        folder = cfg.out if cfg.out.is_dir() else Path(away)
+        command = [*_snakemake(cfg, folder, config), *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RunError(f"Snakemake cannot say what is to be done:\n{done.stderr.strip()}")
+    return done.stdout
+
+
+def _snakemake(cfg: WorkflowConfig, folder: Path, config: Path) -> list[str]:
+    """The command of Snakemake."""
+    home = shipped("workflow")
+    profile = home / "profiles" / cfg.profile if cfg.profile in PROFILES else Path(cfg.profile)
+    words: list[object] = [sys.executable, "-m", "snakemake", "--snakefile", home / "Snakefile"]
+    words += ["--directory", folder, "--configfile", config, "--profile", profile.resolve()]
+    words += ["--rerun-triggers", "mtime", "input", "--rerun-incomplete", "--keep-going"]
+    words += ["--quiet", "host", "reason", "--show-failed-logs"]
+    if cfg.jobs is not None:
+        words += ["--cores" if cfg.profile == "local" else "--jobs", cfg.jobs]
+    if cfg.container is not None:
+        words += ["--software-deployment-method", "apptainer"]
+        words += [f"--apptainer-args={cfg.container_args}"] * bool(cfg.container_args)
+    words.append("--nolock")  # the folder has a lock of its own
+    return [*map(str, words), *cfg.snakemake]
+
+
+def _require(cfg: WorkflowConfig) -> None:
+    """Check that there is what the workflow needs.
+
+    Raises:
+        ConfigError: Snakemake is not installed, or a profile or a machine lacks something.
+    """
+    needed = ["snakemake"] + ["snakemake_executor_plugin_slurm"] * (cfg.profile == "slurm")
+    if not all(map(importlib.util.find_spec, needed)):
+        raise ConfigError(
+            "a workflow needs Snakemake, which is not installed: pip install 'jetssl[workflow]'"
+        )
+    if cfg.profile == "slurm" and shutil.which("sbatch") is None:
+        raise ConfigError("--profile slurm: there is no SLURM on this machine (no sbatch)")
+    if cfg.profile not in PROFILES and not (Path(cfg.profile) / "config.yaml").is_file():
+        raise ConfigError(
+            f"--profile {cfg.profile}: no such profile; local, slurm, or a folder with config.yaml"
+        )
+    if cfg.container and not (shutil.which("apptainer") or shutil.which("singularity")):
+        raise ConfigError(f"container = {cfg.container}: needs Apptainer, which is not there")
+
+
+def _require_same(cfg: WorkflowConfig) -> None:
+    """Check that what is in the folder was made with the same settings, as far as they matter."""
+    path = cfg.out / CONFIG
+    if not path.exists():
+        return
+    old = _flat(read_yaml(path))
+    for key, value in _flat(cfg.model_dump(mode="json", exclude=FREE)).items():
+        if old.get(key) != value:
+            raise ConfigError(
+                f"{key} = {value}: the workflow in {cfg.out} has {old.get(key)}; choose another "
+                "--out"
+            )
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by their dotted names; there are no sections within sections."""
+    return {
+        f"{key}.{name}" if isinstance(value, Mapping) else key: inner
+        for key, value in settings.items()
+        for name, inner in (value.items() if isinstance(value, Mapping) else [("", value)])
+    }
+
+
+def _watch(command: Sequence[str], out: Path) -> int:
+    """Run Snakemake and all its jobs; signals that come go on to all of them.
+
+    Raises:
+        Stopped: one has come.
+    """
+    came: list[int] = []
+    running: list[int] = []
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        came.append(number)
+        for group in running:
+            _interrupt(group)
+
+    with (
+        _handling(pass_on),
+        subprocess.Popen(command, stdout=STDERR, start_new_session=True) as process,
+    ):
+        running.append(process.pid)
+        if came:
+            _interrupt(process.pid)
+        code = process.wait()
+    if came and code:
+        name = signal.Signals(came[0]).name
+        told = f"{out}: stopped by {name}; the same command goes on with it"
+        raise Stopped(told, came[0])
+    return code
+
+
+def _interrupt(group: int) -> None:
+    """Do what Ctrl-C on a terminal does: Snakemake waits for its jobs, which write snapshots."""
+    with suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGINT)
+
+
+@contextmanager
+def _handling(handler: Handler) -> Iterator[None]:
+    """Handle signals while the block runs.
+
+    Those that are ignored (by nohup, or in the background of a script) still are, but not by the
+    processes that are started here, which could not be interrupted otherwise.
+    """
+    here = threading.current_thread() is threading.main_thread()  # others cannot handle signals
+    before = {number: signal.getsignal(number) for number in SIGNALS if here}
+    for number, old in before.items():
+        signal.signal(number, _ignore if old is signal.SIG_IGN else handler)
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def _ignore(_number: int, _frame: FrameType | None) -> None:
+    """Unlike SIG_IGN, not inherited."""

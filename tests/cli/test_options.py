@@ -1,0 +1,95 @@
+"""An option means one thing in all commands: the same type, the same metavar, the same words."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import typing
+from collections import defaultdict
+
+import pytest
+import typer
+
+from jetssl_cli.cli.main import app
+
+MEANING = {
+    "--backbone": "Folder of (the|a) pretraining run",
+    "--data": "Jagged HDF5 file of ",
+    "--dry-run": "nothing",
+    "--format": "rich, markdown",
+    "--jobs": "at a time|Processes that share the work",
+    "--max-constituents": "at most so many|first N constituents",
+    "--num-jets": r"\b[jJ]ets\b",
+    "--out": "Folder|file|there",
+    "--patience": "[Ee]nd .*after N .*validations without",
+    "--plots": "Also plot .* as PNG and PDF",
+    "--processes": "Some of the (ten|four) processes",
+    "--seed": "Seed of ",
+    "--seeds": "Trainings of each kind",
+    "--steps": "steps|Steps",
+}
+"""What the help of an option has to say where its words differ from command to command."""
+SEVERAL = ("--backbone", "--num-jets")
+"""A scan takes several of them."""
+METAVARS = {"--out": {"DIR", "RUN", "FILE.h5"}, "--num-jets": {"N", "N,N,..."}}
+"""What comes out is a folder, a run or a file."""
+
+
+def commands(group=None, name=""):
+    """All commands by name, those of groups too."""
+    for word, command in (group or typer.main.get_command(app)).commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, f"{name}{word} ")
+        else:
+            yield f"{name}{word}", command
+
+
+def kind(command, parameter):
+    """The type of a value, whether or not it may be left out."""
+    function = inspect.unwrap(command.callback)
+    hint = typing.get_type_hints(function)[parameter.name]
+    parts = [part for part in typing.get_args(hint) if part is not type(None)]
+    optional = type(None) in typing.get_args(hint)
+    return parts[0] if optional else hint
+
+
+@pytest.fixture(scope="module")
+def shared():
+    """Option -> how each command that has it describes it: command, type, metavar, help."""
+    found = defaultdict(list)
+    for name, command in commands():
+        for parameter in command.params:
+            if parameter.param_type_name == "option" and parameter.name != "help":
+                row = (name, kind(command, parameter), parameter.metavar, parameter.help)
+                found[parameter.opts[0]].append(row)
+    return {option: rows for option, rows in found.items() if len(rows) > 1}
+
+
+def test_one_type(shared):
+    for option, rows in shared.items():
+        if option not in SEVERAL:
+            assert len({row[1] for row in rows}) == 1, f"{option}: {rows}"
+
+
+def test_one_metavar(shared):
+    for option, rows in shared.items():
+        found = {metavar for _, _, metavar, _ in rows}
+        assert len(found) == 1 or found <= METAVARS.get(option, set()), f"{option}: {rows}"
+
+
+def test_one_meaning(shared):
+    for option, rows in shared.items():
+        words = {told for *_, told in rows}
+        if option in MEANING:
+            wrong = [row for row in rows if not re.search(MEANING[option], row[-1])]
+            assert not wrong, f"{option}: {wrong}"
+        else:
+            assert len(words) == 1, f"{option}: {words}"
+
+
+def test_all_commands_answer_in_json(shared):
+    assert {name for name, *_ in shared["--json"]} == {name for name, _ in commands()}
+
+
+def test_rules_are_of_options_that_there_are(shared):
+    assert shared.keys() >= MEANING.keys() | METAVARS.keys()
