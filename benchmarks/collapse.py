@@ -29,6 +29,7 @@ from jetssl_cli.batch import JetBatch
 from jetssl_cli.config import Layer
 from jetssl_cli.data.sample import Sample
 from jetssl_cli.data.scaling import fitted_scaling
+from jetssl_cli.data.tokenizer import TokenizeConfig, fitted_tokenizer
 from jetssl_cli.encoder.encoder import Encoder
 from jetssl_cli.objectives.objective import Objective
 from jetssl_cli.runs.pretrain import build_encoder, load_config
@@ -49,7 +50,13 @@ def main() -> None:
     torch.manual_seed(cfg.train.seed)
     scaling = fitted_scaling(Sample(cfg.data.train, max_constituents=cfg.data.max_constituents))
     encoder = build_encoder(cfg.encoder, scaling, read_schema(cfg.data))
-    objective: Objective = cfg.objective.build(encoder)
+    tokens = TokenizeConfig(
+        files=cfg.data.train,
+        clusters=cfg.objective.clusters or 1,
+        max_constituents=cfg.data.max_constituents,
+    )
+    tokenizer = fitted_tokenizer(tokens, scaling) if cfg.objective.clusters else None
+    objective: Objective = cfg.objective.build(encoder, tokenizer)
     read = cfg.data.model_copy(update={"batch_size": 500, "num_val_jets": 3000})
     test = list(read.val_stream())
     read = read.model_copy(update={"val": cfg.data.train, "num_val_jets": 6000})

@@ -4,11 +4,13 @@
       |      |      |           |
       +------+------+-- encoder (causal) -- each attends to itself and those before
       |      |      |           |
+      +------+------+-- decoder (causal) -- narrower, the same mask; not kept for later
+      |      |      |           |
     k_1,c_1 k_2,c_2 k_3,c_3    end        heads: token of the next constituent, and its class
 
 Inputs are the scaled features x themselves; only what is predicted is a word: the k-means cluster k
-of the features and, beside it, the particle class c. With s_i the vector of the i-th constituent
-(s_0 of the last register), and k_(n+1) = "the jet ends" as one more word,
+of the features and, beside it, the particle class c. With s_i the decoder's vector of the i-th
+constituent (s_0 of the last register), and k_(n+1) = "the jet ends" as one more word,
 
     loss = mean_i [ -log p(k_(i+1) | s_i) ] + mean_i [ -log p(c_(i+1) | s_i) ]
 
@@ -30,16 +32,18 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from jetssl_cli.batch import JetBatch, Packing
 from jetssl_cli.config import Strict
+from jetssl_cli.encoder.attention import plan
 from jetssl_cli.encoder.encoder import Encoded, Encoder
+from jetssl_cli.encoder.transformer import Block, RMSNorm
 from jetssl_cli.errors import ConfigError
 from jetssl_cli.objectives import parallel
-from jetssl_cli.objectives.objective import Generated, Objective, Sampling
+from jetssl_cli.objectives.objective import Generated, Objective, Sampling, width_beside
 from jetssl_cli.objectives.tokens import Tokenizer
 
 
@@ -50,12 +54,17 @@ class GPTConfig(Strict):
     """Tells the methods apart."""
     clusters: PositiveInt = 1000
     """Words that constituents are told apart by: k-means clusters of their features."""
+    decoder_width: PositiveInt | None = None
+    """Width of the decoder; half that of the encoder if not given."""
+    decoder_depth: NonNegativeInt = 2
+    """Blocks of the decoder; with 0 the words are read from the encoder itself."""
 
     def build(self, encoder: Encoder, tokenizer: Tokenizer | None = None) -> GPT:
-        """Put the two heads on top of the encoder.
+        """Put a decoder and the two heads on top of the encoder.
 
         Raises:
-            ConfigError: the encoder is not causal, or has no register to start from.
+            ConfigError: the encoder is not causal, or has no register to start from, or the width
+                of the decoder is not a multiple of its heads.
         """
         if not encoder.cfg.causal:
             raise ConfigError(
@@ -83,8 +92,13 @@ class GPT(Objective):
         self.encoder = encoder
         self.tokenizer = tokenizer
         self.end = cfg.clusters
-        self.token = nn.Linear(encoder.width, cfg.clusters + 1)
-        self.classify = nn.Linear(encoder.width, encoder.num_ids) if encoder.num_ids else None
+        width = encoder.width
+        self.decoder: CausalDecoder | None = None
+        if cfg.decoder_depth:
+            width = width_beside(encoder, cfg.decoder_width, "decoder_width")
+            self.decoder = CausalDecoder(encoder, width=width, depth=cfg.decoder_depth)
+        self.token = nn.Linear(width, cfg.clusters + 1)
+        self.classify = nn.Linear(width, encoder.num_ids) if encoder.num_ids else None
 
     def loss(self, batch: JetBatch, rng: torch.Generator) -> dict[str, Float[Tensor, ""]]:
         """Means of the cross-entropy of the next token, and of the next class."""
@@ -109,7 +123,11 @@ class GPT(Objective):
         """The vectors that predict: in each jet, from that of the last register on."""
         start = encoded.packing.offsets[:-1] + self.encoder.cfg.registers - 1
         rows = start.index_select(0, asked.owner) + asked.rank
-        return encoded.tokens.index_select(0, rows)
+        return self._decoded(encoded).index_select(0, rows)
+
+    def _decoded(self, encoded: Encoded) -> Float[Tensor, "T D"]:
+        """What the heads read: the vectors of registers and constituents."""
+        return self.decoder(encoded) if self.decoder is not None else encoded.tokens
 
     def generate(self, batch: JetBatch, rng: torch.Generator, how: Sampling) -> Generated:
         """Whole jets, given the jet features of the batch."""
@@ -156,7 +174,7 @@ class GPT(Objective):
                 labels=labels[alive],
             )
             encoded = self.encoder.encode(so_far)
-            last = encoded.tokens.index_select(0, encoded.packing.offsets[1:] - 1)
+            last = self._decoded(encoded).index_select(0, encoded.packing.offsets[1:] - 1)
             tokens = _draw(self.token(last), rng, temperature)
             on = tokens != self.end
             alive, last, tokens = alive[on], last[on], tokens[on]
@@ -169,6 +187,24 @@ class GPT(Objective):
             sizes[alive] += 1
         real = torch.arange(most, device=device) < sizes[:, None]
         return JetBatch(features[real], ids[real], jets, Packing.of(sizes), labels)
+
+
+class CausalDecoder(nn.Module):
+    """A transformer between the encoder and the words, without context."""
+
+    def __init__(self, encoder: Encoder, *, width: int, depth: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(encoder.width, width)
+        self.blocks = nn.ModuleList(Block(width, encoder.cfg.heads, None) for _ in range(depth))
+        self.norm = RMSNorm(width)
+
+    def forward(self, encoded: Encoded) -> Float[Tensor, "T D"]:
+        """Vectors of registers and constituents; each knows those before it and itself."""
+        attend = plan(encoded.packing, causal=True, backend=encoded.backend)
+        x = self.project(encoded.rows)
+        for block in self.blocks:
+            x = block(x, None, attend)
+        return self.norm(x)[: encoded.packing.total]
 
 
 def _predictions(sizes: Int[Tensor, " J"], most: int | None) -> Int[Tensor, " J"]:

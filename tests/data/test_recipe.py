@@ -79,7 +79,7 @@ PT = "constituents.features.pt"
         (changed("constituents.ids.inputs.muon", None), ["constituents.ids", "needs the inputs"]),
         (
             changed("constituents.ids.formula", "delta_phi"),
-            ["constituents.ids.formula = 'delta_phi'", "'particle_class'"],
+            ["constituents.ids.formula = 'delta_phi'", "valid: particle_class"],
         ),
         (changed("max_constituents", 0), ["max_constituents = 0", "greater than 0"]),
         (changed("tree", None), ["tree: this setting is required"]),

@@ -36,14 +36,16 @@ def tokenizer():
     return Tokenizer(torch.randn(CLUSTERS, 7, generator=generator(2)))
 
 
-def tiny_gpt(**settings):
+def tiny_gpt(decoder=2, **settings):
     """GPT in which every parameter differs from its initial value."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
         encoder = tiny_encoder(**{"causal": True, "registers": 2, **settings})
-        objective = GPTConfig(clusters=CLUSTERS).build(encoder, tokenizer())
-    for part in (objective.token, objective.classify):
-        randomise(part, 1)
+        cfg = GPTConfig(clusters=CLUSTERS, decoder_depth=decoder)
+        objective = cfg.build(encoder, tokenizer())
+    for part in (objective.decoder, objective.token, objective.classify):
+        if part is not None:
+            randomise(part, 1)
     return objective
 
 
@@ -54,8 +56,9 @@ def stacked(terms):
 
 @pytest.mark.parametrize("most", [None, 7, 12, 100])
 @pytest.mark.parametrize("registers", [1, 2])
-def test_terms_and_gradients_are_those_of_the_equation(registers, most):
-    objective = tiny_gpt(registers=registers)
+@pytest.mark.parametrize("decoder", [0, 1, 2])
+def test_terms_and_gradients_are_those_of_the_equation(decoder, registers, most):
+    objective = tiny_gpt(decoder, registers=registers)
     batch = replace(random_batch([size for size in SIZES if size <= (most or 99)]), most=most)
     found, grads = gradients(objective, lambda: stacked(objective.loss(batch, generator())))
     wanted, wanted_grads = gradients(objective, lambda: stacked(gpt_terms(objective, batch)))
@@ -76,9 +79,10 @@ class Spy:
 
 
 @pytest.mark.parametrize("place", range(5))
-def test_a_constituent_changes_no_prediction_up_to_its_own(place):
+@pytest.mark.parametrize("decoder", [0, 2])
+def test_a_constituent_changes_no_prediction_up_to_its_own(decoder, place):
     """Prediction k is that of constituent k: it knows those before, and nothing else."""
-    objective, batch = tiny_gpt(), random_batch([5])
+    objective, batch = tiny_gpt(decoder), random_batch([5])
     spy = Spy(objective)
     objective.loss(batch, generator())
     before = spy.vectors
@@ -101,12 +105,11 @@ def test_jets_do_not_see_each_other():
 
 def test_jets_without_constituents_predict_their_end():
     objective = tiny_gpt()
+    spy = Spy(objective)
     terms = objective.loss(random_batch([0, 0, 0]), generator())
     assert terms["class"] == 0
-    start = objective.encoder(random_batch([0, 0, 0])).tokens[
-        objective.encoder.cfg.registers - 1 :: 2
-    ]
-    wanted = -objective.token(start).log_softmax(1)[:, CLUSTERS].mean()
+    assert len(spy.vectors) == 3
+    wanted = -objective.token(spy.vectors).log_softmax(1)[:, CLUSTERS].mean()
     torch.testing.assert_close(terms["token"], wanted)
 
 
@@ -137,6 +140,17 @@ def test_an_encoder_that_cannot_predict_is_refused(settings, message):
         tiny_gpt(**settings)
 
 
+def test_the_decoder_is_half_as_wide_as_the_encoder_or_as_asked():
+    encoder = tiny_encoder(causal=True)
+    widths = [
+        GPTConfig(clusters=CLUSTERS, **given).build(encoder, tokenizer()).token.in_features
+        for given in ({}, {"decoder_width": 12}, {"decoder_depth": 0})
+    ]
+    assert widths == [8, 12, 16]
+    with pytest.raises(ConfigError, match=r"objective\.decoder_width = 7: must be a multiple"):
+        GPTConfig(decoder_width=7).build(encoder, tokenizer())
+
+
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
 def test_terms_are_float32_in_half_precision_too():
     objective, batch = tiny_gpt(), random_batch(SIZES)
@@ -147,9 +161,10 @@ def test_terms_are_float32_in_half_precision_too():
     torch.testing.assert_close(terms, wanted, rtol=0.05, atol=0.05)
 
 
-def test_golden_losses():
+@pytest.mark.parametrize(("name", "decoder"), [("gpt", 2), ("without decoder", 0)])
+def test_golden_losses(name, decoder):
     batches = [replace(random_batch(SIZES, seed), most=12) for seed in range(4)]
-    assert_golden(train(tiny_gpt(), 20, batches), GOLDEN, "gpt")
+    assert_golden(train(tiny_gpt(decoder), 20, batches), GOLDEN, name)
 
 
 def test_it_learns_one_batch_by_heart():
@@ -243,9 +258,10 @@ def test_lengths_are_those_of_a_constant_probability_to_end():
     assert float((sizes == 0).double().mean()) == pytest.approx(0.25, abs=0.03)
 
 
-def test_each_step_predicts_as_in_training(monkeypatch):
+@pytest.mark.parametrize("decoder", [0, 2])
+def test_each_step_predicts_as_in_training(decoder, monkeypatch):
     """What is sampled from at each place is what the loss computes for the finished jet."""
-    objective = tiny_gpt()
+    objective = tiny_gpt(decoder)
     spy, steps = Spy(objective), []
     jets = torch.randn(1, 5, generator=generator(5))
     objective.token.register_forward_hook(lambda *args: steps.append(args[1][0]))

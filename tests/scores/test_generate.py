@@ -188,7 +188,7 @@ def test_other_columns_are_refused(runs, jagged, tmp_path):
 @pytest.mark.parametrize("name", ["ssfm", "gpt"])
 def test_the_command(jetssl, runs, jagged, tmp_path, name):
     words = ("generate", runs / name, "--data", jagged / "test.h5", "--out", "out.h5")
-    done = jetssl(*words, "--num-jets", 20, "--steps", 2, "--temperature", 0.8)
+    done = jetssl(*words, "--num-jets", 20, "--integration-steps", 2, "--temperature", 0.8)
     assert done.returncode == 0, done.stderr
     for word in ("distance", "pt [GeV]", "mass of a jet [GeV]", "20 jets"):
         assert word in done.stdout

@@ -151,7 +151,8 @@ def test_means_and_standard_deviations():
 def test_mistakes_are_told_before_any_training(jagged, backbones, tmp_path, monkeypatch):
     monkeypatch.setattr(scan_module, "finetune", lambda _: pytest.fail("it trained"))
     one = backbones / "one"
-    with pytest.raises(ConfigError, match="modes = 'froze': Input should be 'frozen'"):
+    told = "modes = 'froze': no such choice; did you mean 'frozen'"
+    with pytest.raises(ConfigError, match=told):
         config(jagged, tmp_path, one, modes="froze")
     with pytest.raises(ConfigError, match="num_jets = 'x'"):
         config(jagged, tmp_path, one, num_jets="10,x")
