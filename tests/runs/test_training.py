@@ -230,7 +230,8 @@ def test_fewer_jets_than_a_batch(jagged, tmp_path):
 def test_the_scaling_is_fitted_on_the_jets_of_the_training(jagged, tmp_path, monkeypatch):
     seen = []
 
-    def spy(sample):
+    def spy(sample, *, trial):
+        assert not trial
         seen.append((sample.num_jets, max(int(jets.sizes.max()) for jets in sample.chunks())))
         return fitted_scaling(sample)
 

@@ -251,7 +251,13 @@ def test_a_signal_ends_all_jobs_which_keep_what_they_have(
     words = ("--methods=mpm", "--seeds=1", f"--jetclass={jetclass}", "--out=w", "--jobs=2", *SHORT)
     command = [sys.executable, "-m", "jetssl_cli", "workflow", *words, "--budget=10000000"]
     with (tmp_path / "told").open("w") as told:
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=told, stderr=told)
+        process = subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            stdout=told,
+            stderr=told,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored by nohup
+        )
         deadline = time.monotonic() + 900
         while not (run / "metrics.jsonl").exists() and process.poll() is None:
             assert time.monotonic() < deadline
