@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -241,8 +241,17 @@ def test_from_nothing_to_the_report(tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.h5")} == before
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """What is ignored here (under nohup, SIGINT is) the processes begun here ignore as well."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @needs_snakemake
 @pytest.mark.slow
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
 def test_a_signal_ends_all_jobs_which_keep_what_they_have(
     number: signal.Signals, jetclass: Path, tmp_path: Path
@@ -251,13 +260,7 @@ def test_a_signal_ends_all_jobs_which_keep_what_they_have(
     words = ("--methods=mpm", "--seeds=1", f"--jetclass={jetclass}", "--out=w", "--jobs=2", *SHORT)
     command = [sys.executable, "-m", "jetssl_cli", "workflow", *words, "--budget=10000000"]
     with (tmp_path / "told").open("w") as told:
-        process = subprocess.Popen(
-            command,
-            cwd=tmp_path,
-            stdout=told,
-            stderr=told,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored by nohup
-        )
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=told, stderr=told)
         deadline = time.monotonic() + 900
         while not (run / "metrics.jsonl").exists() and process.poll() is None:
             assert time.monotonic() < deadline
