@@ -299,8 +299,9 @@ def _locate(
     for part in loc:
         is_key = isinstance(settings, Mapping) and part in settings
         fields = [m.model_fields[str(part)] for m in models if str(part) in m.model_fields]
-        if is_key or (isinstance(settings, list) and isinstance(part, int)):
-            settings = settings[part]
+        in_list = isinstance(settings, list) and isinstance(part, int)
+        if is_key or in_list:  # of a list, a value may be missing
+            settings = None if in_list and int(part) >= len(settings) else settings[part]
         elif not fields:
             models = [m for m in models if _tag(m) == part] or models
             continue

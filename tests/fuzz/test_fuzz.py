@@ -280,6 +280,11 @@ def test_snapshots_that_broke_the_rule(facts: str, words: str) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_a_list_that_is_too_short() -> None:
+    with pytest.raises(ConfigError, match=r"optim.betas.1"):
+        TARGETS["config"].ways[0](write(b"optim: {betas: [0.9]}", "config.yaml"))
+
+
 def test_weights_of_a_layout_that_is_no_line(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     path.write_bytes(mutate.save({}, metadata={checkpoint.FACTS: '{"layout": "a\\nb"}'}))
