@@ -43,9 +43,7 @@ Seed = Annotated[
     "--out JetClass"
 )
 def jetclass(
-    num_jets: Annotated[
-        int, typer.Option("--num-jets", "--jets", metavar="N", min=1, help="Jets of EACH process.")
-    ],
+    num_jets: Annotated[int, typer.Option(metavar="N", min=1, help="Jets of EACH process.")],
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder for train_100M, val_5M and test_20M.")
     ],

@@ -148,7 +148,7 @@ class Rows:
         """Look at the array, and read nothing; ``kinds`` are those of numpy that it may have.
 
         Raises:
-            ValueError: it holds no numbers, more than its file can hold, or a damaged chunk.
+            ValueError: it holds something else, more than its file can hold, or a damaged chunk.
         """
         if data.dtype.kind not in kinds:
             raise ValueError(f"{data.name} holds no {'text' if kinds == 'S' else 'numbers'}")

@@ -215,18 +215,18 @@ class JaggedFile:
     def left_out(self) -> dict[str, int]:
         """What was left out when the file was made: reason -> number."""
         with readable(self.path):
-            found = json.loads(attributes_of(self._file).get("left_out", "{}"))
+            found = json.loads(self._about.get("left_out", "{}"))
             return {str(reason): int(number) for reason, number in found.items()}
 
     def check_attributes(self) -> None:
         """Raises DataError if the attributes are not those that were written."""
         with readable(self.path):
-            check_attributes(self.path, attributes_of(self._file))
+            check_attributes(self.path, self._about)
 
     @property
     def checksum(self) -> str | None:
         """That of all jets (``shuffle.checksum``), in a file that a merge has made."""
-        return self._attribute("checksum") if "checksum" in attributes_of(self._file) else None
+        return self._attribute("checksum") if "checksum" in self._about else None
 
     def labels(self) -> NDArray[np.int16]:
         """The class of every jet.
@@ -279,9 +279,13 @@ class JaggedFile:
         for start in range(0, self.num_jets, size):
             yield self.read(start, start + size)
 
-    def _attribute(self, name: str) -> str:
+    @cached_property
+    def _about(self) -> dict[str, Any]:
         with readable(self.path):
-            value: Any = attributes_of(self._file).get(name)
+            return attributes_of(self._file)
+
+    def _attribute(self, name: str) -> str:
+        value: Any = self._about.get(name)
         if not isinstance(value, str):
             raise DataError(f"{self.path}: damaged: the attribute {name!r} is missing")
         return value

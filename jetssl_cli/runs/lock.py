@@ -56,17 +56,21 @@ def _create(path: Path, text: str) -> bool:
     draft = path.with_name(f"{NAME}.{uuid.uuid4().hex}")
     try:
         draft.write_text(text, encoding="utf-8")
+        return _link(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _link(draft: Path, path: Path) -> bool:
+    try:
         os.link(draft, path)
     except OSError as err:
-        if draft.exists() and draft.stat().st_nlink > 1:  # it was made, and the answer got lost
+        if draft.stat().st_nlink > 1:  # it was made, and the answer got lost
             return True
         if isinstance(err, FileExistsError):
             return False
-        return _create_by_name(path, text)
-    else:
-        return True
-    finally:
-        draft.unlink(missing_ok=True)
+        return _create_by_name(path, draft.read_text(encoding="utf-8"))
+    return True
 
 
 def _create_by_name(path: Path, text: str) -> bool:

@@ -42,12 +42,12 @@ def spent(run: Path) -> Spent:
         lines = (run / METRICS).read_text(encoding="utf-8").splitlines()
     except OSError as err:
         raise RunError(f"{run}: cannot be read: {err}") from None
-    rows = [row for row in map(json.loads, lines) if RATE in row]
+    rows = [json.loads(line) for line in lines]
     steps, taken = 0, 0.0
-    for row in rows:
+    for row in (row for row in rows if RATE in row):
         taken += (row["step"] - steps) * size / row[RATE]
         steps = row["step"]
-    steps = max(steps, *(row["step"] for row in map(json.loads, lines)), 0)
+    steps = max([steps, *(row["step"] for row in rows)])
     return Spent(
         run=run.name,
         command=settings["command"],

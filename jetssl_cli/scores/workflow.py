@@ -102,9 +102,9 @@ Budget = Annotated[PositiveInt | str, BeforeValidator(_number), AfterValidator(_
 class SimulatedJets(Strict):
     """Jets of each of the ten processes."""
 
-    train: PositiveInt = 2000
-    val: PositiveInt = 200
-    test: PositiveInt = 1000
+    train: PositiveInt
+    val: PositiveInt
+    test: PositiveInt
 
 
 class Trainings(Strict):
@@ -158,7 +158,7 @@ class WorkflowConfig(Strict):
     """So many trainings of each kind; a table averages over them."""
     jetclass: Annotated[Path, AfterValidator(Path.absolute)] | None = None
     """Folder of JetClass, with train_100M, val_5M and test_20M; else jets are simulated."""
-    simulate: SimulatedJets = SimulatedJets()
+    simulate: SimulatedJets
     pretrain: Trainings
     """The same for all methods."""
     finetune: Trainings

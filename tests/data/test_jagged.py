@@ -224,6 +224,22 @@ def break_off(path: Path, error: BaseException) -> None:
         raise error
 
 
+def test_a_file_with_text_of_any_length_is_read(path: Path) -> None:
+    """As files were written at first."""
+    with JaggedFile(path) as file:
+        wanted = file.schema, file.recipe, file.sources, file.left_out
+    with h5py.File(path, "r+") as opened:
+        for name, value in hdf5.attributes_of(opened).items():
+            opened.attrs[name] = value
+        texts = hdf5.read_texts(opened["sources"])
+        del opened["sources"]
+        opened.create_dataset("sources", data=texts, dtype=h5py.string_dtype())
+        assert isinstance(opened.attrs["schema"], str)
+    with JaggedFile(path) as file:
+        file.check_attributes()
+        assert (file.schema, file.recipe, file.sources, file.left_out) == wanted
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, OSError])
 def test_an_error_while_writing_leaves_nothing(tmp_path: Path, error: type) -> None:
     expected = DataError if error is OSError else error

@@ -258,7 +258,7 @@ def test_a_signal_ends_all_jobs_which_keep_what_they_have(
 ) -> None:
     run = tmp_path / "w" / "runs" / "mpm-seed0"
     words = ("--methods=mpm", "--seeds=1", f"--jetclass={jetclass}", "--out=w", "--jobs=2", *SHORT)
-    command = [sys.executable, "-m", "jetssl_cli", "workflow", *words, "--budget=10000000"]
+    command = [sys.executable, "-m", "jetssl_cli", "workflow", *words, "--budget=20m"]
     with (tmp_path / "told").open("w") as told:
         process = subprocess.Popen(command, cwd=tmp_path, stdout=told, stderr=told)
         deadline = time.monotonic() + 900
