@@ -80,8 +80,6 @@ def btag(
     num_jets: Annotated[
         int,
         typer.Option(
-            "--num-jets",
-            "--jets",
             metavar="N",
             min=1,
             help="Jets of EACH process: of TTBar a third bottom, charm and light; of ZprimeToBB, "
