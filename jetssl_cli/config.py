@@ -18,6 +18,8 @@ DEEPEST = 20
 """Sections within each other that an override may name."""
 MOST_NODES = 1_000_000
 """Values of a YAML text, those that aliases repeat among them."""
+MOST_DEPTH = 100
+"""Values within each other in a YAML text."""
 INTEGERS = range(-(2**63), 2**64)
 NOT_A_NUMBER = PydanticCustomError("not_a_number", "a number is needed, not a truth value")
 
@@ -64,9 +66,20 @@ class Layer:
 class _Loader(yaml.SafeLoader):
     """Safe YAML that reads 5e-4 as a number, and refuses what would be trouble later.
 
-    That is a key given twice, an integer of more than 64 bits, text that is no Unicode, and aliases
-    that are part of themselves or repeat more than fits into memory.
+    That is a key given twice, an integer of more than 64 bits, text that is no Unicode, aliases
+    that are part of themselves or repeat more than fits into memory, and values deep in each other,
+    whose parsing takes a time that grows with the square of the depth.
     """
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.depth == MOST_DEPTH:
+            raise yaml.YAMLError(f"more than {MOST_DEPTH} values lie in each other")
+        self.depth += 1
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def get_single_data(self) -> Any:
         node = self.get_single_node()
@@ -137,8 +150,6 @@ def parse_yaml(text: str, source: str) -> Any:
     """
     try:
         return yaml.load(text, _Loader)
-    except RecursionError:
-        raise ConfigError(f"{source}: not valid YAML: values lie too deep in each other") from None
     except (LookupError, AttributeError):
         raise ConfigError(f"{source}: not valid YAML: a value is not what its tag says") from None
     except (yaml.YAMLError, TypeError, ValueError) as err:

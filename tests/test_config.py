@@ -25,7 +25,7 @@ from jetssl_cli.data.recipe import Recipe, load_recipe
 from jetssl_cli.errors import ConfigError
 from jetssl_cli.runs import finetune, pretrain
 from jetssl_cli.runs.checkpoint import CONFIG
-from jetssl_cli.scores import workflow
+from jetssl_cli.scores import workflow_config
 
 ROOT = Path(__file__).parent.parent
 PRESETS = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.yaml"))
@@ -352,7 +352,7 @@ def test_every_preset_builds(path: Path, tmp_path: Path) -> None:
         assert cfg.objective.name == ("supervised" if name == "classify" else name)
         assert cfg.encoder == backbone.encoder
     elif kind == "workflow":
-        cfg = workflow.load_config(name, Layer("words", {}))
+        cfg = workflow_config.load_config(name, Layer("words", {}))
         backbone = pretrain.load_config("ssfm", name, WORDS, overrides=cfg.pretrain.settings)
         (tmp_path / CONFIG).write_text(to_yaml(backbone))
         words = Layer("words", {**WORDS.settings, "backbone": str(tmp_path)})

@@ -121,8 +121,9 @@ def workflow(
     backbone, and writes tables, plots and report.html. What is done is kept, what failed or was
     stopped goes on. Needs the extra "workflow".
     """
-    from jetssl_cli.scores.workflow import draw, dry_run, load_config
+    from jetssl_cli.scores.workflow import draw, dry_run
     from jetssl_cli.scores.workflow import workflow as run
+    from jetssl_cli.scores.workflow_config import load_config
 
     given = {
         "profile": profile,

@@ -25,8 +25,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from jetssl_cli.data.chunks import Rows
 from jetssl_cli.data.hdf5 import (
-    Rows,
     Table,
     attributes_of,
     check_attributes,

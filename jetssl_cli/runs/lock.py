@@ -13,8 +13,8 @@ import os
 import socket
 import threading
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from jetssl_cli.errors import RunError
@@ -25,17 +25,19 @@ SECONDS_UNTIL_STALE = 300.0
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[Callable[[int], None]]:
     """Hold a folder, which is made if it is not there, while the block runs.
+
+    Yields a function that names another process of this machine as the owner: one that would go on
+    if this one were killed.
 
     Raises:
         RunError: another training holds it; or it cannot be written.
     """
-    path, mine = folder / NAME, {"host": socket.gethostname(), "pid": os.getpid()}
-    mine |= {"started": _started(os.getpid()), "id": uuid.uuid4().hex}
+    path, name = folder / NAME, uuid.uuid4().hex
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        while not _create(path, json.dumps(mine)):
+        while not _create(path, _claim(os.getpid(), name)):
             owner = _owner(path)
             _require_stale(owner, path, folder)
             _remove_stale(path, owner)
@@ -44,11 +46,28 @@ def locked(folder: Path) -> Iterator[None]:
     ended = threading.Event()
     threading.Thread(target=_touch, args=(path, ended), daemon=True, name="lock").start()
     try:
-        yield
+        yield lambda pid: _hand_over(path, _claim(pid, name))
     finally:
         ended.set()
-        if _owner(path).get("id") == mine["id"]:
+        if _owner(path).get("id") == name:
             path.unlink(missing_ok=True)
+
+
+def _claim(pid: int, name: str) -> str:
+    """What a lock says of its owner."""
+    owner = {"host": socket.gethostname(), "pid": pid, "started": _started(pid), "id": name}
+    return json.dumps(owner)
+
+
+def _hand_over(path: Path, text: str) -> None:
+    """Change the owner; where that cannot be written, it stays as it is."""
+    draft = path.with_name(f"{NAME}.{uuid.uuid4().hex}")
+    with suppress(OSError):
+        try:
+            draft.write_text(text, encoding="utf-8")
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
 
 
 def _create(path: Path, text: str) -> bool:

@@ -30,7 +30,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
-from jetssl_cli.data.hdf5 import Rows, Table, attributes_of, create, open_complete, readable
+from jetssl_cli.data.chunks import Rows
+from jetssl_cli.data.hdf5 import Table, attributes_of, create, open_complete, readable
 from jetssl_cli.errors import DataError
 from jetssl_cli.scores.provenance import Provenance
 

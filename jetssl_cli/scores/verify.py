@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from jetssl_cli.config import Strict
 from jetssl_cli.data import jagged
+from jetssl_cli.data.chunks import Rows
 from jetssl_cli.data.hdf5 import (
-    Rows,
     attributes_of,
     check_attributes,
     open_complete,

@@ -63,6 +63,23 @@ def test_another_process_holds_it_until_it_is_killed(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_it_can_be_handed_over_to_one_that_lives_longer(tmp_path):
+    code = HOLD.replace("])):", "])) as hand_over:\n    hand_over(int(sys.argv[2]))")
+    heir = subprocess.Popen(["sleep", "600"])
+    words = [sys.executable, "-c", code, str(tmp_path), str(heir.pid)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as owner:
+        assert owner.stdout.readline() == b"held\n"
+        owner.kill()
+        owner.wait()
+    with pytest.raises(RunError, match=f"process {heir.pid} on"), locked(tmp_path):
+        pass
+    heir.kill()
+    heir.wait()
+    with locked(tmp_path) as hand_over:
+        hand_over(heir.pid)  # released by the one that held it, all the same
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_lock_says_whose_it_is_from_the_first_moment(tmp_path):
     """Or a run killed in the next moment could not go on for five minutes."""
     seen, ended = set(), threading.Event()

@@ -23,7 +23,7 @@ from jetssl_cli.scores import workflow as module
 from jetssl_cli.scores.budgets import spent
 from jetssl_cli.scores.groups import common_name
 from jetssl_cli.scores.provenance import group
-from jetssl_cli.scores.workflow import WorkflowConfig, load_config
+from jetssl_cli.scores.workflow_config import WorkflowConfig, load_config
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 needs_snakemake = pytest.mark.skipif(
@@ -265,6 +265,8 @@ def test_a_signal_ends_all_jobs_which_keep_what_they_have(
         while not (run / "metrics.jsonl").exists() and process.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.1)
+        owner = json.loads((tmp_path / "w" / ".lock").read_text())["pid"]
+        assert owner != process.pid  # Snakemake, which would go on if it were killed
         process.send_signal(number)
         code = process.wait(300)
     said = (tmp_path / "told").read_text()
