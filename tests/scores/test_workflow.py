@@ -191,6 +191,16 @@ def test_what_a_training_has_used_up_is_read_from_its_folder(tmp_path: Path) -> 
     assert (found.seed, found.steps, found.jets, found.seconds) == (3, 7, 350, 4.0)
 
 
+def most_at_a_time(runs: Path) -> int:
+    """Of the trainings, by the clock: from their first step to their last file."""
+    begun = [
+        json.loads(rows.read_text().splitlines()[0])["time"]
+        for rows in runs.glob("*/metrics.jsonl")
+    ]
+    ended = [path.stat().st_mtime for path in runs.glob("*/model.safetensors")]
+    return max(sum(b <= at for b in begun) - sum(e < at for e in ended) for at in begun)
+
+
 @needs_snakemake
 @pytest.mark.slow
 def test_from_nothing_to_the_report(tmp_path: Path) -> None:
@@ -233,6 +243,8 @@ def test_from_nothing_to_the_report(tmp_path: Path) -> None:
     with (out / "tables" / "budgets.csv").open() as file:
         used = [(row["command"], row["jets"]) for row in csv.DictReader(file)]
     assert used == [("pretrain", "100"), *[("finetune", "60")] * 4]
+
+    assert most_at_a_time(out / "runs") <= 2
 
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.h5")}
     done = run()
