@@ -446,7 +446,8 @@ def test_the_whole_road(jetssl, tmp_path, samples):  # noqa: PLR0915
         name = other.split()[0].strip("-")
         do("finetune", "--backbone", "ssfm", *data, "--out", f"m/{name}", *other.split(), OFF)
     few = ("--num-jets", 20, "--cache-embeddings", "--frozen", "--patience", 1, OFF)
-    do("finetune", "--backbone", "ssfm", *data, "--out", "m/few", *few)
+    told = do("finetune", "--backbone", "ssfm", *data, "--out", "m/few", *few)
+    assert told == "m/few: finetuned\n"
     for name, words in modes.items():
         do("finetune", "--backbone", "ssfm", *data, "--out", name, *words)
         do("export", name, "--data", "test.h5", "--out", f"{name}.h5")

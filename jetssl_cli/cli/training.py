@@ -144,4 +144,4 @@ def train(
 
         print_json({"run": out, "measured": latest(out)})
     elif not as_json:
-        tell(f"{out}: {cfg.command}ed")
+        tell(f"{out}: {cfg.command.removesuffix('e')}ed")

@@ -24,7 +24,7 @@ COLOURS = (
 )  # fmt: skip
 """Those of M. Petroff (arXiv:2107.02270), two of them darker."""
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)), (0, (2.5, 1)))
-"""With two widths, ten lines that differ without colour."""
+"""With two widths, ten lines that differ without colour; with colour, fifty."""
 STYLE = {
     "font.size": 13, "axes.linewidth": 1, "lines.linewidth": 1.4,
     "xtick.major.size": 6, "xtick.minor.size": 3, "ytick.major.size": 6, "ytick.minor.size": 3,
@@ -52,7 +52,7 @@ def line(place: int) -> dict[str, Any]:
     wide = place // len(DASHES) % 2
     return {
         "color": COLOURS[place % len(COLOURS)],
-        "linestyle": DASHES[place % len(DASHES)],
+        "linestyle": DASHES[(place + place // len(COLOURS)) % len(DASHES)],
         "linewidth": (1.3, 2.2)[wide],
     }
 

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 MARKERS = "osD^vPX*<>"
 LEAST_PASSING = 10
 """A ROC curve ends where fewer background jets pass: what is left is noise."""
+FIRST_SEED = "; of several seeds, those of the first"
+MOST_WITHIN = 5
+"""A legend of more runs than these stands beside the plot."""
 BACKGROUND_LINE: dict[str, Any] = {"color": "#bd1f01", "linestyle": "-", "linewidth": 1.6}
 OTHERS_LINE: dict[str, Any] = {"color": "#000000", "linestyle": (0, (2.5, 1.2)), "linewidth": 1.4}
 
@@ -41,7 +44,7 @@ def draw(rows: Sequence[Row], curves: Mapping[str, Curves | None]) -> Iterator[t
     for name, row, found in shown:
         stem = re.sub(r"[^\w.-]+", "_", name).strip("_")
         yield f"confusion_{stem}", _confusion(name, row)
-        yield f"scores_{stem}", _scores(name, found)
+        yield f"scores_{stem}", _scores(_short(name, 80) + FIRST_SEED * bool(row.seeds), found)
 
 
 def _roc(runs: Sequence[tuple[str, Row, Curves]]) -> Figure:
@@ -52,6 +55,7 @@ def _roc(runs: Sequence[tuple[str, Row, Curves]]) -> Figure:
     note = (
         f"background: {', '.join(f'{size:,}' for size in sizes)} jets; "
         f"curves end where fewer than {LEAST_PASSING} of them pass"
+        f"{FIRST_SEED * any(row.seeds for _, row, _ in runs)}"
     )
     figure, axes = panels(len(signals) + 1, note)
     for axis, signal in zip(axes, signals, strict=False):
@@ -93,11 +97,15 @@ def _roc(runs: Sequence[tuple[str, Row, Curves]]) -> Figure:
 
 def _marker(place: int) -> dict[str, Any]:
     return {
-        "marker": MARKERS[place % len(MARKERS)],
+        "marker": _shape(place),
         "markersize": 6,
         "markeredgecolor": "black",
         "markeredgewidth": 0.6,
     }
+
+
+def _shape(place: int) -> str:
+    return MARKERS[(place + place // len(MARKERS)) % len(MARKERS)]
 
 
 def _legend(axis: Axes, names: Sequence[str], *, markers: bool) -> None:
@@ -127,7 +135,8 @@ def _calibration(runs: Sequence[tuple[str, Row]]) -> Figure:
     """How often the answers are right, by their confidence, above the shares of jets."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.6, 6.4), layout="constrained")
+    beside = len(runs) > MOST_WITHIN
+    figure = Figure(figsize=(5.6 + 3.2 * beside, 6.4), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     upper.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle=":", zorder=0)
     for place, (name, row) in enumerate(runs):
@@ -141,14 +150,18 @@ def _calibration(runs: Sequence[tuple[str, Row]]) -> Figure:
         error = "" if found.error.value is None else f", ECE {found.error.value:.3f}"
         upper.errorbar(
             x, y, np.abs([y - low, high - y]), label=f"{_short(name)}{error}",
-            marker=MARKERS[place % len(MARKERS)], markersize=5, capsize=2, elinewidth=1, **style,
+            marker=_shape(place), markersize=5, capsize=2, elinewidth=1, **style,
         )  # fmt: skip
         shares = np.array(found.num_jets) / sum(found.num_jets)
         edges = np.linspace(0, 1, len(shares) + 1)
         lower.stairs(shares, edges, baseline=None, **style)
     upper.set_ylim(0, 1)
     upper.set_ylabel("share of right answers")
-    upper.legend(fontsize="small", handlelength=3.2, loc="upper left")
+    legend: dict[str, Any] = {"fontsize": "small", "handlelength": 3.2}
+    if beside:
+        figure.legend(loc="outside right upper", **legend)
+    else:
+        upper.legend(loc="upper left", **legend)
     lower.set_xlim(0, 1)
     lower.set_ylim(bottom=0)
     lower.set_xlabel("confidence (highest score)")
@@ -187,9 +200,9 @@ def _confusion(name: str, row: Row) -> Figure:
     return figure
 
 
-def _scores(name: str, found: Curves) -> Figure:
+def _scores(note: str, found: Curves) -> Figure:
     """A panel for each class: its score for jets of the class, of QCD and of all others."""
-    figure, axes = panels(len(found.scores), _short(name, 80))
+    figure, axes = panels(len(found.scores), note)
     for axis, (kind, shares) in zip(axes, found.scores.items(), strict=True):
         for label, values in shares.items():
             seen = np.where(values > 0, values, np.nan)

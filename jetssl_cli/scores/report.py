@@ -36,7 +36,7 @@ h2 { font-size: 1.2rem; margin: 2.8rem 0 .8rem; padding-bottom: .3rem;
   border-bottom: 1px solid var(--line); }
 h3 { font-size: 1rem; margin: 1.6rem 0 .6rem; }
 p { margin: .4rem 0; max-width: 60rem; }
-.soft, figcaption { color: var(--soft); font-size: .875rem; }
+.soft, summary, figcaption { color: var(--soft); font-size: .875rem; }
 .scroll { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-size: .8125rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .4rem .55rem; text-align: right; white-space: nowrap; }
@@ -86,7 +86,9 @@ def page(rows: Sequence[Row], figures: Mapping[str, Figure]) -> str:
     made = f"jetssl {__version__}, {datetime.now().astimezone():%Y-%m-%d %H:%M %Z}"
     parts = [
         f"<h1>{escape(title)}</h1>",
-        f'<p class="soft">{escape(made)}. Score files: {escape(", ".join(files))}.</p>',
+        f'<p class="soft">{escape(made)}.</p>',
+        f"<details><summary>{len(files)} score files</summary>",
+        f'<p class="soft">{escape(", ".join(files))}</p></details>',
         "<h2>Figures</h2>",
         _table(columns(rows), bold(rows)),
         *(f'<p class="soft">{escape(note)}</p>' for note in notes(rows)),

@@ -121,22 +121,23 @@ def wait_for(what: object, name: str, seconds: float = 60.0) -> None:
 
 
 @pytest.mark.slow
-def test_a_training_that_slurm_ends_goes_on_in_another_job(
+def test_from_jets_to_the_report_though_slurm_ends_a_training_on_the_way(
     slurm: dict[str, str], samples: Path, tmp_path: Path
 ) -> None:
     data = tmp_path / "JetClass"
     data.mkdir()
-    for split, name in (("train", "train_100M"), ("val", "val_5M")):
+    for split, name in (("train", "train_100M"), ("val", "val_5M"), ("test", "test_20M")):
         (data / name).symlink_to(samples / "jetclass" / split)
-    run = tmp_path / "w" / "runs" / "mpm-seed0"
-    for_snakemake = (
-        "--slurm-status-command=squeue", "--slurm-init-seconds-before-status-checks=1",
-        "--latency-wait=10", "runs/mpm-seed0/model.safetensors",
+    out = tmp_path / "w"
+    run = out / "runs" / "mpm-seed0"
+    short = "data.batch_size=20,tracking=false,train.val_every"
+    words = (
+        "--profile=slurm", "--methods=mpm", "--seeds=1", "--budget=4000", "--out=w",
+        f"--jetclass={data}", "slurm.partition=main", "slurm.memory=500MB", "data_jobs=1",
+        f"pretrain.settings=[{short}=100]", "finetune.budget=60", f"finetune.settings=[{short}=2]",
+        "snakemake=[--slurm-status-command=squeue,--slurm-init-seconds-before-status-checks=1,"
+        "--latency-wait=10]",
     )  # fmt: skip
-    words = ("--profile=slurm", "--methods=mpm", "--seeds=1", "--budget=4000", "--out=w")
-    words += (f"--jetclass={data}", "slurm.partition=main", "slurm.memory=500MB", "data_jobs=1")
-    words += ("pretrain.settings=[data.batch_size=20,train.val_every=100,tracking=false]",)
-    words += (f"snakemake=[{','.join(for_snakemake)}]",)
     with (tmp_path / "out").open("w") as log:
         command = [sys.executable, "-m", "jetssl_cli", "workflow", *words]
         process = subprocess.Popen(command, cwd=tmp_path, env=slurm, stdout=log, stderr=log)
@@ -145,15 +146,20 @@ def test_a_training_that_slurm_ends_goes_on_in_another_job(
             wait_for(lambda: metrics.exists() or process.poll() is not None, "a training", 900)
             assert process.poll() is None, (tmp_path / "out").read_text()
             stopped = time.time()
-            ask("scancel", "--user=root", env=slurm)
+            jobs = ask("squeue", "--states=running", "--noheader", "-o", "%i %k", env=slurm)
+            (training,) = [line.split()[0] for line in jobs.splitlines() if "pretrain" in line]
+            ask("scancel", training, env=slurm)
             process.wait(900)
         finally:
             process.terminate()
             process.wait(60)
     assert process.returncode == 0, (tmp_path / "out").read_text()
-    assert (run / "model.safetensors").is_file()
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
     assert (rows[0]["step"], rows[-1]["step"]) == (1, 200)
     assert rows[0]["time"] < stopped < rows[-1]["time"]
     states = ask("squeue", "--states=all", "--noheader", "-o", "%T", env=slurm).split()
-    assert sorted(states) == ["CANCELLED"] + ["COMPLETED"] * 5
+    assert sorted(states) == ["CANCELLED"] + ["COMPLETED"] * 16
+    assert "data:image/svg+xml" in (out / "report.html").read_text()
+    table = json.loads((out / "tables" / "table.json").read_text())
+    kinds = ("from-scratch", "mpm-frozen", "mpm-full", "random")
+    assert sorted(Path(row["run"]).name for row in table) == [f"{kind}-seed0" for kind in kinds]
