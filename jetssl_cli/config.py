@@ -72,10 +72,14 @@ class _Loader(yaml.SafeLoader):
     """
 
     depth = 0
+    flow_level: int
+
+    def fetch_flow_collection_start(self, token: type[yaml.Token]) -> None:
+        _require_shallow(self.flow_level)  # brackets are read far ahead of the values within them
+        super().fetch_flow_collection_start(token)
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.depth == MOST_DEPTH:
-            raise yaml.YAMLError(f"more than {MOST_DEPTH} values lie in each other")
+        _require_shallow(self.depth)
         self.depth += 1
         node: yaml.Node | None = super().compose_node(parent, index)
         self.depth -= 1
@@ -108,6 +112,11 @@ class _Loader(yaml.SafeLoader):
                 raise _refusal(f"the key {key!r} stands twice", node)
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+def _require_shallow(depth: int) -> None:
+    if depth >= MOST_DEPTH:
+        raise yaml.YAMLError(f"more than {MOST_DEPTH} values lie in each other")
 
 
 def _refusal(problem: str, node: yaml.Node) -> yaml.YAMLError:
