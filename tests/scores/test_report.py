@@ -13,7 +13,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from jetssl_cli.data.style import settings
+from jetssl_cli.data.style import line, settings
 from jetssl_cli.errors import DataError
 from jetssl_cli.scores.curves import POINTS, curves_of
 from jetssl_cli.scores.evaluate import EvaluateConfig, evaluate
@@ -26,6 +26,12 @@ CLASSES = ("QCD", "Hbb", "Hcc")
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
+
+
+def test_no_two_runs_look_the_same():
+    assert len({tuple(line(place).values()) for place in range(50)}) == 50
+    grey = [{**line(place), "color": None} for place in range(10)]
+    assert len({tuple(style.values()) for style in grey}) == 10
 
 
 def write(path, *, classes=CLASSES, seed=0, strength=2.0, num_jets=600):
