@@ -9,14 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, PositiveInt, ValidationError
 
-from jetssl_cli import config
 from jetssl_cli.config import (
     Layer,
     Strict,
     load,
     override_layer,
-    parse_yaml,
-    read_yaml,
     shipped,
     shipped_file,
     to_yaml,
@@ -25,6 +22,7 @@ from jetssl_cli.data.recipe import Recipe, load_recipe
 from jetssl_cli.errors import ConfigError
 from jetssl_cli.runs import finetune, pretrain
 from jetssl_cli.runs.checkpoint import CONFIG
+from jetssl_cli.safeyaml import Dumper, parse_yaml, read_yaml
 from jetssl_cli.scores import workflow_config
 
 ROOT = Path(__file__).parent.parent
@@ -316,7 +314,7 @@ def test_to_yaml_and_load_are_inverse(cfg: Top) -> None:
 
 @given(words, integers)
 def test_an_override_says_what_a_file_says(text: str, number: int) -> None:
-    value = yaml.dump([text], Dumper=config._Dumper, default_flow_style=True, width=10**6)
+    value = yaml.dump([text], Dumper=Dumper, default_flow_style=True, width=10**6)
     overrides = [f"part.label={value.strip()[1:-1]}", f"part.width={number}"]
     assert load(Top, [], overrides).part == Part(label=text, width=number)
 

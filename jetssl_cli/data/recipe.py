@@ -9,9 +9,10 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from jetssl_cli.config import Layer, Strict, load, parse_yaml, shipped_file, to_yaml
+from jetssl_cli.config import Layer, Strict, load, shipped_file, to_yaml
 from jetssl_cli.errors import ConfigError, suggest
 from jetssl_cli.physics import FORMULAS, NEUTRAL_CLASSES, PARTICLE_CLASSES, takes_list
+from jetssl_cli.safeyaml import parse_yaml
 
 
 class Column(Strict):

@@ -26,12 +26,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from jetssl_cli import __version__
-from jetssl_cli.config import Layer, Strict, load, read_yaml, to_yaml
+from jetssl_cli.config import Layer, Strict, load, to_yaml
 from jetssl_cli.data.recipe import Feature, Schema
 from jetssl_cli.encoder.lora import plain_state
 from jetssl_cli.errors import ConfigError, RunError, printable, reason
 from jetssl_cli.runs import budget, lock
 from jetssl_cli.runs.snapshot import FACTS, HASH, content_hash, to_disk
+from jetssl_cli.safeyaml import read_yaml
 
 LAYOUT = "1"
 """Of the weights: counted up when a network of the same config has other weights."""

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from pydantic import ByteSize, Field, NonNegativeInt, PositiveInt, model_validator
 
-from jetssl_cli.config import Layer, load, read_yaml, shipped_file
+from jetssl_cli.config import Layer, load, shipped_file
 from jetssl_cli.data.mixed import SAMPLES
 from jetssl_cli.data.recipe import Schema
 from jetssl_cli.data.sample import Sample
@@ -38,6 +38,7 @@ from jetssl_cli.runs.training import (
     run,
 )
 from jetssl_cli.runs.transfer import Transfer, load_backbone, transfer
+from jetssl_cli.safeyaml import read_yaml
 
 EMBEDDINGS_MEMORY = ByteSize(8 * 2**30)
 

@@ -9,11 +9,12 @@ import os
 import sys
 import threading
 
-from jetssl_cli.config import Layer, load, parse_yaml
+from jetssl_cli.config import Layer, load
 from jetssl_cli.errors import JetSSLError
 from jetssl_cli.runs.finetune import FinetuneConfig, finetune
 from jetssl_cli.runs.launch import END_OF_CONFIG
 from jetssl_cli.runs.pretrain import PretrainConfig, pretrain
+from jetssl_cli.safeyaml import parse_yaml
 
 SOURCE = "the first process"
 

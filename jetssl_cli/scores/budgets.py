@@ -8,9 +8,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from jetssl_cli.config import Strict, read_yaml
+from jetssl_cli.config import Strict
 from jetssl_cli.errors import RunError
 from jetssl_cli.runs.checkpoint import CONFIG, METRICS
+from jetssl_cli.safeyaml import read_yaml
 from jetssl_cli.scores.tables import write_all
 
 RATE = "train/jets_per_second"

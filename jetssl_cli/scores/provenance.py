@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jetssl_cli.config import read_yaml
 from jetssl_cli.errors import DataError, RunError
 from jetssl_cli.runs import checkpoint
+from jetssl_cli.safeyaml import read_yaml
 
 PLACES = ("out", "backbone")
 """Settings that are a folder."""

@@ -23,10 +23,11 @@ from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import Any
 
-from jetssl_cli.config import Strict, read_yaml, shipped, to_yaml
+from jetssl_cli.config import Strict, shipped, to_yaml
 from jetssl_cli.errors import ConfigError, RunError
 from jetssl_cli.runs.lock import locked
 from jetssl_cli.runs.signals import Stopped
+from jetssl_cli.safeyaml import read_yaml
 from jetssl_cli.scores.workflow_config import WorkflowConfig
 
 CONFIG = "workflow.yaml"

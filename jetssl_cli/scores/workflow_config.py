@@ -10,9 +10,10 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt
 
-from jetssl_cli.config import Layer, Strict, load, read_yaml, shipped_file, shipped_names
+from jetssl_cli.config import Layer, Strict, load, shipped_file, shipped_names
 from jetssl_cli.errors import suggest
 from jetssl_cli.runs.budget import seconds
+from jetssl_cli.safeyaml import read_yaml
 
 PRESETS = "configs/pretrain"
 

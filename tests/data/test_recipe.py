@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from jetssl_cli.config import Layer, load, parse_yaml, shipped, to_yaml
+from jetssl_cli.config import Layer, load, shipped, to_yaml
 from jetssl_cli.data.recipe import Recipe, load_recipe, parse_recipe, schema_of
 from jetssl_cli.errors import ConfigError
 from jetssl_cli.physics import NEUTRAL_CLASSES, PARTICLE_CLASSES
+from jetssl_cli.safeyaml import parse_yaml
 
 JETCLASS: dict[str, Any] = parse_yaml((shipped("data_recipes") / "jetclass.yaml").read_text(), "x")
 CLASSES = ("QCD", "Tbl", "Tbqq", "Wqq", "Zqq", "Hbb", "Hcc", "Hgg", "H4q", "Hqql")

@@ -23,10 +23,10 @@ from fuzz.targets import CORPUS, TARGETS, BrokenRuleError, Target, seeds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jetssl_cli.config import MOST_NODES, parse_yaml
 from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.errors import ConfigError, DataError, JetSSLError, RunError, suggest
 from jetssl_cli.runs import checkpoint, snapshot
+from jetssl_cli.safeyaml import MOST_NODES, parse_yaml
 from jetssl_cli.scores.scorefile import read_scores
 from jetssl_cli.scores.tasks import evaluate_tasks
 
