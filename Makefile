@@ -2,7 +2,7 @@
 # make test   the tests, as many at a time as there are cores
 # make quick  those that are not slow
 # make docs   the documentation as a site, in build/site
-# make check  everything that the continuous integration runs, but the wheel
+# make check  everything that has to hold before a change lands
 # make fuzz   all readers, each for MINUTES (default 5); what is found goes to build/fuzz
 # make audit  known vulnerabilities of the versions in constraints.txt; needs the network
 # make sbom   what is installed, as CycloneDX: build/sbom.json

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import forking
 import typecheck  # noqa: F401  (before the hook, which imports it)
 from jaxtyping import install_import_hook
 
@@ -23,6 +23,24 @@ from jetssl_cli.data.recipe import load_recipe
 torch.set_num_threads(1)
 
 HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that have slow tests, so that at the end no process is alone with one.
+
+    Of several processes, each begins with a part of the list, all of one length.
+    """
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    quick = [item for item in items if item.path not in slow]
+    count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    ordered: list[pytest.Item] = []
+    for place in range(count):
+        files = set(sorted(slow)[place::count])
+        ordered += [item for item in items if item.path in files]
+        room = max(0, len(items) * (place + 1) // count - len(ordered))
+        ordered += quick[:room]
+        del quick[:room]
+    items[:] = ordered + quick
 
 
 @pytest.fixture(scope="session")
@@ -51,20 +69,35 @@ def jagged(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Socket of the process that executes commands."""
+    path = tmp_path_factory.mktemp("commands") / "socket"
+    with forking.server(path):
+        yield path
+
+
+@pytest.fixture(scope="session")
+def tracking_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A database for the runs of many tests: to make one takes MLflow seconds."""
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+
+
 @pytest.fixture
-def jetssl(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run the real command in an empty folder; one thread, tracking in that folder."""
-    command = Path(sys.executable).with_name("jetssl")
+def jetssl(
+    tmp_path: Path, commands: Path, tracking_uri: str
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the command, as a process, in an empty folder; one thread."""
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
-        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db",
+        "MLFLOW_TRACKING_URI": tracking_uri,
         "COLUMNS": "100",
     }
 
     def run(*words: object, **variables: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [str(command), *map(str, words)],
+            [*forking.client(commands, "as-it-is"), *map(str, words)],
             cwd=tmp_path,
             env=environment | variables,
             capture_output=True,

@@ -1,7 +1,8 @@
-"""``jetssl`` for the tests of the pages: each command is a process, which need not import anything.
+"""``jetssl`` for the tests: each command is a process, which need not import anything.
 
-forking.py SOCKET           serves: imports the package once, and forks for each command
-forking.py SOCKET typed WORDS...    executes a command there, in this folder and environment
+forking.py SOCKET                       serves: imports the package once, forks for each command
+forking.py SOCKET as-it-is WORDS...     executes a command there, in this folder and environment
+forking.py SOCKET shortened WORDS...    with the smaller numbers of ``shortened``
 """
 
 from __future__ import annotations
@@ -9,24 +10,50 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
 import sys
+import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
+ROOT = Path(__file__).parent.parent
 HEAVY = (
     "runs.pretrain", "runs.finetune", "runs.module", "scores.evaluate", "scores.export",
     "scores.plots", "scores.tasks", "data.convert", "data.merge", "data.inspect", "data.plots",
 )  # fmt: skip
 """Modules that import most of what the commands need."""
+LATER = ("lightning", "mlflow.store.tracking.sqlalchemy_store", "mplhep")
+"""What they import when they need it."""
+
+
+@contextmanager
+def server(path: Path) -> Iterator[None]:
+    """Let a process serve at this socket."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    serving = subprocess.Popen([sys.executable, __file__, path], env=environment)
+    try:
+        while not path.exists():
+            assert serving.poll() is None, "the server of commands has ended"
+            time.sleep(0.1)
+        yield
+    finally:
+        serving.terminate()
+        serving.wait()
+
+
+def client(path: Path, how: str) -> list[str]:
+    """The words that, put before those of a command, execute it there."""
+    return [sys.executable, "-S", __file__, str(path), how]
 
 
 def serve(path: str) -> None:
     """Execute one command after the other, until this process is ended."""
     import importlib
 
-    import lightning  # noqa: F401
-
-    for name in HEAVY:
-        importlib.import_module(f"jetssl_cli.{name}")
+    for name in (*LATER, *(f"jetssl_cli.{name}" for name in HEAVY)):
+        importlib.import_module(name)
     with socket.socket(socket.AF_UNIX) as door:
         door.bind(path)
         door.listen()
@@ -44,7 +71,9 @@ def serve(path: str) -> None:
                 line.sendall(str(code).encode())
 
 
-def execute(files: list[int], folder: str, environment: dict[str, str], words: list[str]) -> None:
+def execute(
+    files: list[int], folder: str, environment: dict[str, str], how: str, words: list[str]
+) -> None:
     """Be the command, and end."""
     from shortened import shortened
 
@@ -57,7 +86,7 @@ def execute(files: list[int], folder: str, environment: dict[str, str], words: l
         os.chdir(folder)
         os.environ.clear()
         os.environ.update(environment)
-        sys.argv = ["jetssl", *shortened(words)]
+        sys.argv = ["jetssl", *(shortened(words) if how == "shortened" else words)]
         main()
         code = 0
     except SystemExit as end:
@@ -70,9 +99,10 @@ def execute(files: list[int], folder: str, environment: dict[str, str], words: l
         os._exit(code if isinstance(code, int) else 1)
 
 
-def ask(path: str, words: list[str]) -> int:
+def ask(path: str, how: str, words: list[str]) -> int:
     """The exit code of a command that the server executes."""
-    asked = {"folder": os.getcwd(), "environment": dict(os.environ), "words": words}  # noqa: PTH109
+    place = {"folder": os.getcwd(), "environment": dict(os.environ)}  # noqa: PTH109
+    asked = {**place, "how": how, "words": words}
     with socket.socket(socket.AF_UNIX) as line:
         line.connect(path)
         socket.send_fds(line, [b"!"], [0, 1, 2])
@@ -85,4 +115,4 @@ def ask(path: str, words: list[str]) -> int:
 if __name__ == "__main__":
     if len(sys.argv) == 2:
         serve(sys.argv[1])
-    sys.exit(ask(sys.argv[1], sys.argv[3:]))
+    sys.exit(ask(sys.argv[1], sys.argv[2], sys.argv[3:]))

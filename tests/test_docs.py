@@ -11,12 +11,12 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import forking
 import h5py
 import numpy as np
 import pytest
@@ -93,6 +93,7 @@ class Ran:
     printed: str
 
 
+FORKED = "forked"
 PRESUPPOSED = {
     "README.md": ("JetClass",),
     "quickstart.md": ("demo",),
@@ -115,40 +116,25 @@ recipes.md are those of ``files_of_ones_own``."""
 class Bench:
     """Types scripts, in folders of their own, with a ``jetssl`` that makes numbers smaller."""
 
-    def __init__(self, folder: Path, own: Path) -> None:
+    def __init__(self, folder: Path, own: Path, commands: Path) -> None:
         """Pages are typed in ``folder``, once by all processes that test together; ``own`` is of
         this process."""
-        self.folder, self.own, self.socket = folder, own, own / "socket"
+        self.folder, self.own = folder, own
         self.folder.mkdir(exist_ok=True)
-        self.command("forking.py", f'"{self.socket}" typed', ROOT)
+        self.command(FORKED, forking.client(commands, "shortened"), ROOT)
 
-    def command(self, script: str, words: str, tree: Path) -> None:
-        """Let ``jetssl`` be a script of this folder, with the package of ``tree``."""
-        smaller = Path(__file__).with_name(script)
-        text = f'#!/bin/sh\nPYTHONPATH="{tree}" exec "{sys.executable}" "{smaller}" {words} "$@"\n'
-        command = self.own / f"bin-{script}" / "jetssl"
+    def command(self, name: str, words: list[str], tree: Path) -> None:
+        """Let ``jetssl`` be these words, with the package of ``tree``."""
+        text = f'#!/bin/sh\nPYTHONPATH="{tree}" exec {shlex.join(words)} "$@"\n'
+        command = self.own / name / "jetssl"
         command.parent.mkdir(exist_ok=True)
         command.write_text(text)
         command.chmod(0o755)
 
-    @contextmanager
-    def open(self) -> Iterator[Bench]:
-        """Let commands be executed."""
-        words = [sys.executable, Path(__file__).with_name("forking.py"), self.socket]
-        server = subprocess.Popen(words, env=self.environment("forking.py"))
-        try:
-            while not self.socket.exists():
-                assert server.poll() is None, "the server of commands has ended"
-                time.sleep(0.1)
-            yield self
-        finally:
-            server.terminate()
-            server.wait()
-
-    def environment(self, script: str) -> dict[str, str]:
-        """That of all commands."""
-        path = [f"{self.own}/bin-{script}", str(Path(sys.executable).parent), os.environ["PATH"]]
-        return {
+    def type(self, text: str, folder: Path, name: str = FORKED) -> str:
+        """What a script of the shell prints; an error of any of its commands is one of the test."""
+        path = [str(self.own / name), str(Path(sys.executable).parent), os.environ["PATH"]]
+        environment = {
             **os.environ,
             "PATH": ":".join(path),
             "PYTHONPATH": str(ROOT),
@@ -156,13 +142,10 @@ class Bench:
             "MLFLOW_TRACKING_URI": f"sqlite:///{self.folder}/mlflow.db",
             "COLUMNS": "120",
         }
-
-    def type(self, text: str, folder: Path, script: str = "forking.py") -> str:
-        """What a script of the shell prints; an error of any of its commands is one of the test."""
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", text],
             cwd=folder,
-            env=self.environment(script),
+            env=environment,
             capture_output=True,
             text=True,
             check=False,
@@ -184,11 +167,10 @@ def alone(folder: Path) -> Iterator[bool]:
 
 
 @pytest.fixture(scope="session")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+def bench(tmp_path_factory: pytest.TempPathFactory, commands: Path) -> Bench:
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    with Bench(shared / "pages", tmp_path_factory.mktemp("bench")).open() as opened:
-        yield opened
+    return Bench(shared / "pages", tmp_path_factory.mktemp("bench"), commands)
 
 
 RUNS = """
@@ -245,12 +227,13 @@ def after(prepared: Path, bench: Bench, request: pytest.FixtureRequest) -> Calla
         return Ran(folder, printed.read_text())
 
     def typed(page: str, folder: Path) -> str:
-        command = "forking.py"
+        command = FORKED
         if page == "recipes.md":
             files_of_ones_own(request.getfixturevalue("shared_data"), folder)
         if page == "method.md":
-            command = "shortened.py"
-            bench.command(command, "", changed(bench.own / "tree", blocks(page, "diff")))
+            command = "changed"
+            words = [sys.executable, str(Path(__file__).with_name("shortened.py"))]
+            bench.command(command, words, changed(bench.own / "tree", blocks(page, "diff")))
         for name in PRESUPPOSED.get(page, ()):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             copy = shutil.copytree if (prepared / name).is_dir() else shutil.copy

@@ -133,12 +133,14 @@ def test_apptainer_installs_the_same_as_docker() -> None:
     assert recipe["runscript"] == ['exec jetssl "$@"']
 
 
-PRESETS = """
-from jetssl_cli.config import Layer
+SHIPPED = """
+from jetssl_cli.config import Layer, shipped
 from jetssl_cli.runs.pretrain import load_config
 
 options = Layer("test", {"out": "run", "data": {"train": "a.h5", "val": "b.h5"}})
-print(load_config("ssfm", "tiny", options).encoder.width)
+assert load_config("ssfm", "tiny", options).encoder.width == 128
+assert (shipped("workflow") / "Snakefile").is_file()
+assert (shipped("workflow") / "profiles" / "slurm" / "config.yaml").is_file()
 """
 
 
@@ -168,7 +170,7 @@ def test_what_the_image_installs_works_without_the_checkout(tmp_path: Path, samp
     shutil.copy(samples / "jetclass" / "val" / "HToBB_120.root", tmp_path)
     run(command, "convert", "HToBB_120.root", "--recipe", "jetclass", "--out", "converted")
     assert (tmp_path / "converted" / "HToBB_120.h5").stat().st_size
-    assert run(f"{tmp_path}/opt/bin/python", "-c", PRESETS).strip() == "128"
+    run(f"{tmp_path}/opt/bin/python", "-c", SHIPPED)
 
 
 def workflow(name: str) -> dict[Any, Any]:

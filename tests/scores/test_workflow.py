@@ -203,12 +203,12 @@ def most_at_a_time(runs: Path) -> int:
 
 @needs_snakemake
 @pytest.mark.slow
-def test_from_nothing_to_the_report(tmp_path: Path) -> None:
+def test_from_nothing_to_the_report(tmp_path: Path, tracking_uri: str) -> None:
     """With a part that fails at first; what is there is kept, and nothing is done twice."""
     out = tmp_path / "w"
     words = ("--methods=mpm", "--seeds=1", "--out=w", "--jobs=2", *SHORT, *SIMULATED)
     command = [sys.executable, "-m", "jetssl_cli", "workflow", *words, "--json"]
-    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
+    environment = os.environ | {"MLFLOW_TRACKING_URI": tracking_uri}
 
     def run() -> subprocess.CompletedProcess[str]:
         return subprocess.run(
