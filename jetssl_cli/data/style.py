@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,11 +91,32 @@ def save(figure: Figure, stem: Path) -> list[Path]:
     Raises:
         DataError: the files cannot be written.
     """
-    paths = [stem.with_name(f"{stem.name}{suffix}") for suffix in (".png", ".pdf")]
+    paths = {kind: stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "pdf")}
     try:
         stem.parent.mkdir(parents=True, exist_ok=True)
-        for path in paths:
-            figure.savefig(path)
+        for kind, path in paths.items():
+            render(figure, path, kind)
     except OSError as err:
         raise DataError(f"{stem.parent}: cannot be written: {err.strerror or err}") from None
-    return paths
+    return list(paths.values())
+
+
+def render(
+    figure: Figure, target: Path | BytesIO, kind: str, metadata: dict[str, Any] | None = None
+) -> None:
+    """Write a figure as ``png``, ``pdf`` or ``svg``; it is laid out once for all of them.
+
+    What ``savefig`` writes, which lays out and draws everything a second time for each file. Of the
+    settings of a matplotlibrc that begin with ``savefig`` only the resolution counts.
+    """
+    import matplotlib as mpl
+    from matplotlib.backend_bases import get_registered_canvas_class
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    dpi = mpl.rcParams["savefig.dpi"]
+    figure.dpi = mpl.rcParams["figure.dpi"] if dpi == "figure" else dpi
+    if isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+    canvas = get_registered_canvas_class(kind)(figure)
+    getattr(canvas, f"print_{kind}")(target, metadata=metadata)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jetssl_cli import __version__
+from jetssl_cli.data.style import render
 from jetssl_cli.scores.cells import COMPARED_NOTE, bold, columns, comparisons, confusions, notes
 from jetssl_cli.scores.rows import Row, run_names
 from jetssl_cli.scores.tables import write_all
@@ -126,7 +127,7 @@ def _table(columns: list[list[str]], best: list[list[bool]]) -> str:
 def _figure(stem: str, figure: Figure) -> str:
     """An SVG inside the page."""
     drawn = io.BytesIO()
-    figure.savefig(drawn, format="svg", metadata={"Date": None})
+    render(figure, drawn, "svg", metadata={"Date": None})
     data = base64.b64encode(drawn.getvalue()).decode()
     caption = CAPTIONS[stem.partition("_")[0]]
     narrow = "" if stem.startswith(("roc", "scores")) else ' class="narrow"'
