@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 EVERY_MODULE = """
 import importlib, pkgutil
 from typing import Any, TypeVar
@@ -22,6 +24,7 @@ for module in pkgutil.walk_packages(jetssl_cli.__path__, "jetssl_cli."):
 """
 
 
+@pytest.mark.slow
 def test_modules_can_be_imported_where_ndarray_is_a_type_alias():
     """As it is since numpy 2.5: no class that a shape annotation could stand on."""
     command = [sys.executable, "-c", EVERY_MODULE]

@@ -20,6 +20,8 @@ from jetssl_cli.runs.pretrain import pretrain
 from jetssl_cli.runs.signals import Stopped
 from jetssl_cli.runs.snapshot import Snapshots
 
+pytestmark = pytest.mark.slow
+
 FEW = {"num_jets": 48}
 """Three batches are an epoch, so that the file is read again and again."""
 TWO = {"every_steps": 2}
@@ -82,7 +84,6 @@ def kill_a_reader():
     pytest.fail("no process reads")
 
 
-@pytest.mark.slow
 def test_a_reading_process_that_is_killed(whole, jagged, tmp_path, after):
     cfg = config(jagged, tmp_path / "run", data=FEW | {"workers": 2}, checkpoint=TWO)
     after(5, kill_a_reader)
@@ -114,7 +115,6 @@ def test_the_same_jets_elsewhere_and_of_another_date(whole, data, after):
     same_runs(pretrain(cfg.model_copy(update={"data": files})), whole)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["train.h5", "val.h5"])
 @pytest.mark.parametrize("spoil", ["cut", "others", "gone"])
 def test_a_file_that_changes_under_a_training(whole, jagged, data, after, name, spoil):
@@ -144,7 +144,6 @@ def test_a_file_that_is_touched_or_copied_anew_changes_nothing(whole, jagged, da
     same_runs(pretrain(config(data, data / "run", data=FEW)), whole)
 
 
-@pytest.mark.slow
 def test_what_a_reading_process_finds_is_told_in_one_line(data, after):
     path = data / "train.h5"
     cfg = config(data, data / "run", data=FEW | {"workers": 1}, steps=40)

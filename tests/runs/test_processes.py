@@ -27,6 +27,8 @@ from jetssl_cli.runs.processes import DeviceConfig, find
 from jetssl_cli.runs.tracking import METRICS
 from jetssl_cli.runs.training import TrainConfig
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).parent.parent / "reference" / "together.py"
 JETS = 64
 """Of a batch and of the data: every batch holds all jets, on any number of devices."""
@@ -150,7 +152,6 @@ def test_a_batch_in_parts_is_the_batch(jagged, backbone, alone, tmp_path):
     agree(run_finetune(jagged, tmp_path / "run", backbone, accumulate=4), alone)
 
 
-@pytest.mark.slow
 def test_two_processes_are_one_device_with_the_batch(jagged, backbone, alone, tmp_path, capfd):
     before = dict(os.environ)
     two = run_finetune(jagged, tmp_path / "two", backbone, devices=2, accumulate=2)
@@ -184,7 +185,6 @@ SAME = (
 )
 
 
-@pytest.mark.slow
 def test_processes_with_different_numbers_of_hidden_constituents(jagged, tmp_path):
     """A global mean is no mean of means; the probe learns the same as well."""
     done = torchrun(jagged, tmp_path, *SAME)
@@ -194,7 +194,6 @@ def test_processes_with_different_numbers_of_hidden_constituents(jagged, tmp_pat
     agree(tmp_path / "two", tmp_path / "one")
 
 
-@pytest.mark.slow
 def test_a_failure_of_one_process_under_torchrun_ends_both(jagged, tmp_path):
     done = torchrun(jagged, tmp_path, *SAME, FAILING="1")
     assert done.returncode != 0
@@ -202,7 +201,6 @@ def test_a_failure_of_one_process_under_torchrun_ends_both(jagged, tmp_path):
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
-@pytest.mark.slow
 def test_a_killed_process_ends_the_run_with_a_message(jagged, tmp_path, monkeypatch):
     calls = []
     right = SSFM.loss
@@ -222,7 +220,6 @@ def test_a_killed_process_ends_the_run_with_a_message(jagged, tmp_path, monkeypa
     assert not list((tmp_path / "run").glob("*.safetensors"))
 
 
-@pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_all(jagged, tmp_path, monkeypatch):
     """It is not finite in the first process alone, and all of them stop."""
     right = SSFM.loss
@@ -244,7 +241,6 @@ def words(jagged):
     return ("pretrain", "--method", "ssfm", "--size", "tiny", *data, "tracking=false", *TINY)
 
 
-@pytest.mark.slow
 def test_two_processes_of_the_command_end_together_in_time(jetssl, tmp_path, words):
     done = jetssl(*words, "--devices", 2, "--max-time", "3s", "train.log_every=1")
     assert done.returncode == 0, done.stderr
@@ -255,7 +251,6 @@ def test_two_processes_of_the_command_end_together_in_time(jetssl, tmp_path, wor
     assert rows[-1]["step"] == rows[-2]["step"] > 1
 
 
-@pytest.mark.slow
 def test_a_process_that_fails_before_it_joins_does_not_hang_the_other(tmp_path, words):
     """The first process waits for it, deep in a library, and is ended by force."""
     (tmp_path / "sitecustomize.py").write_text(

@@ -23,6 +23,8 @@ from jetssl_cli.runs.pretrain import PretrainConfig, pretrain
 from jetssl_cli.runs.signals import Stopped
 from jetssl_cli.runs.snapshot import CheckpointConfig, Snapshots
 
+pytestmark = pytest.mark.slow
+
 STEPS = 8
 METHODS = {"ssfm": SSFMConfig(time_features=4), "dino": DINOConfig(prototypes=8, bottleneck=4)}
 
@@ -235,7 +237,6 @@ def test_without_a_snapshot_it_begins_anew(whole, jagged, tmp_path, monkeypatch)
     same_runs(pretrain(resumed(cfg)), whole)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
 def test_a_damaged_snapshot_is_passed_over(whole, jagged, tmp_path, monkeypatch, capsys, damage):
     cfg = config(jagged, tmp_path / "run", checkpoint={"every_steps": 2})
@@ -277,7 +278,6 @@ def test_other_data_are_refused(jagged, tmp_path, stop):
         pretrain(resumed(cfg, data=cfg.data.model_copy(update=files)))
 
 
-@pytest.mark.slow
 def test_two_processes_stop_together_and_go_on(jagged, tmp_path, stop):
     """One of them hears the signal; each has random numbers of its own."""
     expected = pretrain(config(jagged, tmp_path / "whole", devices=2))
@@ -307,7 +307,6 @@ def test_a_job_is_put_back_into_the_queue(jagged, tmp_path, stop, monkeypatch, c
     assert "job 17 could not be put back into the queue" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # MLflow and sqlalchemy warn of their own affairs
 def test_a_run_that_goes_on_is_one_run_of_mlflow(jagged, tmp_path, stop, monkeypatch):
     from mlflow import MlflowClient

@@ -449,6 +449,7 @@ def assert_onnx_is_torch(path, run, jets, sizes):
     assert wanted.std(0).min() > 1e-4  # the jets differ
 
 
+@pytest.mark.slow
 def test_the_onnx_file_is_the_network(runs, onnx_file, jets):
     """Jets of the sample, and one without any constituent."""
     nothing = jets.take(np.array([0]), most=0)
@@ -458,6 +459,7 @@ def test_the_onnx_file_is_the_network(runs, onnx_file, jets):
     )
 
 
+@pytest.mark.slow
 def test_the_onnx_file_says_what_it_takes(runs, onnx_file):
     model = onnx.load(onnx_file)
     onnx.checker.check_model(model)
@@ -485,7 +487,7 @@ def test_the_onnx_file_says_what_it_takes(runs, onnx_file):
 
 
 @pytest.mark.slow
-def test_the_onnx_file_is_the_network_on_many_jets(runs, jagged, jets, tmp_path):
+def test_the_onnx_file_is_the_network_on_many_jets(runs, onnx_file, jagged, jets, tmp_path):
     """10,000 jets: those of the sample, each time with other noise, through the data format."""
     rng = np.random.default_rng(0)
     with JaggedFile(jagged / "test.h5") as file:
@@ -496,7 +498,5 @@ def test_the_onnx_file_is_the_network_on_many_jets(runs, jagged, jets, tmp_path)
             writer.append(replace(jets, features=jets.features * noise))
     with JaggedFile(tmp_path / "many.h5") as file:
         many = file.read().first(MOST)
-    out = tmp_path / "fine.onnx"
-    export(ExportConfig(run=runs / "fine", data=tmp_path / "many.h5", onnx=out))
     assert len(many) == 10_000
-    assert_onnx_is_torch(out, runs / "fine", many, (1, 7, 1000))
+    assert_onnx_is_torch(onnx_file, runs / "fine", many, (1, 7, 1000))

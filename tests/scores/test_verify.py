@@ -33,6 +33,8 @@ from jetssl_cli.scores import onnxfile
 from jetssl_cli.scores.export import ExportConfig, export
 from jetssl_cli.scores.verify import VerifyConfig, verify
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def whole(jagged, tmp_path_factory):
