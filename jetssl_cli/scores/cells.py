@@ -26,7 +26,8 @@ BEST_NOTE = (
 SEEDS_NOTE = "Rows of several seeds: mean and standard deviation over the seeds."
 COMPARED_NOTE = (
     "On the same jets. Accuracy and AUC: the difference; p of McNemar's exact test and of "
-    "DeLong's. Rejections: the ratio; p of a paired bootstrap."
+    "DeLong's. Rejections: the ratio, or its limit at 95 % where no background jet passes in one "
+    "of the two; p of a paired bootstrap."
 )
 LABELS = {"accuracy": "accuracy", "auc": "AUC", "ece": "ECE"}
 
@@ -216,19 +217,22 @@ def _reached(rows: Sequence[Row]) -> list[str]:
     found = []
     for signal in WORKING_POINTS:
         cuts = [cut for row in rows if (cut := row.rejection.get(signal)) is not None]
-        reached = [_as_in_header(cut.efficiency, signal) for cut in cuts if _is_above(cut, signal)]
-        ends = dict.fromkeys((min(reached), max(reached))) if reached else ()
+        reached = [cut.efficiency for cut in cuts if _is_above(cut, signal)]
+        both = (min(reached), max(reached)) if reached else ()
+        ends = dict.fromkeys(_as_in_header(efficiency, signal) for efficiency in both)
         found += [f"{signal} {' to '.join(ends)}"] * bool(reached)
     return found
 
 
 def _show_difference(found: Difference | None, *, ratio: bool = False) -> str:
-    """Value, half width and p; one without a limit by its lower one."""
-    if found is None or (found.value is None and found.low is None):
+    """Value, half width and p; one without a limit on one side by that on the other."""
+    if found is None or (found.value, found.low, found.high) == (None, None, None):
         return "–"
     p = "" if found.p is None else f" (p {_show_p(found.p)})"
-    if found.value is None or (ratio and found.high is None):
+    if found.low is not None and (found.value is None or (ratio and found.high is None)):
         return f"> {found.low:.2g}{p}"
+    if found.value is None:
+        return f"< {found.high:.2g}{p}"
     sign = "" if ratio or found.value < 0 else "+"
     if found.low is None or found.high is None or found.low == found.high:
         return (sign + f"{found.value:.3g}{p}").replace("-", "−")

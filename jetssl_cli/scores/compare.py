@@ -16,6 +16,7 @@ from jaxtyping import Bool
 
 from jetssl_cli.config import Strict
 from jetssl_cli.scores.metrics import (
+    NONE_PASSES,
     ONE_SIGMA,
     WORKING_POINTS,
     Discriminants,
@@ -138,8 +139,10 @@ def compare_rejection(
 ) -> Difference | None:
     """The ratio of two rejections, both from the same drawn jets in each replica.
 
-    p is twice the share of the replicas in which the worse run is at least as good, at the least
-    2 / (replicas + 1).
+    Where no background jet passes in one of the runs, the ratio has a limit at 95 % instead, from
+    the bound that its rejection has then (``metrics.rejection``); where none passes in either,
+    there is nothing to compare. p is twice the share of the replicas in which the worse run is at
+    least as good, at the least 2 / (replicas + 1).
     """
     both = one.discriminants[signal], other.discriminants[signal]
     if both[0] is None or both[1] is None:
@@ -149,6 +152,8 @@ def compare_rejection(
         int(np.count_nonzero(x.background >= np.partition(x.signal, -needed)[-needed]))
         for x in (both[0], both[1])
     ]
+    if not any(passed):
+        return None
     drawn = passing(
         np.stack([x.signal for x in (both[0], both[1])]),
         np.stack([x.background for x in (both[0], both[1])]),
@@ -165,7 +170,11 @@ def compare_rejection(
         int(np.count_nonzero(drawn[0] <= drawn[1])),
     ]
     p = min(1.0, 2 * (min(tails) + 1) / (replicas + 1))
-    return Difference(passed[1] / passed[0] if passed[0] else None, low, high, p)
+    if not passed[0]:
+        return Difference(None, passed[1] / NONE_PASSES, None, p)
+    if not passed[1]:
+        return Difference(None, None, NONE_PASSES / passed[0], p)
+    return Difference(passed[1] / passed[0], low, high, p)
 
 
 def generator(seed: int, signal: str) -> np.random.Generator:

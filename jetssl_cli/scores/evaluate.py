@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from pydantic import Field, NonNegativeInt
 
@@ -174,8 +174,9 @@ def _place(name: str, runs: Sequence[Evaluated]) -> int:
     rows = [run.row for run in runs]
     names = run_names(rows)
     for known in ([row.scores for row in rows], [row.run for row in rows], names):
-        if known.count(name) == 1:
-            return known.index(name)
+        for meant in (name, str(PurePath(name))):  # ./scores.h5, runs/ssfm/
+            if known.count(meant) == 1:
+                return known.index(meant)
     raise ConfigError(f"no run {name!r}; {suggest(name, names)}")
 
 

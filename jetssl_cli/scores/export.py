@@ -149,9 +149,8 @@ def _export_task(cfg: ExportConfig) -> ExportReport:
     export_task = exporter(cfg.run)
     assert export_task is not None
     assert cfg.out is not None
-    export_task(cfg.run, cfg.data, cfg.out, cfg.batch_size or JETS_OF_A_TASK)
-    with JaggedFile(cfg.data) as file:
-        return ExportReport(files=cfg.outputs, num_jets=file.num_jets, precision="32")
+    count = export_task(cfg.run, cfg.data, cfg.out, cfg.batch_size or JETS_OF_A_TASK)
+    return ExportReport(files=cfg.outputs, num_jets=count, precision="32")
 
 
 def _predict(

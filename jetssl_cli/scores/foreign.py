@@ -88,7 +88,11 @@ def _labels(path: Path, columns: Columns, classes: list[str]) -> NDArray[np.int6
                 raise DataError(f"{path}: has no {LABEL}{name}; {suggest(name, flags)}")
             if name not in classes:
                 raise DataError(f"{path}: has no {SCORE}{name}; {suggest(name, classes)}")
-        table = np.stack([_numbers(path, columns, flags[name]) != 0 for name in classes], axis=1)
+        table = np.stack([_numbers(path, columns, flags[name]) for name in classes], axis=1)
+        missing = np.flatnonzero(~np.isfinite(table).all(axis=1))
+        if len(missing):
+            raise DataError(f"{path}: jet {missing[0]}: one of its {LABEL} columns has no number")
+        table = table != 0
         wrong = np.flatnonzero(table.sum(axis=1) != 1)
         if len(wrong):
             count = int(table[wrong[0]].sum())
@@ -105,7 +109,10 @@ def _labels(path: Path, columns: Columns, classes: list[str]) -> NDArray[np.int6
             f"{path}: {TRUTH} has numbers, which other tools order in other ways; "
             "names of classes are needed"
         )
-    found, codes = np.unique(names.astype(str), return_inverse=True)
+    try:
+        found, codes = np.unique(names.astype(str), return_inverse=True)
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: {TRUTH}: names of classes are expected, not bytes") from None
     found = np.array([name.removeprefix(LABEL) for name in found.tolist()])
     for name in found.tolist():
         if name not in classes:
@@ -155,10 +162,9 @@ def _csv(path: Path) -> Columns:
     import pyarrow.csv
 
     try:
-        table = pyarrow.csv.read_csv(path)
-    except (OSError, ValueError) as err:  # pyarrow's own errors are of these kinds
+        return _of_arrow(pyarrow.csv.read_csv(path))
+    except (OSError, ValueError, KeyError) as err:  # pyarrow's own errors are of these kinds
         raise _unreadable(path, "CSV", err) from None
-    return _of_arrow(table)
 
 
 def _parquet(path: Path) -> Columns:
@@ -166,10 +172,9 @@ def _parquet(path: Path) -> Columns:
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            table = file.read(columns=_wanted(file.schema_arrow.names))
-    except (OSError, ValueError) as err:  # pyarrow's own errors are of these kinds
+            return _of_arrow(file.read(columns=_wanted(file.schema_arrow.names)))
+    except (OSError, ValueError, KeyError) as err:  # pyarrow's own errors are of these kinds
         raise _unreadable(path, "parquet", err) from None
-    return _of_arrow(table)
 
 
 def _of_arrow(table: Any) -> Columns:

@@ -106,13 +106,15 @@ def average(rows: Sequence[Row], run: str) -> Row:
 
 
 def common_name(names: Sequence[str]) -> str:
-    """What the names of runs begin with, without what announces a seed."""
+    """What the names of runs begin with, without what announces a seed, and digits of it."""
     shared = ""
     for letters in zip(*names, strict=False):
         if len(set(letters)) > 1:
             break
         shared += letters[0]
-    shared = re.sub(r"[-_. /]*(seeds?|s)?[-_. /]*$", "", shared)
+    if any(name[len(shared) :][:1].isdigit() for name in names):
+        shared = shared.rstrip("0123456789")
+    shared = re.sub(r"((^|[-_. /]+)(seeds?|s))?[-_. /]*$", "", shared)
     return shared or names[0]
 
 

@@ -51,6 +51,8 @@ class Estimate:
 
 
 UNDEFINED = Estimate(None, None, None)
+NONE_PASSES = 3.0
+"""Where no jet passes, fewer than so many are expected to, at 95 %: the rule of three."""
 
 
 @dataclass(frozen=True)
@@ -228,7 +230,7 @@ def rejection(
     reached = float(np.mean(found.signal >= threshold))
     passed, total = int(np.count_nonzero(found.background >= threshold)), len(found.background)
     if passed == 0:
-        return Rejection(total / 3, total / 3, None, reached, bound=True)
+        return Rejection(total / NONE_PASSES, total / NONE_PASSES, None, reached, bound=True)
     drawn = passing(found.signal[None], found.background[None], needed, replicas=replicas, rng=rng)
     least, most = np.quantile(drawn[0], ONE_SIGMA).tolist()
     value = total / passed

@@ -41,8 +41,14 @@ def draw(rows: Sequence[Row], curves: Mapping[str, Curves | None]) -> Iterator[t
              if (found := curves[row.scores]) is not None]  # fmt: skip
     yield "roc", _roc(shown)
     yield "calibration", _calibration([(name, row) for name, row, _ in shown])
+    stems: set[str] = set()
     for name, row, found in shown:
-        stem = re.sub(r"[^\w.-]+", "_", name).strip("_")
+        plain = stem = re.sub(r"[^\w.-]+", "_", name).strip("_")
+        number = 1
+        while stem in stems:
+            number += 1
+            stem = f"{plain}_{number}"
+        stems.add(stem)
         yield f"confusion_{stem}", _confusion(name, row)
         yield f"scores_{stem}", _scores(_short(name, 80) + FIRST_SEED * bool(row.seeds), found)
 

@@ -121,10 +121,9 @@ def _value(row: Row, name: str) -> float:
 
 def _exceeds(name: str, row: Row, other: Row, sign: float, paired: Paired) -> bool:
     difference = paired(name, row, other)
-    if difference is not None and name in WORKING_POINTS:  # a ratio; None stands for infinity
-        return difference.low is None or difference.low > 1
     if difference is not None:
-        return difference.low is not None and difference.low > 0
+        equal = 1 if name in WORKING_POINTS else 0  # of rejections there is a ratio
+        return difference.low is not None and difference.low > equal
     own, its = figure(row, name), figure(other, name)
     if isinstance(its, Rejection) and its.bound:
         return False

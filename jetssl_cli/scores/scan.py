@@ -25,6 +25,7 @@ import torch
 from pydantic import BeforeValidator, Field, PositiveInt
 
 from jetssl_cli.config import Layer, Strict
+from jetssl_cli.data.hdf5 import attributes_of, open_complete, readable
 from jetssl_cli.data.stream import look
 from jetssl_cli.data.workers import share
 from jetssl_cli.errors import ConfigError, DataError, suggest
@@ -35,8 +36,9 @@ from jetssl_cli.runs.pretrain import PretrainConfig
 from jetssl_cli.scores.evaluate import EvaluateConfig, evaluate
 from jetssl_cli.scores.export import ExportConfig, export
 from jetssl_cli.scores.metrics import WORKING_POINTS
+from jetssl_cli.scores.provenance import sha256
 from jetssl_cli.scores.rows import Row
-from jetssl_cli.scores.scorefile import read_scores
+from jetssl_cli.scores.scorefile import FORMAT, VERSION
 from jetssl_cli.scores.tables import write_all
 
 Mode = Literal["frozen", "full", "from-scratch", "random"]
@@ -115,6 +117,8 @@ class Measured(Strict):
     """Area under the ROC curve, as ``jetssl evaluate`` has it."""
     rejection: float | None
     """Of the class that was asked for."""
+    rejection_bound: bool
+    """No background jet passes: it is a lower bound at 95 %."""
     run: Path
 
 
@@ -127,7 +131,10 @@ class Summary(Strict):
     accuracy: float
     accuracy_std: float | None
     rejection: float | None
+    """None where a seed has none."""
     rejection_std: float | None
+    rejection_bound: bool
+    """There are bounds among the seeds, so that the mean is one."""
 
 
 class ScanReport(Strict):
@@ -170,6 +177,8 @@ def scan(cfg: ScanConfig) -> ScanReport:
         if cfg.seeds > 1
         else f"{cfg.test.name}; one seed"
     )
+    if any(each.rejection_bound for each in summary):
+        note += "; arrows: lower bounds at 95 %, where no background jet passes"
     plots = plot(summary, cfg.out / "scan", note=note, rejection=cfg.rejection)
     as_json = report.model_dump_json(indent=2, exclude={"files"}) + "\n"
     tables = {"scan.csv": _csv(measured), "scan.json": as_json}
@@ -244,6 +253,7 @@ def measure(point: Point, rejection: str | None) -> Measured:
         accuracy=row.accuracy.value,
         auc=row.auc.value,
         rejection=found.value if found else None,
+        rejection_bound=found is not None and found.bound,
         run=run,
     )
 
@@ -257,7 +267,8 @@ def summarise(points: Sequence[Measured]) -> list[Summary]:
     for (line, num_jets), group in groups.items():
         accuracy, spread = _mean([point.accuracy for point in group])
         rejections = [point.rejection for point in group if point.rejection is not None]
-        rejection, its_spread = _mean(rejections)
+        bound = any(point.rejection_bound for point in group)
+        rejection, its_spread = _mean(rejections if len(rejections) == len(group) else [])
         assert accuracy is not None
         found.append(
             Summary(
@@ -267,7 +278,8 @@ def summarise(points: Sequence[Measured]) -> list[Summary]:
                 accuracy=accuracy,
                 accuracy_std=spread,
                 rejection=rejection,
-                rejection_std=its_spread,
+                rejection_std=None if bound else its_spread,
+                rejection_bound=bound,
             )
         )
     return found
@@ -324,15 +336,21 @@ def _quietly(task: tuple[Point, str | None, int]) -> Measured:
 
 
 def _are_of(scores: Path, test: Path) -> bool:
-    return scores.exists() and Path(read_scores(scores).data).resolve() == test.resolve()
+    """Whether scores are there, of the jets that the file has now."""
+    if not scores.exists():
+        return False
+    with open_complete(scores, FORMAT, VERSION) as file, readable(scores):
+        return attributes_of(file).get("data_hash") == sha256(test)
 
 
 def _best_step(run: Path) -> int:
+    """The step of the best validation, or the last where it does not matter (train.keep=last)."""
     rows = [
         json.loads(row)
         for row in (run / checkpoint.METRICS).read_text(encoding="utf-8").splitlines()
     ]
-    return next(int(row["step"]) for row in reversed(rows) if "best/loss" in row)
+    best = [row for row in rows if "best/loss" in row]
+    return int((best or rows)[-1]["step"])
 
 
 def _csv(points: Sequence[Measured]) -> str:

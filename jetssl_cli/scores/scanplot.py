@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from jetssl_cli.scores.scan import Summary
 
 MARKERS = "osD^vP*X<>"
+LENGTH_OF_ARROW = 0.15
+"""Of the value of a lower bound, which an arrow stands on."""
 
 
 def plot(
@@ -49,12 +51,14 @@ def _draw(axis: Axes, summary: Sequence[Summary], what: str) -> None:
         x = np.array([each.num_jets for each in own])
         y = np.array([getattr(each, what) for each in own], dtype=float)
         error = np.array([getattr(each, f"{what}_std") or 0.0 for each in own])
+        bound = np.array([what == "rejection" and each.rejection_bound for each in own], dtype=bool)
         how = line(place)
         axis.fill_between(x, y - error, y + error, color=how["color"], alpha=0.18, linewidth=0)
         axis.errorbar(
             x,
             y,
-            yerr=error,
+            yerr=np.where(bound, LENGTH_OF_ARROW * y, error),
+            lolims=bound,
             marker=MARKERS[place % len(MARKERS)],
             markersize=6,
             markerfacecolor="white" if place % 2 else how["color"],

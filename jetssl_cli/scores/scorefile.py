@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from jetssl_cli.data.chunks import Rows
 from jetssl_cli.data.hdf5 import Table, attributes_of, create, open_complete, readable
-from jetssl_cli.errors import DataError
+from jetssl_cli.errors import DataError, printable
 from jetssl_cli.scores.provenance import Provenance
 
 FORMAT = "jetssl-scores"
@@ -198,7 +198,7 @@ def read_scores(path: Path) -> ScoreSet:
         about = attributes_of(file)
         classes = names_of(path, str(about.get("classes", "[]")))
         arrays = {name: Rows(file[name]) for name in ("scores", "logits", "labels", "jets")}
-        run, data = str(about["run"]), str(about["data"])
+        run, data = (printable(str(about[name])) for name in ("run", "data"))
         scores, labels = arrays["scores"].read(), arrays["labels"].read()
         jets = _hashes(arrays["jets"], json.loads(about.get("jet_columns", "[]")))
     lengths = {name: len(rows) for name, rows in arrays.items()}
@@ -248,12 +248,13 @@ def names_of(path: Path, text: str) -> tuple[str, ...]:
         names = None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise DataError(f"{path}: classes = {text!r}: expected a JSON list of names")
+    names = tuple(map(printable, names))
     if not names:
         raise DataError(f"{path}: has no class names")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise DataError(f"{path}: the class {twice[0]!r} is named twice")
-    return tuple(names)
+    return names
 
 
 def check_labels(path: Path, labels: NDArray[Any], num_classes: int) -> None:

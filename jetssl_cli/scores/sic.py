@@ -23,9 +23,10 @@ from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.data.stream import to_batch
 from jetssl_cli.errors import DataError, RunError
 from jetssl_cli.progress import progress
-from jetssl_cli.runs.checkpoint import match
+from jetssl_cli.runs.checkpoint import MODEL, match
 from jetssl_cli.runs.finetune import load_classifier
-from jetssl_cli.scores.metrics import Estimate, auc, placements
+from jetssl_cli.scores.metrics import UNDEFINED, Estimate, auc, placements
+from jetssl_cli.scores.provenance import provenance
 from jetssl_cli.scores.scorefile import FORMAT, VERSION, read_scores, write_scores
 from jetssl_cli.scores.taskrows import Cell, TaskRow
 
@@ -79,7 +80,7 @@ class SICRow(TaskRow):
             "its FPR": f"{self.best.background:.2g}",
         }
         for rejection, point in self.at.items():
-            cells[f"at {rejection}"] = point.value if point else None
+            cells[f"at {rejection}"] = point.value if point else UNDEFINED
         return [cells]
 
     def headline(self) -> Mapping[str, Estimate]:
@@ -88,10 +89,10 @@ class SICRow(TaskRow):
         return {"auc": self.auc, "max_sic": self.best.value, **points}
 
 
-def export(run: Path, data: Path, out: Path, batch_size: int) -> Path:
+def export(run: Path, data: Path, out: Path, batch_size: int) -> int:
     """Write the scores of all jets of signal and background: a file of jets with two classes.
 
-    The score of the signal is that of M1.
+    The score of the signal is that of M1. Returns how many jets these are.
 
     Raises:
         DataError: the data cannot be read or lack one of the classes, or the file not be written.
@@ -107,24 +108,28 @@ def export(run: Path, data: Path, out: Path, batch_size: int) -> Path:
         match(file.schema, schema, str(data), run)
         labels = file.labels()
         numbers = [_number(file, name, labels) for name in classes]
-        columns = [column.name for column in file.schema.jets]
         about = {"task": TASK, "mixture": mixture.model_dump_json()}
         with (
             write_scores(
                 out,
                 classes=classes,
-                jet_columns=columns,
+                jet_columns=[column.name for column in file.schema.jets],
+                jet_units=[column.unit for column in file.schema.jets],
                 run=str(run),
                 data=str(data),
+                origin=provenance(run, MODEL, data, "32"),
                 more=about,
             ) as writer,
             progress(f"export {run.name}", file.num_jets, "jets") as advance,
             torch.inference_mode(),
         ):
             for jets in file.chunks(batch_size):
+                advance(len(jets))
                 chosen = jets.take(
                     np.flatnonzero(np.isin(jets.labels, numbers)), cfg.data.max_constituents
                 )
+                if not len(chosen):
+                    continue
                 batch = to_batch(chosen, most=cfg.data.max_constituents)
                 logits = network.logits(batch.to(device)).float()
                 if not logits.isfinite().all():
@@ -135,8 +140,7 @@ def export(run: Path, data: Path, out: Path, batch_size: int) -> Path:
                     (chosen.labels == numbers[1]).astype(np.int64),
                     chosen.jets,
                 )
-                advance(len(jets))
-    return out
+    return int(np.isin(labels, numbers).sum())
 
 
 def evaluate(path: Path) -> SICRow:

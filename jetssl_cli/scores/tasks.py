@@ -14,8 +14,9 @@ from jetssl_cli.scores.foreign import is_foreign
 from jetssl_cli.scores.taskrows import TaskRow
 
 MODULES = {module.TASK: module for module in (tracks, vertices, sic)}
-Export = Callable[[Path, Path, Path, int], Path]
-"""Takes the folder of the run, the file of the jets, that to write, and how many jets at a time."""
+Export = Callable[[Path, Path, Path, int], int]
+"""Takes the folder of the run, the file of the jets, that to write, and how many jets at a time;
+returns how many it has written."""
 
 
 def exporter(run: Path) -> Export | None:

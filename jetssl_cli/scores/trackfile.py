@@ -32,7 +32,7 @@ from jetssl_cli.data.chunks import Rows
 from jetssl_cli.data.hdf5 import attributes_of, create, open_complete, readable
 from jetssl_cli.data.recipe import Schema
 from jetssl_cli.data.stream import JetStream
-from jetssl_cli.errors import DataError, RunError
+from jetssl_cli.errors import DataError, RunError, printable
 from jetssl_cli.objectives.downstream import Downstream
 from jetssl_cli.progress import progress
 from jetssl_cli.runs.checkpoint import MODEL, match
@@ -81,8 +81,8 @@ def export_tracks(
     *,
     batch_size: int,
     attributes: Mapping[str, str],
-) -> Path:
-    """Write what ``answer`` says of every batch, with the truth.
+) -> int:
+    """Write what ``answer`` says of every batch, with the truth; returns how many jets these are.
 
     Args:
         loaded: what ``load_finetuned`` returns.
@@ -132,7 +132,7 @@ def export_tracks(
                 table.append(name, value.cpu().numpy())
             rows += batch.packing.total
             advance(batch.packing.num_jets)
-    return out
+    return stream.num_jets
 
 
 def read_tracks(path: Path, task: str, *names: str, optional: tuple[str, ...] = ()) -> TrackSet:
@@ -145,7 +145,7 @@ def read_tracks(path: Path, task: str, *names: str, optional: tuple[str, ...] = 
         about = attributes_of(file)
         offsets, truth = Rows(file["offsets"]).read(), Rows(file["truth"]).read()
         arrays = {n: Rows(file[n]).read() for n in (*names, *optional) if n in file}
-        run = str(about["run"])
+        run = printable(str(about["run"]))
     if about.get("task") != task or not arrays.keys() >= set(names):
         raise DataError(f"{path}: holds no scores of the task {task}")
     for name, array in {"offsets": offsets, "truth": truth, **arrays}.items():

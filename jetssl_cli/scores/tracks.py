@@ -18,6 +18,7 @@ from jetssl_cli.errors import DataError
 from jetssl_cli.objectives.track_origin import ORIGINS, TrackOrigin
 from jetssl_cli.runs.finetune import load_finetuned
 from jetssl_cli.scores.metrics import UNDEFINED, Estimate
+from jetssl_cli.scores.scorefile import names_of
 from jetssl_cli.scores.taskrows import Cell, TaskRow
 from jetssl_cli.scores.trackfile import export_tracks, read_tracks
 
@@ -66,7 +67,7 @@ class TrackRow(TaskRow):
         }
 
 
-def export(run: Path, data: Path, out: Path, batch_size: int) -> Path:
+def export(run: Path, data: Path, out: Path, batch_size: int) -> int:
     """Write the scores of every track; see ``export_tracks``."""
     loaded = load_finetuned(run)
     network = loaded[2]
@@ -89,7 +90,7 @@ def evaluate(path: Path) -> TrackRow:
     """
     found = read_tracks(path, TASK, "scores")
     with readable(path):
-        classes = tuple(map(str, json.loads(found.attributes["classes"])))
+        classes = names_of(path, str(found.attributes["classes"]))
     scores, number = found.arrays["scores"], len(classes)
     if scores.ndim != 2 or scores.shape[1] != number or not np.isfinite(scores).all():
         raise DataError(f"{path}: damaged: expected {number} finite scores for each track")

@@ -23,7 +23,7 @@ from jetssl_cli.data.hdf5 import (
     readable,
 )
 from jetssl_cli.data.verify import verify_data
-from jetssl_cli.errors import DataError, JetSSLError
+from jetssl_cli.errors import DataError, JetSSLError, printable
 from jetssl_cli.runs import checkpoint
 from jetssl_cli.runs.verify import is_run, verify_run, verify_weights
 from jetssl_cli.scores import onnxfile, scorefile, trackfile, tracks, vertices
@@ -147,7 +147,7 @@ def _scores(path: Path, attributes: Attributes, arrays: Arrays) -> str:
     if not np.allclose(scores, wanted, atol=scorefile.SUM_TOLERANCE):
         jet = int(np.abs(scores - wanted).max(axis=1).argmax())
         raise DataError(f"{path}: damaged: jet {jet}: its scores are not those of its logits")
-    task = f"of the task {attributes['task']}, " if "task" in attributes else ""
+    task = f"of the task {printable(str(attributes['task']))}, " if "task" in attributes else ""
     told = f"{task}{len(scores):,} jets of {len(classes)} classes"
     return f"score file, version {scorefile.VERSION}, {told}"
 

@@ -78,7 +78,7 @@ class VertexRow(TaskRow):
         return {f"adjusted_rand/{name}": index for name, index in named.items()}
 
 
-def export(run: Path, data: Path, out: Path, batch_size: int) -> Path:
+def export(run: Path, data: Path, out: Path, batch_size: int) -> int:
     """Write the scores of all pairs and the vertices of every track; see ``export_tracks``."""
     loaded = load_finetuned(run)
     network = loaded[2]
@@ -166,12 +166,23 @@ class Judged:
     """That of displaced tracks in a second one; None where it is not known which these are."""
 
 
-def judge(found: TrackSet, jets_at_a_time: int = 20_000) -> Judged:
-    """Judge the partitions of all jets, some at a time: pairs take memory."""
+def judge(found: TrackSet, pairs_at_a_time: int = 10_000_000) -> Judged:
+    """Judge the partitions of all jets, some at a time: pairs take memory.
+
+    Raises:
+        DataError: a jet has more pairs of tracks than that.
+    """
     guesses = {**found.arrays, "one_vertex": np.zeros_like(found.truth)}
     indices: dict[str, list[NDArray[np.float64]]] = {name: [] for name in guesses}
-    for first in range(0, found.num_jets, jets_at_a_time):
-        offsets = found.offsets[first : first + jets_at_a_time + 1]
+    sizes = np.diff(found.offsets)
+    before = np.concatenate([[0], np.cumsum(sizes * (sizes - 1) // 2)])
+    first = 0
+    while first < found.num_jets:
+        end = int(np.searchsorted(before, before[first] + pairs_at_a_time, side="right")) - 1
+        if end == first:
+            raise DataError(f"{found.path}: jet {first} has {sizes[first]:,} tracks, too many")
+        offsets = found.offsets[first : end + 1]
+        first = end
         rows = slice(offsets[0], offsets[-1])
         pairs = Pairs.of(Packing(torch.from_numpy(offsets - offsets[0])))
         truth = torch.from_numpy(found.truth[rows]).long()

@@ -137,6 +137,22 @@ class TestRejection:
         )
         assert found.value is found.high is None
         assert found.p < 0.05
+        back = compare_rejection(
+            answers(other, labels), answers(perfect, labels), "Hbb", replicas=200, seed=0
+        )
+        assert back.value is back.low is None
+        assert found.low * back.high == pytest.approx(1)
+        cut = discriminants(other, labels, CLASSES, "Hbb")
+        needed = least_count(0.5, len(cut.signal))
+        passed = bootstrap.num_passing(cut.signal, cut.background, needed)
+        assert found.low == passed / 3  # of the other's rejection, from the bound of this one
+        assert back.p == found.p
+
+    def test_where_no_background_passes_in_either_there_is_nothing_to_compare(self):
+        _, _, labels = two_runs(300, seed=9)
+        perfect = np.eye(3, dtype=np.float32)[labels]
+        own = answers(perfect, labels)
+        assert compare_rejection(own, own, "Hbb", replicas=20, seed=0) is None
 
     def test_a_class_without_jets(self):
         one, other, labels = two_runs(300, seed=9)

@@ -116,6 +116,13 @@ class TestEvaluate:
         (row,) = evaluate(EvaluateConfig(tracking=False, scores=[path]))
         assert row.rejection == {}
 
+    def test_runs_to_compare_are_found_however_their_paths_are_written(self, tmp_path, jets):
+        paths = [write(tmp_path / f"{name}.h5", jets, run=f"runs/{name}") for name in "ab"]
+        for one, other in (("runs/b/", "a"), (f"{tmp_path}/./b.h5", "./runs/a")):
+            cfg = EvaluateConfig(tracking=False, scores=paths, compare=(one, other), replicas=100)
+            (made,) = [found for row in evaluate(cfg) for found in row.comparisons]
+            assert (made.scores, made.to) == tuple(map(str, reversed(paths)))
+
     def test_one_file_named_twice(self, tmp_path, jets):
         path = write(tmp_path / "a.h5", jets)
         detour = tmp_path / "x" / ".." / "a.h5"
@@ -214,6 +221,13 @@ class TestScoreFile:
 
     def test_valid(self, tmp_path):
         assert read_scores(write_raw(tmp_path / "a.h5", valid())).classes == ("QCD", "Hbb")
+
+    def test_what_a_file_says_commands_no_terminal(self, tmp_path):
+        classes = '["QCD\\u001b[2J", "Hbb"]'
+        found = read_scores(
+            write_raw(tmp_path / "a.h5", valid(), classes=classes, run="r\x1b[2J\n")
+        )
+        assert (found.run, found.classes[0]) == (r"r\x1b[2J\n", r"QCD\x1b[2J")
 
     @pytest.mark.parametrize(
         ("classes", "problem"),

@@ -174,6 +174,25 @@ def test_labels_that_are_no_classes(tmp_path, jets, labels, problem):
         read_any(path)
 
 
+def test_a_flag_that_is_missing_is_not_one_that_is_set(tmp_path, jets):
+    flags = weaver(jets)
+    missing = flags["label_Hbb"].astype("f4")
+    missing[7] = np.nan
+    path = write(tmp_path / "pred.parquet", flags | {"label_Hbb": missing})
+    with pytest.raises(DataError, match="jet 7: one of its label_ columns has no number"):
+        read_any(path)
+
+
+def test_names_twice_and_bytes_are_told(tmp_path):
+    path = tmp_path / "pred.csv"
+    path.write_text("score_A,score_B,label,jet_pt,jet_pt\n0.5,0.5,A,1,2\n")
+    with pytest.raises(DataError, match="jet_pt"):
+        read_any(path)
+    path.write_bytes(b"score_A,score_B,label\n0.5,0.5,\xff\n")
+    with pytest.raises(DataError, match="label: names of classes are expected, not bytes"):
+        read_any(path)
+
+
 def test_scores_that_are_no_numbers(tmp_path, jets):
     path = write(tmp_path / "pred.csv", named(jets) | {"score_Hbb": ["high"] * 400})
     with pytest.raises(DataError, match="score_Hbb: expected one number for each jet"):

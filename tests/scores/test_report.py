@@ -57,6 +57,13 @@ def made(tmp_path_factory):
     return rows, cfg["plots"], cfg["report"]
 
 
+def test_names_that_differ_in_signs_alone_have_figures_of_their_own(tmp_path):
+    paths = [write(tmp_path / name, seed=seed) for seed, name in enumerate(("a+.h5", "a=.h5"))]
+    evaluate(EvaluateConfig(scores=paths, tracking=False, replicas=100, plots=tmp_path / "plots"))
+    stems = {path.stem for path in (tmp_path / "plots").iterdir()}
+    assert {"confusion_a", "confusion_a_2", "scores_a", "scores_a_2"} <= stems
+
+
 class TestCurves:
     def test_at_the_working_point_they_are_the_rejection(self, tmp_path):
         found = read_scores(write(tmp_path / "a.h5", num_jets=20 * POINTS))

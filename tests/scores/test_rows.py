@@ -117,6 +117,11 @@ class TestSeeds:
             (("frozen-1", "frozen-2"), "frozen"),
             (("frozen_seed0", "frozen_seed10"), "frozen"),
             (("a", "b"), "a"),
+            (("frozen-10", "frozen-11"), "frozen"),
+            (("frozen-1", "frozen-10"), "frozen"),
+            (("full-labels-0", "full-labels-1"), "full-labels"),
+            (("w128-s0", "w128-s1"), "w128"),
+            (("seed0", "seed1"), "seed0"),
             (("runs/x.s1", "runs/x.s2"), "runs/x"),
         ],
     )

@@ -17,6 +17,7 @@ from jetssl_cli.runs.pretrain import PretrainConfig, pretrain
 from jetssl_cli.runs.training import TrainConfig
 from jetssl_cli.scores import scan as scan_module
 from jetssl_cli.scores.scan import Measured, ScanConfig, plan, scan, summarise
+from jetssl_cli.scores.scanplot import plot
 
 OVERRIDES = (
     "objective.pool.width=8", "objective.pool.heads=2", "objective.pool.depth=1",
@@ -108,6 +109,13 @@ def test_a_scan_goes_on_where_it_was(jagged, backbones, tmp_path, monkeypatch):
     more = scan(cfg.model_copy(update={"num_jets": (10, 20, 30)}))
     assert made[1:] == ["one-frozen-30-0", "random-30-0"]
     assert len(more.points) == 6
+    replaced = cfg.model_copy(update={"test": tmp_path / "test.h5"})
+    shutil.copy(jagged / "val.h5", tmp_path / "test.h5")
+    other = scan(replaced)
+    shutil.copy(jagged / "test.h5", tmp_path / "test.h5")
+    back = scan(replaced)
+    assert [x.accuracy for x in back.points] == [x.accuracy for x in report.points]
+    assert [x.accuracy for x in back.points] != [x.accuracy for x in other.points]
     with pytest.raises(ConfigError, match=r"train\.steps = 5: the run in .* has 4"):
         scan(cfg.model_copy(update={"steps": 5}))
 
@@ -125,8 +133,8 @@ def test_trainings_in_several_processes_come_to_the_same(jagged, backbones, tmp_
         assert point.model_copy(update={"run": other.run}) == other
 
 
-def test_means_and_standard_deviations():
-    values = [(0.1, 5.0), (0.3, None), (0.2, 7.0)]
+def test_means_and_standard_deviations(tmp_path):
+    values = [(0.1, 5.0), (0.3, 6.0), (0.2, 7.0)]
     points = [
         Measured(
             line="a",
@@ -136,16 +144,31 @@ def test_means_and_standard_deviations():
             accuracy=value,
             auc=None,
             rejection=rejection,
+            rejection_bound=False,
             run="x",
         )
         for seed, (value, rejection) in enumerate(values)
     ]
     (row,) = summarise(points)
-    assert (row.seeds, row.rejection) == (3, 6.0)
+    assert (row.seeds, row.rejection, row.rejection_std, row.rejection_bound) == (3, 6, 1, False)
     assert row.accuracy == pytest.approx(0.2)
     assert row.accuracy_std == pytest.approx(0.1)
     (alone,) = summarise(points[:1])
     assert alone.accuracy_std is None
+    none = points[0].model_copy(update={"rejection": None})
+    bound = points[0].model_copy(update={"rejection": 100.0, "rejection_bound": True})
+    (row,) = summarise([none, *points])
+    assert (row.rejection, row.rejection_std) == (None, None)
+    (row,) = summarise([bound, bound])  # their equality says nothing
+    assert (row.rejection, row.rejection_std, row.rejection_bound) == (100, None, True)
+    assert all(path.stat().st_size for path in plot([row], tmp_path / "s", note="", rejection="b"))
+
+
+@pytest.mark.parametrize(("last", "step"), [({}, 8), ({"best/loss": 1.0, "step": 4}, 4)])
+def test_the_step_of_the_weights_that_are_kept(tmp_path, last, step):
+    rows = [{"step": 4, "val/loss": 1.0}, {"step": 8, "val/loss": 2.0}, *([last] if last else [])]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert scan_module._best_step(tmp_path) == step
 
 
 def test_mistakes_are_told_before_any_training(jagged, backbones, tmp_path, monkeypatch):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import shutil
 from itertools import pairwise
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -21,7 +23,7 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from jetssl_cli.data.jagged import write
+from jetssl_cli.data.jagged import JaggedFile, write
 from jetssl_cli.data.stream import JetStream
 from jetssl_cli.errors import DataError, RunError
 from jetssl_cli.runs.finetune import load_classifier, load_finetuned
@@ -31,7 +33,7 @@ from jetssl_cli.scores.export import ExportConfig, export
 from jetssl_cli.scores.rows import Row
 from jetssl_cli.scores.scorefile import read_scores
 from jetssl_cli.scores.tables import render, to_csv
-from jetssl_cli.scores.trackfile import read_tracks
+from jetssl_cli.scores.trackfile import TrackSet, read_tracks
 from jetssl_cli.scores.verify import VerifyConfig, verify
 
 ORIGINS = ("primary", "from_c", "from_b", "other")
@@ -59,9 +61,10 @@ def test_score_files_of_tasks_are_sound(folder):
     paths = tuple(sorted(folder.glob("*.scores.h5")))
     found = {x.path.name.removesuffix(".scores.h5"): x for x in verify(VerifyConfig(paths=paths))}
     assert {name: x.error for name, x in found.items()} == dict.fromkeys(found)
+    for task in ("track-origin", "vertex", "cwola-40"):
+        assert found[task].told.endswith("data unchanged, weights unchanged")
     for task in ("track-origin", "vertex"):
         assert f"version 1, of the task {task}, 250 jets with" in found[task].told
-        assert found[task].told.endswith("data unchanged, weights unchanged")
 
 
 @pytest.mark.parametrize(
@@ -197,12 +200,23 @@ def test_the_adjusted_rand_index_by_number_of_vertices_is_that_of_scikit_learn(f
         assert line.exact.value == pytest.approx(exact)
 
 
-@pytest.mark.parametrize("jets", [1, 7, 10_000])
-def test_jets_are_judged_the_same_some_at_a_time(folder, jets):
+@pytest.mark.parametrize("pairs", [0, 50, 10_000])
+def test_jets_are_judged_the_same_some_at_a_time(folder, pairs):
     found = read_tracks(folder / "vertex.scores.h5", "vertex", "vertices", "displaced")
-    one, other = vertices.judge(found), vertices.judge(found, jets)
+    sizes = np.diff(found.offsets)
+    most = int((sizes * (sizes - 1) // 2).max())
+    one, other = vertices.judge(found), vertices.judge(found, most + pairs)
     for name in ("vertices", "index", "one_vertex", "displaced"):
         assert np.array_equal(getattr(one, name), getattr(other, name))
+
+
+def test_a_jet_of_too_many_tracks_is_told_before_it_takes_memory():
+    tracks = 100_000
+    zeros = np.zeros(tracks, np.int32)
+    offsets = np.array([0, 2, tracks])
+    found = TrackSet(Path("s.h5"), "run", offsets, zeros, {"vertices": zeros}, {})
+    with pytest.raises(DataError, match=r"s\.h5: jet 1 has 99,998 tracks, too many"):
+        vertices.judge(found)
 
 
 def test_scores_of_cwola_are_those_of_signal_and_background_alone(folder):
@@ -274,6 +288,12 @@ def test_tables_have_a_line_for_each_part_of_each_run(folder):
     lines = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("|")]
     assert lines[2:] == ["cwola-40", "cwola-100"]
     assert "max SIC" in text
+    one, other = rows(folder, "cwola-40", "cwola-100")
+    assert one.at[1000] is None
+    reached = one.model_copy(update={"at": {**one.at, 1000: one.best}})
+    for pair in ([reached, other], [other, reached], [other]):
+        found = list(csv.DictReader(to_csv(pair).splitlines()))
+        assert [bool(line["at 1000_low"]) for line in found] == [row is reached for row in pair]
     text = to_csv(rows(folder, "vertex"))
     assert text.splitlines()[0].startswith("scores,run,vertices,jets,ARI,ARI_low,ARI_high")
     assert len(text.splitlines()) == 7
@@ -307,6 +327,22 @@ def test_scores_of_cwola_are_scores_of_jets_as_well(folder, tmp_path):
     paths = (plain, folder / "cwola-100.scores.h5")
     found = evaluate(EvaluateConfig(scores=paths, tracking=False))
     assert all(isinstance(row, Row) for row in found)
+
+
+def test_chunks_without_signal_and_background_are_passed_over(folder, tmp_path):
+    """As in a file that is sorted by class; what is told counts the jets that are written."""
+    with JaggedFile(folder / "test.h5") as file:
+        jets = file.read()
+    with write(tmp_path / "sorted.h5", RECIPE, []) as writer:
+        writer.append(jets.take(np.argsort(jets.labels, kind="stable")))
+    found = []
+    for data, size in ((folder / "test.h5", 70), (tmp_path / "sorted.h5", 7)):
+        out = tmp_path / f"{size}.h5"
+        report = export(ExportConfig(run=folder / "cwola-100", data=data, out=out, batch_size=size))
+        scores = read_scores(out)
+        assert report.num_jets == len(scores.labels) == (jets.labels != 1).sum()
+        found.append(np.sort(scores.scores[:, 1]))
+    np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-6)
 
 
 def test_a_run_of_another_task_is_no_classifier(folder):
