@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from importlib.util import find_spec
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import pad
 
 from jetssl_cli.batch import Packing
 from jetssl_cli.encoder.padded import Boxes, attention
@@ -24,6 +25,8 @@ Heads = Float[Tensor, "T H K"]
 Keys = Float[Tensor, "M H K"]
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(q, k, v) -> out, each (tokens, heads, width of a head)."""
+STEP_OF_HEADS = 8
+"""FlashAttention in PyTorch takes heads whose width is a multiple of this."""
 Backend = Literal["auto", "flash-attn", "varlen", "padded", "reference"]
 
 
@@ -84,13 +87,14 @@ def varlen(queries: Packing, keys: Packing, causal: bool) -> Attend:
     q_bounds, k_bounds = queries.offsets.int(), keys.offsets.int()
 
     def attend(q: Heads, k: Keys, v: Keys) -> Heads:
-        longest = (queries.longest, keys.longest)
-        if causal:
-            out = varlen_attn(q, k, v, q_bounds, k_bounds, *longest, window_size=(-1, 0))
-        else:
-            out = varlen_attn(q, k, v, q_bounds, k_bounds, *longest)
+        width = q.shape[-1]
+        if more := -width % STEP_OF_HEADS:
+            q, k, v = (pad(x, (0, more)) for x in (q, k, v))
+        bounds = (q_bounds, k_bounds, queries.longest, keys.longest)
+        how: dict[str, Any] = {"window_size": (-1, 0)} if causal else {}
+        out = varlen_attn(q, k, v, *bounds, scale=width**-0.5, **how)
         assert isinstance(out, Tensor)
-        return out
+        return out[..., :width]
 
     return attend
 
@@ -127,13 +131,20 @@ def require(backend: Backend) -> None:
         raise ConfigError(
             f"encoder.attention = {backend!r}: needs a CUDA GPU of compute capability 8.0 or more"
         )
-    if backend == "flash-attn" and not find_spec("flash_attn"):
+    if backend == "flash-attn" and not _has_flash_attn():
         raise ConfigError("encoder.attention = 'flash-attn': the package flash-attn is missing")
 
 
 def has_flash_attention() -> bool:
     """Whether the GPU, if there is one, runs FlashAttention and bf16 (Ampere and later)."""
     return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
+
+
+@cache
+def _has_flash_attn() -> bool:
+    """Whether version 2 of flash-attn is installed: of version 4 there is a namespace alone."""
+    found = find_spec("flash_attn")
+    return found is not None and found.origin is not None
 
 
 def has_fast_bf16() -> bool:
@@ -173,4 +184,4 @@ def _best(device: torch.device) -> Backend:
         return "padded"
     if torch.get_autocast_dtype("cuda") not in half:
         return "padded"
-    return "flash-attn" if find_spec("flash_attn") else "varlen"
+    return "flash-attn" if _has_flash_attn() else "varlen"

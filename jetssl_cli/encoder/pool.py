@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from jetssl_cli.batch import Packing
@@ -25,6 +25,12 @@ class PoolConfig(Strict):
     """Attention heads."""
     dropout: NonNegativeFloat = Field(default=0.2, lt=1)
     """Share of the numbers dropped in training, in each residual branch."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> PoolConfig:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        return self
 
     def build(self, tokens_width: int, outputs: int) -> AttentionPool:
         """Build a pool over tokens of this width, with a linear layer on top."""

@@ -166,11 +166,23 @@ def compile_parts(module: nn.Module) -> None:
             part.compile(dynamic=True)
 
 
+class LayerNorm(nn.LayerNorm):
+    """Layer normalisation in float32, as autocast has it on CUDA.
+
+    In bf16, as autocast leaves it on a CPU, PyTorch adds up the gradients of weight and bias in
+    bf16 too, and loses most of them where there are thousands of rows.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last axis."""
+        return super().forward(x.to(torch.promote_types(x.dtype, torch.float32)))
+
+
 def mlp(*widths: int) -> nn.Sequential:
     """Linear layers; SiLU and LayerNorm after each but the last."""
     layers: list[nn.Module] = []
     for before, after in pairwise(widths[:-1]):
-        layers += [nn.Linear(before, after), nn.SiLU(), nn.LayerNorm(after)]
+        layers += [nn.Linear(before, after), nn.SiLU(), LayerNorm(after)]
     return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1]))
 
 

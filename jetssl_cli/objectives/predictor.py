@@ -40,9 +40,8 @@ class Predictor(nn.Module):
         """
         packing, rows, hidden_rows = visible.packing.join(hidden)
         seen = self.project(visible.rows)[: visible.packing.total]
-        masked = self.mask_tokens.to(seen.dtype).index_select(
-            0, hidden.rank.clamp_max(MASK_TOKENS - 1)
-        )
+        places = hidden.rank.clamp_max(MASK_TOKENS - 1)
+        masked = self.mask_tokens.index_select(0, places).to(seen.dtype)  # gradients in float32
         x = seen.new_zeros(packing.rows, seen.shape[1])
         x = x.index_copy(0, rows, seen).index_copy(0, hidden_rows, masked)
         attend = plan(packing, backend=visible.backend)

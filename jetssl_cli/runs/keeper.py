@@ -191,6 +191,9 @@ def _restore(module: JetModule, start: Snapshot, folder: Path) -> None:
             optimizer.state[parameter][key] = value if on_host else value.to(parameter.device)
     if len(tensors[GLOBAL]) <= rank:
         raise RunError(f"{folder}: of a run of {len(tensors[GLOBAL])} processes")
+    if len(tensors[OWN][rank]) != len(module.rng.get_state()):
+        kind = module.device.type
+        raise RunError(f"{folder}: its run was on another kind of device than {kind}")
     torch.set_rng_state(tensors[GLOBAL][rank].clone())
     module.rng.set_state(tensors[OWN][rank].clone())
     if CUDA in tensors and module.device.type == "cuda":

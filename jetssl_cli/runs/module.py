@@ -190,7 +190,7 @@ class JetModule(lightning.LightningModule):
         del optimizer, gradient_clip_val, gradient_clip_algorithm
         self._average_seldom()
         norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self.optim.clip_norm)
-        self._note_bad(norm.isnan())
+        self._note_bad(~norm.isfinite())
         if self.probe is not None:
             nn.utils.clip_grad_norm_(self.probe.parameters(), self.optim.clip_norm)
 

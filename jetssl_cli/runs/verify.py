@@ -35,7 +35,8 @@ def verify_run(run: Path) -> str:
         return f"{command} run, not at its end, {latest}"
     if command == "pretrain":
         cfg, schema, _ = load_pretrained(run)
-        encoder = build_encoder(cfg.encoder, Scaling.unfitted(schema), schema)
+        anywhere = cfg.encoder.model_copy(update={"attention": "auto"})
+        encoder = build_encoder(anywhere, Scaling.unfitted(schema), schema)
         checkpoint.restore(run / checkpoint.BACKBONE, encoder)
         told = [verify_weights(run / name) for name in (checkpoint.MODEL, checkpoint.BACKBONE)]
         return f"pretrain run of {cfg.objective.name}: {'; '.join(told)}"

@@ -13,6 +13,7 @@ from jetssl_cli.batch import Packing
 from jetssl_cli.encoder import attention
 from jetssl_cli.encoder.attention import plan
 from jetssl_cli.encoder.padded import JETS_PER_BOX
+from jetssl_cli.errors import ConfigError
 
 HEADS, HEAD_WIDTH = 2, 4
 
@@ -201,11 +202,44 @@ def test_double_precision_stays_double():
     torch.testing.assert_close(padded, wanted, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_heads_of_any_width_are_filled_up_for_varlen(monkeypatch, causal):
+    """A kernel that takes multiples of 8 alone, as PyTorch's does."""
+    queries = pack([3, 0, 1, 7])
+
+    def kernel(q, k, v, q_bounds, k_bounds, longest, of_keys, *, scale, window_size=(-1, -1)):
+        assert q.shape[-1] % 8 == 0
+        assert (longest, of_keys) == (7, 7)
+        assert q_bounds.tolist() == k_bounds.tolist() == [0, 3, 3, 4, 11]
+        whole = plan(queries, causal=window_size == (-1, 0), backend="reference")
+        return whole(q * (scale * q.shape[-1] ** 0.5), k, v)
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
+    monkeypatch.setattr(attention, "_take_newest_flash", lambda: None)
+    found = values_and_gradients("varlen", queries, None, causal)
+    wanted = values_and_gradients("reference", queries, None, causal)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_flash_attention_4_alone_is_not_version_2(tmp_path, monkeypatch):
+    (tmp_path / "flash_attn" / "cute").mkdir(parents=True)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(attention, "has_flash_attention", lambda: True)
+    attention._has_flash_attn.cache_clear()
+    try:
+        with pytest.raises(ConfigError, match="the package flash-attn is missing"):
+            attention.require("flash-attn")
+    finally:
+        attention._has_flash_attn.cache_clear()
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("backend", ["varlen", "flash-attn", "padded"])
 @pytest.mark.parametrize("kind", ["self", "causal", "cross"])
-def test_gpu_back_ends_are_the_reference(backend, kind):
+@pytest.mark.parametrize("width", [64, 20])
+def test_gpu_back_ends_are_the_reference(backend, kind, width):
     """In bfloat16 against float32, values and gradients; jets without tokens or keys included."""
     if backend == "flash-attn":
         pytest.importorskip("flash_attn")
@@ -214,8 +248,8 @@ def test_gpu_back_ends_are_the_reference(backend, kind):
     keys = pack([4, 2, 0, 1, 66]).to(device) if kind == "cross" else None
     rng = torch.Generator(device).manual_seed(0)
     totals = [queries.total, *2 * [(keys or queries).total]]
-    start = [torch.randn(n, 2, 64, generator=rng, device=device) for n in totals]
-    project = torch.randn(queries.total, 2, 64, generator=rng, device=device)
+    start = [torch.randn(n, 2, width, generator=rng, device=device) for n in totals]
+    project = torch.randn(queries.total, 2, width, generator=rng, device=device)
     found = []
     for name, dtype in (("reference", torch.float32), (backend, torch.bfloat16)):
         inputs = [x.to(torch.bfloat16).to(dtype).requires_grad_() for x in start]

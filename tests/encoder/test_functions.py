@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from jetssl_cli.encoder import functions
+from jetssl_cli.encoder.transformer import mlp
 
 OWNER = torch.tensor([0, 0, 0, 2, 2, 3, 3, 3, 3, 0])
 WIDTH = 6
@@ -78,3 +79,19 @@ def test_a_token_of_zeros_has_a_finite_norm():
     out.sum().backward()
     assert (out == 0).all()
     assert x.grad.isfinite().all()
+
+
+def test_gradients_of_an_mlp_in_half_precision_add_up_over_many_rows():
+    """In bf16 sums of thousands of rows come to a standstill."""
+    rng = torch.Generator().manual_seed(0)
+    x, weights = torch.randn(11_000, 7, generator=rng), torch.rand(11_000, 32, generator=rng)
+    torch.manual_seed(0)
+    network, found = mlp(7, 64, 64, 32), []
+    for half in (False, True):
+        network.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            out = network(x)
+        (out * weights).sum().backward()
+        found.append({name: p.grad.clone() for name, p in network.named_parameters()})
+    for name, wanted in found[0].items():
+        assert (found[1][name] - wanted).norm() < 0.04 * wanted.norm(), name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pydantic import ValidationError
 from reference.jets import SIZES, random_batch, randomise, tiny_encoder
 
 from jetssl_cli.batch import Packing
@@ -76,3 +77,8 @@ def test_dropout_is_for_training_alone():
     encoded = tokens_of(SIZES)
     assert not torch.equal(pool.train()(encoded), pool(encoded))
     assert torch.equal(pool.eval()(encoded), pool(encoded))
+
+
+def test_heads_have_to_divide_the_width():
+    with pytest.raises(ValidationError, match="width 100 is not a multiple of heads 3"):
+        PoolConfig(width=100, heads=3)

@@ -31,9 +31,10 @@ def test_a_working_machine(tmp_path):
 def test_attention_that_computes_something_else_is_broken(tmp_path, monkeypatch):
     right = room.plan
 
-    def plan(packing, *, backend):
-        attend = right(packing, backend=backend)
-        return (lambda q, k, v: attend(q, k, v) + 0.1) if backend == "padded" else attend
+    def plan(packing, *, causal, backend):
+        attend = right(packing, causal=causal, backend=backend)
+        wrong = backend == "padded" and causal
+        return (lambda q, k, v: attend(q, k, v) + 0.1) if wrong else attend
 
     monkeypatch.setattr(room, "plan", plan)
     findings = found(tmp_path)

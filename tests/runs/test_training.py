@@ -304,16 +304,23 @@ def test_jets_that_make_the_loss_infinite_are_set_aside(jagged, tmp_path, monkey
     assert len(found) == 16
 
 
-def test_a_gradient_that_is_not_a_number_is_told_at_its_own_step(jagged, tmp_path, monkeypatch):
-    """The loss is finite there, and would be none only with the next, innocent jets."""
+@pytest.mark.parametrize("share", [0, 1])
+def test_a_gradient_that_is_not_finite_is_told_at_its_own_step(
+    jagged, tmp_path, monkeypatch, share
+):
+    """The loss is finite there, and would be none only with the next, innocent jets.
+
+    The derivative of the root is infinite, and no number times a share of zero.
+    """
     calls = []
     right = SSFM.loss
 
     def loss(self, batch, rng):
         terms = right(self, batch, rng)
         calls.append(1)
-        if len(calls) == 3:  # 0 * infinity in the derivative of the root alone
-            terms["root"] = (next(iter(self.parameters())).sum() * 0).sqrt() * 0
+        if len(calls) == 3:
+            weight = next(iter(self.parameters())).flatten()[0]
+            terms["root"] = (weight - weight.detach()).sqrt() * share
         return terms
 
     monkeypatch.setattr(SSFM, "loss", loss)

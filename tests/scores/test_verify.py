@@ -23,6 +23,7 @@ from jetssl_cli.errors import ConfigError, DataError
 from jetssl_cli.objectives.ssfm import SSFMConfig
 from jetssl_cli.objectives.supervised import SupervisedConfig
 from jetssl_cli.runs import checkpoint
+from jetssl_cli.runs import pretrain as pretrained
 from jetssl_cli.runs.finetune import FinetuneConfig, finetune
 from jetssl_cli.runs.loaders import DataConfig
 from jetssl_cli.runs.pretrain import PretrainConfig, pretrain
@@ -106,6 +107,26 @@ def test_all_that_was_written_is_sound(whole):
     assert told["net.onnx"].endswith("weights unchanged")
     assert "backbone.safetensors" in told["pre"]
     assert "recipe jetclass" in told["fine"]
+
+
+def test_the_back_end_of_a_run_need_not_be_there(whole, monkeypatch):
+    def refuse(backend):
+        if backend != "auto":
+            raise ConfigError("not on this machine")
+
+    right = pretrained.load_pretrained
+    monkeypatch.setattr("jetssl_cli.encoder.encoder.require", refuse)
+    monkeypatch.setattr(
+        "jetssl_cli.runs.verify.load_pretrained",
+        lambda run: (with_back_end(right(run)[0]), *right(run)[1:]),
+    )
+    (found,) = look(whole / "pre")
+    assert found.error is None
+
+
+def with_back_end(cfg):
+    encoder = cfg.encoder.model_copy(update={"attention": "varlen"})
+    return cfg.model_copy(update={"encoder": encoder})
 
 
 @pytest.mark.parametrize("name", ["jets.h5", "scores.h5", "vectors.h5", "net.onnx"])
