@@ -331,6 +331,15 @@ def test_shipped_files_are_found_and_the_nearest_is_named() -> None:
         pretrain.load_config("sfm", "tiny", WORDS)
 
 
+@pytest.mark.parametrize("backend", ["varlen", "flash-attn"])
+def test_flash_attention_and_float32_exclude_each_other(backend: str) -> None:
+    words = [f"encoder.attention={backend}", "train.precision=32"]
+    told = f"attention {backend} computes in half precision, but train.precision is 32"
+    with pytest.raises(ConfigError, match=told):
+        pretrain.load_config("ssfm", "tiny", WORDS, overrides=words)
+    pretrain.load_config("ssfm", "tiny", WORDS, overrides=words[:1])
+
+
 def test_there_are_presets_and_recipes_of_every_kind() -> None:
     assert {path.parts[1] for path in PRESETS} == {"pretrain", "size", "finetune", "workflow"}
     assert {path.stem for path in RECIPES} >= {"jetclass", "jetclass2"}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import PositiveInt
+from pydantic import PositiveInt, model_validator
 
 from jetssl_cli.config import Layer, load, shipped, shipped_file
 from jetssl_cli.data.recipe import Schema
@@ -32,6 +32,15 @@ class PretrainConfig(RunConfig):
     """The backbone."""
     scaling_jets: PositiveInt = SCALING_JETS
     """The scaling of the features is fitted on the first so many training jets."""
+
+    @model_validator(mode="after")
+    def _flash_attention_in_half_precision(self) -> PretrainConfig:
+        backend = self.encoder.attention
+        if backend in ("flash-attn", "varlen") and self.train.precision == "32":
+            raise ValueError(
+                f"encoder.attention {backend} computes in half precision, but train.precision is 32"
+            )
+        return self
 
 
 def load_config(
