@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float64, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -78,23 +78,28 @@ class QuantileScaler(nn.Module):
     def forward(self, values: Float[Tensor, "T F"]) -> Float[Tensor, "T F"]:
         """Scale physical values."""
         scaled = torch.empty(values.shape, dtype=values.dtype, device=values.device)
-        search = self.find if values.is_cuda else self.find_by_cells
-        for row, column in enumerate(values.float().t().contiguous()):
-            line = search(row, column)
+        columns = values.float().t().contiguous()
+        if values.is_cuda:
+            return scaled.copy_(self.together(columns).t())
+        for row, column in enumerate(columns):
+            line = self.find_by_cells(row, column)
             offset = self.offsets[row].index_select(0, line)
             slope = self.slopes[row].index_select(0, line)
             share = offset.addcmul_(slope, column)
             scaled[:, row] = share.erfinv_().mul_(math.sqrt(2)).clamp_(-LIMIT, LIMIT)
         return scaled
 
-    def find(self, row: int, column: Float[Tensor, " T"]) -> Int[Tensor, " T"]:
-        """The last knot of a row that is not above each value."""
-        return torch.searchsorted(self.knots[row], column, right=True, out_int32=True) - 1
+    def together(self, columns: Float[Tensor, "F T"]) -> Float64[Tensor, "F T"]:
+        """All columns with few operations, as a GPU wants it."""
+        line = torch.searchsorted(self.knots, columns, right=True) - 1
+        share = self.offsets.gather(1, line).addcmul_(self.slopes.gather(1, line), columns)
+        return share.erfinv_().mul_(math.sqrt(2)).clamp_(-LIMIT, LIMIT)
 
     def find_by_cells(self, row: int, column: Float[Tensor, " T"]) -> Int[Tensor, " T"]:
-        """The same, several times as fast on a CPU.
+        """The last knot of a row that is not above each value.
 
-        The upper 16 bits of a float32 say between which few knots it lies.
+        The upper 16 bits of a float32 say between which few knots it lies: several times as fast on
+        a CPU as a search among all.
         """
         upper = (column.view(torch.int32) >> 16) + 2**15
         found = self.cells[row].index_select(0, upper)

@@ -221,15 +221,17 @@ def test_the_fast_search_finds_what_the_plain_one_finds(
     quantiles: list[float], values: list[float]
 ) -> None:
     knots = np.sort(np.resize(np.array(quantiles), 500))
-    scaler = QuantileScaler(torch.from_numpy(knots)[None])
+    scaler = QuantileScaler(torch.from_numpy(np.stack([knots, -knots[::-1]])))
     near = np.array([*quantiles, *values, *SPECIAL], np.float32)
     with np.errstate(invalid="ignore"):
         ends = [np.nextafter(near, np.float32(end)) for end in (-np.inf, np.inf)]
     column = torch.from_numpy(np.concatenate([near, *ends]))
     column = column[column.isfinite()]
     plain = (scaler.knots[0] <= column[:, None]).sum(1) - 1
-    assert torch.equal(scaler.find(0, column).long(), plain)
     assert torch.equal(scaler.find_by_cells(0, column).long(), plain)
+    columns = torch.stack([column, column.flip(0)])
+    together = scaler.together(columns).t().float()
+    torch.testing.assert_close(scaler(columns.t()), together, rtol=0, atol=0, equal_nan=True)
 
 
 def test_what_is_no_number_stays_none() -> None:
