@@ -97,7 +97,8 @@ class Packing:
 
     def pad(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "rows D"]:
         """Values of the tokens, and zeros in the rows behind them."""
-        return torch.nn.functional.pad(x, (0, 0, 0, self.rows - self.total))
+        more = self.rows - self.total
+        return torch.nn.functional.pad(x, (0, 0, 0, more)) if more else x
 
     def keep(self, chosen: Bool[Tensor, " T"]) -> Packing:
         """The packing of the chosen rows; asks the device how many they are."""

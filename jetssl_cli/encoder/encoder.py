@@ -185,5 +185,5 @@ class Encoder(nn.Module):
         wide, places, rows = front.join(packing)
         registers = self.registers.to(tokens.dtype).repeat(jets, 1)
         x = tokens.new_zeros(wide.rows, self.width)
-        x = x.index_copy(0, rows, tokens).index_copy(0, places, registers)
+        x.index_copy_(0, rows, tokens).index_copy_(0, places, registers)
         return wide, x, rows

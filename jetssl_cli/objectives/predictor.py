@@ -43,7 +43,7 @@ class Predictor(nn.Module):
         places = hidden.rank.clamp_max(MASK_TOKENS - 1)
         masked = self.mask_tokens.index_select(0, places).to(seen.dtype)  # gradients in float32
         x = seen.new_zeros(packing.rows, seen.shape[1])
-        x = x.index_copy(0, rows, seen).index_copy(0, hidden_rows, masked)
+        x.index_copy_(0, rows, seen).index_copy_(0, hidden_rows, masked)
         attend = plan(packing, backend=visible.backend)
         for block in self.blocks:
             x = block(x, None, attend)
