@@ -54,6 +54,11 @@ class EncoderConfig(Strict):
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         return self
 
+    @property
+    def anywhere(self) -> EncoderConfig:
+        """The same with an attention back end that every machine has."""
+        return self.model_copy(update={"attention": "auto"})
+
     def build(self, scaling: nn.Module, features: int, ids: int, jets: int) -> Encoder:
         """Build the encoder.
 

@@ -282,7 +282,7 @@ def _countable(cfg: RunConfig, objective: Objective) -> Objective:
     assert isinstance(cfg, PretrainConfig | FinetuneConfig)
     if cfg.encoder.attention not in ON_GPU:
         return objective
-    encoder = cfg.encoder.model_copy(update={"attention": "auto"})
+    encoder = cfg.encoder.anywhere
     return _prepared(cfg.model_copy(update={"encoder": encoder})).objective
 
 

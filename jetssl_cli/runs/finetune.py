@@ -225,8 +225,7 @@ def load_finetuned(run: Path) -> tuple[FinetuneConfig, Schema, Downstream]:
     """
     cfg = checkpoint.read_config(run, FinetuneConfig)
     schema = checkpoint.read_schema(run)
-    anywhere = cfg.encoder.model_copy(update={"attention": "auto"})
-    encoder = build_encoder(anywhere, Scaling.unfitted(schema), schema)
+    encoder = build_encoder(cfg.encoder.anywhere, Scaling.unfitted(schema), schema)
     network = cfg.objective.build(encoder, len(schema.classes))
     checkpoint.restore(run / checkpoint.MODEL, network)
     return cfg, schema, network.eval()

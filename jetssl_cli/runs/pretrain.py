@@ -132,8 +132,7 @@ def load_pretrained(run: Path) -> tuple[PretrainConfig, Schema, Objective]:
     """
     cfg = checkpoint.read_config(run, PretrainConfig)
     schema = checkpoint.read_schema(run)
-    anywhere = cfg.encoder.model_copy(update={"attention": "auto"})
-    encoder = build_encoder(anywhere, Scaling.unfitted(schema), schema)
+    encoder = build_encoder(cfg.encoder.anywhere, Scaling.unfitted(schema), schema)
     clusters = cfg.objective.clusters
     tokenizer = Tokenizer.unfitted(schema, clusters) if clusters else None
     objective = cfg.objective.build(encoder, tokenizer)

@@ -35,8 +35,7 @@ def verify_run(run: Path) -> str:
         return f"{command} run, not at its end, {latest}"
     if command == "pretrain":
         cfg, schema, _ = load_pretrained(run)
-        anywhere = cfg.encoder.model_copy(update={"attention": "auto"})
-        encoder = build_encoder(anywhere, Scaling.unfitted(schema), schema)
+        encoder = build_encoder(cfg.encoder.anywhere, Scaling.unfitted(schema), schema)
         checkpoint.restore(run / checkpoint.BACKBONE, encoder)
         told = [verify_weights(run / name) for name in (checkpoint.MODEL, checkpoint.BACKBONE)]
         return f"pretrain run of {cfg.objective.name}: {'; '.join(told)}"

@@ -73,8 +73,7 @@ def load_network(run: Path) -> Network:
     if checkpoint.read_command(run) == "pretrain":
         cfg = checkpoint.read_config(run, PretrainConfig)
         schema = checkpoint.read_schema(run)
-        anywhere = cfg.encoder.model_copy(update={"attention": "auto"})
-        encoder = build_encoder(anywhere, Scaling.unfitted(schema), schema)
+        encoder = build_encoder(cfg.encoder.anywhere, Scaling.unfitted(schema), schema)
         checkpoint.restore(run / checkpoint.BACKBONE, encoder)
         return Network(run, cfg, schema, encoder.eval(), None, checkpoint.BACKBONE)
     finetuned, schema, classifier = load_classifier(run)

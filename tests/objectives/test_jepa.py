@@ -314,7 +314,7 @@ def test_it_learns_without_collapse(jagged):
 
     That is the best of all answers that do not look at the jet.
     """
-    objective, batch = trained("jepa", jagged, steps=250)
+    objective, batch = trained("jepa", jagged, steps=400)
     with torch.no_grad():
         loss = float(objective.loss(batch, rng(1))["smooth_l1"])
         scaled = objective.encoder.scale(batch)
@@ -325,5 +325,5 @@ def test_it_learns_without_collapse(jagged):
         means = sums / torch.bincount(ranks)[:, None]
         trivial = float(smooth_l1(wanted - means[ranks]).mean())
         vectors = jet_vectors(objective.exported()(batch))
-    assert loss < 0.97 * trivial
+    assert loss < 0.96 * trivial
     assert effective_rank(vectors) > 15
