@@ -1,13 +1,14 @@
 """What a short pretraining makes of the encoder: signs of collapse, and what a linear probe reads.
 
-    python benchmarks/collapse.py METHOD FOLDER [--size tiny] [--steps 200] [section.key=value ...]
+    python benchmarks/collapse.py METHOD FOLDER [--size tiny] [--steps 200] [--times 2]
+                                                [section.key=value ...]
 
 FOLDER has train.h5 and test.h5, as ``make demo`` leaves them. The method is trained as by ``jetssl
 pretrain``, on 100 jets of at most 32 constituents in a step; with ``--steps 0`` the encoder stays
-as it begins. Before, half-way and at the end one JSON object is printed: the loss (mean of 30
-steps), the diagnostics of the method, effective rank and standard deviation of the exported
-encoder's jets, and accuracies on 3,000 test jets of logistic regressions fitted on 6,000 training
-jets, of
+as it begins. Before, and ``--times`` times on the way (half-way and at the end), one JSON object is
+printed: the loss (mean of 30 steps), the diagnostics of the method, effective rank and standard
+deviation of the exported encoder's jets, and accuracies on 3,000 test jets of logistic regressions
+fitted on 6,000 training jets, of
 
     vectors        means of registers and of constituents, standard deviation of constituents
     jet_features   of the data file alone: the scaled values, their products, and steps in each
@@ -67,6 +68,7 @@ def main() -> None:
     batches = iter(cfg.data.endless(cfg.data.train_reader(), cfg.train.seed))
     rng = torch.Generator().manual_seed(cfg.train.seed)
     losses: list[dict[str, float]] = []
+    looked_at = {round(args.steps * k / args.times) for k in range(1, args.times + 1)}
     for step in range(args.steps):
         for group in optimizer.param_groups:
             group["lr"] = cfg.optim.lr * cfg.optim.factor(step, args.steps)
@@ -77,7 +79,7 @@ def main() -> None:
         optimizer.step()
         objective.after_step((step + 1) / args.steps)
         losses.append({name: term.item() for name, term in terms.items()})
-        if step + 1 in (args.steps // 2, args.steps):
+        if step + 1 in looked_at:
             line = measured(objective, list(read.val_stream()), test) | {"step": step + 1}
             line["loss"] = {key: mean(row[key] for row in losses[-30:]) for key in losses[0]}
             print(json.dumps(line), flush=True)
@@ -90,6 +92,7 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--size", default="tiny")
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--times", type=int, default=2)
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_intermixed_args()
     return args, args.overrides

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from jetssl_cli.cli.names import REPORT_FORMATS, one_of, preset
 from jetssl_cli.cli.options import COMMAND_LINE, AsJson, Overwrite
-from jetssl_cli.cli.printing import print_json
+from jetssl_cli.cli.printing import print_json, print_table
 from jetssl_cli.config import Layer, load
 
 if TYPE_CHECKING:
@@ -216,8 +215,8 @@ def tokenize(
     for error in report.errors:
         unit = "" if error.unit == "1" else f" [{error.unit}]"
         shown = [f"{value:.3g}" for value in (error.mean, error.p90, error.spread)]
-        table.add_row(escape(error.name + unit), *shown)
-    Console().print(table, highlight=False)
+        table.add_row(error.name + unit, *shown)
+    print_table(table)
     typer.echo(
         f"{report.used:,} of {report.clusters:,} tokens are used by "
         f"{report.num_constituents:,} constituents"
@@ -246,4 +245,4 @@ def _print_conversion(report: ConvertReport) -> None:
         table.add_row("", f"and {len(report.bad) - BAD_SHOWN} files more")
     rate = sum(file.num_jets for file in files if not file.skipped) / max(report.seconds, 1e-9)
     table.add_row("time", f"{report.seconds:.1f} s, {rate:,.0f} jets/s")
-    Console().print(table, highlight=False)
+    print_table(table)

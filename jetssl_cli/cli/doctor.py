@@ -7,12 +7,11 @@ from typing import Annotated
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from jetssl_cli.cli.options import AsJson
-from jetssl_cli.cli.printing import print_json
+from jetssl_cli.cli.printing import print_json, print_table
 
 room = typer.Typer()
 
@@ -42,6 +41,6 @@ def doctor(
         for one in findings:
             found = Text(one.found + (f"\n-> {one.advice}" if one.advice else ""))
             table.add_row(one.name, Text(one.state, style=STYLES[one.state]), found)
-        Console().print(table)
+        print_table(table)
     if any(finding.state == "broken" for finding in findings):
         raise typer.Exit(1)

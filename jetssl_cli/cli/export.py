@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from jetssl_cli.cli.names import PRECISIONS, one_of
 from jetssl_cli.cli.options import COMMAND_LINE, AsJson, Attention, Overwrite
-from jetssl_cli.cli.printing import print_json
+from jetssl_cli.cli.printing import print_json, print_table
 from jetssl_cli.config import Layer
 
 room = typer.Typer()
@@ -161,8 +159,8 @@ def generate(
     for row in report.distances:
         name = row.name if row.unit == "1" else f"{row.name} [{row.unit}]"
         numbers = (row.distance, row.floor, row.spread)
-        table.add_row(escape(name), *("–" if x is None else f"{x:.3g}" for x in numbers))
-    Console().print(table, highlight=False)
+        table.add_row(name, *("–" if x is None else f"{x:.3g}" for x in numbers))
+    print_table(table)
     typer.echo(
         f"{report.out}: {report.num_jets:,} jets, {report.num_constituents:,} constituents "
         f"generated; Wasserstein distances to the truth, of {report.num_compared:,} jets; by "

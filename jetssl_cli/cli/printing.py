@@ -29,10 +29,14 @@ def print_json(report: object) -> None:
     tell(json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False))
 
 
+def print_table(table: Table) -> None:
+    """Print a table as its cells stand: brackets are no markup, numbers have no colour."""
+    Console(markup=False, highlight=False).print(table)
+
+
 def print_dry_run(config: str, report: DryRun) -> None:
     """Print what a run would be: its configuration, then sizes and estimates."""
     typer.echo(config)
-    console = Console()
     parts = Table("part", box=None)
     for header in ("parameters", "trained"):
         parts.add_column(header, justify="right")
@@ -40,7 +44,7 @@ def print_dry_run(config: str, report: DryRun) -> None:
         parts.add_row(part.name, f"{part.parameters:,}", f"{part.trained:,}")
     sums = (sum(getattr(part, name) for part in report.parts) for name in ("parameters", "trained"))
     parts.add_row("all", *(f"{number:,}" for number in sums))
-    console.print(parts, highlight=False)
+    print_table(parts)
     flops, left = report.flops_per_jet, timedelta(seconds=round(report.seconds))
     lines = Table.grid(padding=(0, 2))
     done = f", {report.steps_done:,} of them done" if report.steps_done else ""
@@ -56,5 +60,5 @@ def print_dry_run(config: str, report: DryRun) -> None:
     }
     for name, value in rows.items():
         lines.add_row(name, value)
-    console.print(lines, highlight=False)
+    print_table(lines)
     typer.echo("time and memory are estimates from a few steps; nothing was written")

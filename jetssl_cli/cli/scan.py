@@ -9,7 +9,7 @@ import typer
 
 from jetssl_cli.cli.names import MODES, some_of
 from jetssl_cli.cli.options import COMMAND_LINE, AsJson
-from jetssl_cli.cli.printing import print_json
+from jetssl_cli.cli.printing import print_json, print_table
 from jetssl_cli.cli.training import Overrides
 from jetssl_cli.config import Layer
 
@@ -65,7 +65,6 @@ def scan(
 
     What is done already is kept, so that a scan that was stopped goes on.
     """
-    from rich.console import Console
     from rich.table import Table
 
     from jetssl_cli.config import load
@@ -95,5 +94,5 @@ def scan(
     for row in report.summary:
         spread = "" if row.accuracy_std is None else f" ± {row.accuracy_std:.4f}"
         table.add_row(row.line, f"{row.num_jets:,}", f"{row.accuracy:.4f}{spread}")
-    Console().print(table, highlight=False)
+    print_table(table)
     typer.echo(f"{', '.join(map(str, report.files))}: written")

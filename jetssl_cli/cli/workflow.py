@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from jetssl_cli.cli.names import one_of, preset, some_of
 from jetssl_cli.cli.options import COMMAND_LINE, AsJson
-from jetssl_cli.cli.printing import print_json
+from jetssl_cli.cli.printing import print_json, print_table
 from jetssl_cli.cli.training import OwnConfig
 from jetssl_cli.config import Layer, shipped_names
 
@@ -154,7 +153,7 @@ def _print_jobs(planned: Mapping[str, int]) -> None:
     table = Table("", "jobs", box=None)
     for rule, number in planned.items():
         table.add_row(rule, f"{number:,}")
-    Console().print(table, highlight=False)
+    print_table(table)
     typer.echo(f"{sum(planned.values()):,} jobs would be run; nothing was written")
 
 
@@ -162,4 +161,4 @@ def _print_times(found: Sequence[RuleTime]) -> None:
     table = Table("", "jobs", "seconds", "of each", box=None)
     for row in found:
         table.add_row(row.rule, f"{row.jobs}", f"{row.seconds:,.0f}", f"{row.mean:,.0f}")
-    Console().print(table, highlight=False)
+    print_table(table)

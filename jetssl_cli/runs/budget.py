@@ -102,7 +102,7 @@ def _only_one(given: Mapping[str, object], form: str) -> None:
 
 
 class Budget:
-    """Where a run stands in its budget. ``steps`` and ``seconds`` are its whole state."""
+    """Where a run stands in its budget. ``steps`` and ``seconds`` are all that a snapshot needs."""
 
     def __init__(
         self,
@@ -126,12 +126,16 @@ class Budget:
         self._limit = seconds(cfg.max_time) if cfg.max_time else None
         self._clock, self._agree = clock, agree
         self._begin: float | None = None
+        self._warm: tuple[int, float] | None = None
+        self._pace = 0.0
         self.last_step = math.ceil(cfg.jets / jets_per_step) if cfg.jets else cfg.steps
         """The step that ends the run, where it is known beforehand."""
 
     def start(self) -> None:
         """Start the clock, or start it again where it stood."""
         self._begin = self._clock() - self.seconds
+        self._pace = self.seconds / max(self.steps, 1)
+        self._warm = None
 
     def step(self) -> None:
         """Count an optimizer step."""
@@ -139,6 +143,11 @@ class Budget:
         self.steps += 1
         if self._limit is not None:
             self.seconds = self._agree(self._clock() - self._begin)
+            if self._warm is None:
+                self._warm = self.steps, self.seconds
+            else:
+                steps, since = self._warm
+                self._pace = (self.seconds - since) / (self.steps - steps)
 
     @property
     def progress(self) -> float:
@@ -152,10 +161,14 @@ class Budget:
 
     @property
     def expected_steps(self) -> int | float:
-        """Steps of the whole run; where time ends it, those to be expected at the pace so far."""
-        if self.last_step is not None:
-            return self.last_step
-        return self.steps / self.progress if self.progress else math.inf
+        """Steps of the whole run; where time ends it, those to be expected at the pace so far.
+
+        The first step after a start says nothing of the pace, as compilers and caches are cold.
+        """
+        if self._limit is None:
+            return self.last_step or 0
+        left = max(self._limit - self.seconds, 0.0)
+        return self.steps + left / self._pace if self._pace else math.inf
 
     @property
     def total(self) -> int | float:

@@ -307,6 +307,7 @@ class JetModule(lightning.LightningModule):
         self._terms.clear()
         found["train/loss"] = values.sum().item()
         found["train/lr"] = self.rate
+        found["train/jets"] = (step + 1) * self.budget.jets_per_step
         jets = (self._jets - self._clock[0]) * world
         found["train/jets_per_second"] = jets / max(now - then, 1e-9)
         self._clock = (self._jets, now)

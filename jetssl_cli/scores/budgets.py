@@ -14,7 +14,7 @@ from jetssl_cli.runs.checkpoint import CONFIG, METRICS
 from jetssl_cli.safeyaml import read_yaml
 from jetssl_cli.scores.tables import write_all
 
-RATE = "train/jets_per_second"
+RATE, JETS = "train/jets_per_second", "train/jets"
 
 
 class Spent(Strict):
@@ -38,14 +38,17 @@ def spent(run: Path) -> Spent:
         RunError: the folder does not tell.
     """
     settings = read_yaml(run / CONFIG)
-    size = int(settings["data"]["batch_size"])
     try:
         lines = (run / METRICS).read_text(encoding="utf-8").splitlines()
     except OSError as err:
         raise RunError(f"{run}: cannot be read: {err}") from None
     rows = [json.loads(line) for line in lines]
+    trained = [row for row in rows if RATE in row]
+    size = int(settings["data"]["batch_size"])
+    if trained and JETS in trained[0]:  # else the run is an older one
+        size = trained[0][JETS] // trained[0]["step"]
     steps, taken = 0, 0.0
-    for row in (row for row in rows if RATE in row):
+    for row in trained:
         taken += (row["step"] - steps) * size / row[RATE]
         steps = row["step"]
     steps = max([steps, *(row["step"] for row in rows)])

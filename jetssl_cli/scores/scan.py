@@ -16,7 +16,6 @@ import json
 import os
 from collections.abc import Sequence
 from contextlib import redirect_stderr
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,20 +24,15 @@ import torch
 from pydantic import BeforeValidator, Field, PositiveInt
 
 from jetssl_cli.config import Layer, Strict
-from jetssl_cli.data.hdf5 import attributes_of, open_complete, readable
 from jetssl_cli.data.stream import look
 from jetssl_cli.data.workers import share
 from jetssl_cli.errors import ConfigError, DataError, suggest
 from jetssl_cli.progress import progress
 from jetssl_cli.runs import checkpoint
-from jetssl_cli.runs.finetune import FinetuneConfig, finetune, load_config, mode
+from jetssl_cli.runs.finetune import load_config, mode
 from jetssl_cli.runs.pretrain import PretrainConfig
-from jetssl_cli.scores.evaluate import EvaluateConfig, evaluate
-from jetssl_cli.scores.export import ExportConfig, export
 from jetssl_cli.scores.metrics import WORKING_POINTS
-from jetssl_cli.scores.provenance import sha256
-from jetssl_cli.scores.rows import Row
-from jetssl_cli.scores.scorefile import FORMAT, VERSION
+from jetssl_cli.scores.scanpoint import Measured, Point, measure
 from jetssl_cli.scores.tables import write_all
 
 Mode = Literal["frozen", "full", "from-scratch", "random"]
@@ -82,44 +76,6 @@ class ScanConfig(Strict):
     """Also plot the background rejection of this class."""
     overrides: tuple[str, ...] = ()
     """Settings of every training, as ``section.key=value``."""
-
-
-@dataclass(frozen=True)
-class Point:
-    """One training of a scan."""
-
-    line: str
-    """Which line of the plot it belongs to."""
-    cfg: FinetuneConfig
-    test: Path
-    scores: Path
-
-    @property
-    def num_jets(self) -> int:
-        """Labelled jets."""
-        assert self.cfg.data.subset is not None
-        return self.cfg.data.subset
-
-
-class Measured(Strict):
-    """What a training of a scan came to."""
-
-    line: str
-    """Backbone and mode."""
-    num_jets: int
-    """Labelled jets."""
-    seed: int
-    best_step: int
-    """Step of the weights that were kept."""
-    accuracy: float
-    """On the test jets."""
-    auc: float | None
-    """Area under the ROC curve, as ``jetssl evaluate`` has it."""
-    rejection: float | None
-    """Of the class that was asked for."""
-    rejection_bound: bool
-    """No background jet passes: it is a lower bound at 95 %."""
-    run: Path
 
 
 class Summary(Strict):
@@ -226,38 +182,6 @@ def plan(cfg: ScanConfig) -> list[Point]:
     ]
 
 
-def measure(point: Point, rejection: str | None) -> Measured:
-    """Finetune and export a point, as far as that is not done, and evaluate it.
-
-    Raises:
-        ConfigError: the folder holds another training.
-    """
-    run = point.cfg.out
-    if checkpoint.is_begun(run):
-        checkpoint.require_same(run, checkpoint.read_config(run, FinetuneConfig), point.cfg)
-    if not checkpoint.is_complete(run):
-        point.scores.unlink(missing_ok=True)
-        finetune(point.cfg.model_copy(update={"resume": True}))
-    if not _are_of(point.scores, point.test):
-        point.scores.parent.mkdir(parents=True, exist_ok=True)
-        export(ExportConfig(run=run, data=point.test, out=point.scores, overwrite=True))
-    (row,) = evaluate(EvaluateConfig(scores=(point.scores,), tracking=False))
-    assert isinstance(row, Row)
-    assert row.accuracy.value is not None
-    found = row.rejection.get(rejection) if rejection else None
-    return Measured(
-        line=point.line,
-        num_jets=point.num_jets,
-        seed=point.cfg.train.seed,
-        best_step=_best_step(run),
-        accuracy=row.accuracy.value,
-        auc=row.auc.value,
-        rejection=found.value if found else None,
-        rejection_bound=found is not None and found.bound,
-        run=run,
-    )
-
-
 def summarise(points: Sequence[Measured]) -> list[Summary]:
     """Mean and standard deviation over the seeds of each line and number of labels."""
     groups: dict[tuple[str, int], list[Measured]] = {}
@@ -333,24 +257,6 @@ def _quietly(task: tuple[Point, str | None, int]) -> Measured:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
     with redirect_stderr(io.StringIO()):
         return measure(point, rejection)
-
-
-def _are_of(scores: Path, test: Path) -> bool:
-    """Whether scores are there, of the jets that the file has now."""
-    if not scores.exists():
-        return False
-    with open_complete(scores, FORMAT, VERSION) as file, readable(scores):
-        return attributes_of(file).get("data_hash") == sha256(test)
-
-
-def _best_step(run: Path) -> int:
-    """The step of the best validation, or the last where it does not matter (train.keep=last)."""
-    rows = [
-        json.loads(row)
-        for row in (run / checkpoint.METRICS).read_text(encoding="utf-8").splitlines()
-    ]
-    best = [row for row in rows if "best/loss" in row]
-    return int((best or rows)[-1]["step"])
 
 
 def _csv(points: Sequence[Measured]) -> str:

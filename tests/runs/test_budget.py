@@ -11,6 +11,7 @@ from jetssl_cli.config import Layer, Strict, load, to_yaml
 from jetssl_cli.errors import ConfigError
 from jetssl_cli.runs.budget import KINDS, Budget, BudgetConfig, latest, seconds
 from jetssl_cli.runs.finetune import FinetuneConfig
+from jetssl_cli.runs.optim import OptimConfig
 from jetssl_cli.runs.pretrain import PretrainConfig, load_config
 
 
@@ -67,6 +68,24 @@ def test_time_ends_a_run_after_the_step_in_which_it_is_over():
     clock.now += 2.4
     budget.step()
     assert (budget.finished, budget.progress, budget.steps) == (True, 1, 5)
+    assert budget.expected_steps == 5
+
+
+def test_a_slow_first_step_says_nothing_of_the_pace():
+    clock, optim = Clock(), OptimConfig(warmup_steps=100)
+    for again in (False, True):  # and not after a run is resumed
+        budget = Budget(BudgetConfig(max_time="10m"), 10, clock=clock)
+        budget.steps, budget.seconds = (1000, 100.0) if again else (0, 0.0)
+        budget.start()
+        clock.now += 60  # compilation
+        budget.step()
+        left = 600 - budget.seconds
+        assert budget.expected_steps == (1001 + left / 0.1 if again else math.inf)
+        if not again:
+            assert optim.factor(budget.steps, budget.expected_steps) == pytest.approx(2 / 101)
+        clock.now += 0.1
+        budget.step()
+        assert budget.expected_steps == pytest.approx(budget.steps + (left - 0.1) / 0.1)
 
 
 def test_a_budget_goes_on_where_it_stood():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from jetssl_cli.objectives.supervised import SupervisedConfig
 from jetssl_cli.runs import checkpoint
 from jetssl_cli.runs.budget import Budget
 from jetssl_cli.runs.finetune import FinetuneConfig, finetune
+from jetssl_cli.runs.keeper import OWN
 from jetssl_cli.runs.optim import OptimConfig
 from jetssl_cli.runs.pretrain import PretrainConfig, pretrain
 from jetssl_cli.runs.signals import Stopped
@@ -276,6 +278,20 @@ def test_other_data_are_refused(jagged, tmp_path, stop):
     files = {"train": (jagged / "val.h5",), "val": (jagged / "val.h5",)}
     with pytest.raises(DataError, match="it had sizes"):
         pretrain(resumed(cfg, data=cfg.data.model_copy(update=files)))
+
+
+def test_another_kind_of_device_is_refused(jagged, tmp_path, stop):
+    """Random numbers of a GPU, whose generator has a state of 16 bytes, are none of a CPU."""
+    cfg = config(jagged, tmp_path / "run")
+    stop(3)
+    with pytest.raises(Stopped):
+        pretrain(cfg)
+    snapshots = Snapshots(cfg.out, cfg.checkpoint)
+    found = snapshots.latest()
+    gpu = {**found.tensors, OWN: torch.zeros(1, 16, dtype=torch.uint8)}
+    snapshots.write(replace(found, tensors=gpu))
+    with pytest.raises(RunError, match="was on another kind of device than cpu"):
+        pretrain(resumed(cfg))
 
 
 def test_two_processes_stop_together_and_go_on(jagged, tmp_path, stop):

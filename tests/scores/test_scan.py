@@ -15,7 +15,7 @@ from jetssl_cli.objectives.ssfm import SSFMConfig
 from jetssl_cli.runs.loaders import DataConfig
 from jetssl_cli.runs.pretrain import PretrainConfig, pretrain
 from jetssl_cli.runs.training import TrainConfig
-from jetssl_cli.scores import scan as scan_module
+from jetssl_cli.scores import scanpoint
 from jetssl_cli.scores.scan import Measured, ScanConfig, plan, scan, summarise
 from jetssl_cli.scores.scanplot import plot
 
@@ -82,10 +82,8 @@ def test_the_trainings_of_a_scan(jagged, backbones, tmp_path):
 @pytest.mark.slow
 def test_a_scan_goes_on_where_it_was(jagged, backbones, tmp_path, monkeypatch):
     made = []
-    right = scan_module.finetune
-    monkeypatch.setattr(
-        scan_module, "finetune", lambda cfg: made.append(cfg.out.name) or right(cfg)
-    )
+    right = scanpoint.finetune
+    monkeypatch.setattr(scanpoint, "finetune", lambda cfg: made.append(cfg.out.name) or right(cfg))
     cfg = config(jagged, tmp_path / "scan", backbones / "one", rejection="Hbb", seeds=1)
     report = scan(cfg)
     assert len(made) == len(report.points) == 4
@@ -168,11 +166,11 @@ def test_means_and_standard_deviations(tmp_path):
 def test_the_step_of_the_weights_that_are_kept(tmp_path, last, step):
     rows = [{"step": 4, "val/loss": 1.0}, {"step": 8, "val/loss": 2.0}, *([last] if last else [])]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert scan_module._best_step(tmp_path) == step
+    assert scanpoint._best_step(tmp_path) == step
 
 
 def test_mistakes_are_told_before_any_training(jagged, backbones, tmp_path, monkeypatch):
-    monkeypatch.setattr(scan_module, "finetune", lambda _: pytest.fail("it trained"))
+    monkeypatch.setattr(scanpoint, "finetune", lambda _: pytest.fail("it trained"))
     one = backbones / "one"
     told = "modes = 'froze': no such choice; did you mean 'frozen'"
     with pytest.raises(ConfigError, match=told):

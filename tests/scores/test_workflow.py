@@ -185,10 +185,13 @@ def test_what_a_training_has_used_up_is_read_from_its_folder(tmp_path: Path) -> 
         "command: pretrain\ndata: {batch_size: 50}\ntrain: {seed: 3}\n"
     )
     rate = "train/jets_per_second"
-    rows = (f'"step": 1, "{rate}": 25', f'"step": 5, "{rate}": 100', '"step": 7, "val/loss": 1')
-    (tmp_path / "metrics.jsonl").write_text("".join(f"{{{row}}}\n" for row in rows))
-    found = spent(tmp_path)
-    assert (found.seed, found.steps, found.jets, found.seconds) == (3, 7, 350, 4.0)
+    for seen, jets, seconds in ((None, 350, 4.0), (20, 140, 1.6)):  # 50 a step, or fewer there are
+        rows = [{"step": 1, rate: 25}, {"step": 5, rate: 100}, {"step": 7, "val/loss": 1}]
+        for row in rows[:2] if seen else []:
+            row["train/jets"] = seen * row["step"]
+        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        found = spent(tmp_path)
+        assert (found.seed, found.steps, found.jets, found.seconds) == (3, 7, jets, seconds)
 
 
 def most_at_a_time(runs: Path) -> int:
