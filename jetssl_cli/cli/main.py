@@ -62,6 +62,11 @@ def main() -> None:
     except JetSSLError as err:
         print_error(err)
         sys.exit(err.code)
+    except OSError as err:  # such as a folder that may not be looked into
+        if err.filename is None or err.strerror is None:
+            raise
+        print_error(JetSSLError(f"{err.filename}: {err.strerror}"))
+        sys.exit(JetSSLError.code)
     except SystemExit as end:
         if end.code == INTERRUPTED:
             Console(stderr=True).print("interrupted", style="yellow")

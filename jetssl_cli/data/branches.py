@@ -230,13 +230,14 @@ def _lists(array: Any) -> Lists:
         values = layout.content.data[offsets[0] : offsets[-1]]
         if values.ndim == 1 and values.dtype.kind in "biuf":
             return Lists(values, np.diff(offsets).astype(np.int64))
-    return Lists(_numbers(ak.flatten(array, axis=1)), ak.num(array, axis=1).to_numpy())
+    sizes = ak.to_numpy(ak.num(array, axis=1), allow_missing=False)
+    return Lists(_numbers(ak.flatten(array, axis=1)), sizes)
 
 
 def _numbers(array: Any) -> Array:
     values: Array = ak.to_numpy(array, allow_missing=False)
-    if values.dtype.kind not in "biuf":
-        raise TypeError(values.dtype)
+    if values.ndim != 1 or values.dtype.kind not in "biuf":
+        raise TypeError(f"{values.ndim} axes of {values.dtype}")
     return values
 
 

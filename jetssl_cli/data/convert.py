@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from pydantic import PositiveInt
 
 from jetssl_cli.config import Strict
-from jetssl_cli.data.extract import extract
+from jetssl_cli.data.extract import Extracted, extract
 from jetssl_cli.data.jagged import JaggedFile, Precision, find, write
 from jetssl_cli.data.recipe import Recipe
 from jetssl_cli.data.workers import share
-from jetssl_cli.errors import DataError
+from jetssl_cli.errors import DataError, reason
 from jetssl_cli.progress import progress
 
 SUFFIXES = (".root", ".parquet", ".h5", ".hdf5")
 """What is converted of a folder: the files of the first of these kinds that occurs in it."""
 BAD_FILES = "bad_files.json"
 """File in the output folder that names the sources that ``skip_bad`` left out, and why."""
-JETS_PER_READ = 10_000
+BYTES_OF_AN_END = 2**16
+
+
+class SourceError(DataError):
+    """A source cannot be read, or is not what the recipe expects."""
 
 
 class ConvertConfig(Strict):
@@ -134,8 +140,8 @@ def convert(cfg: ConvertConfig) -> ConvertReport:
     output folder.
 
     Raises:
-        DataError: a source cannot be converted (with ``skip_bad``: none can). Finished outputs
-            stay, and no unfinished one is left under its final name.
+        DataError: a source cannot be converted (with ``skip_bad``: none can), or an output cannot
+            be written. Finished outputs stay, and no unfinished one is left under its final name.
     """
     start = time.monotonic()
     pairs = plan(cfg.sources, cfg.out)
@@ -152,8 +158,7 @@ def convert(cfg: ConvertConfig) -> ConvertReport:
     bad = tuple(result for result in ordered if isinstance(result, BadFile))
     if len(bad) == len(pairs):
         raise DataError(f"none of the {len(bad)} sources can be converted; {bad[0].reason}")
-    if cfg.skip_bad:
-        _note_bad(cfg.out / BAD_FILES, bad)
+    _note_bad(cfg.out / BAD_FILES, bad)
     return ConvertReport(
         recipe=recipe,
         files=tuple(result for result in ordered if isinstance(result, Converted)),
@@ -163,7 +168,7 @@ def convert(cfg: ConvertConfig) -> ConvertReport:
 
 
 def plan(sources: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
-    """Pair every source file with its output.
+    """Pair every source file with its output; a file that two sources name has one.
 
     Raises:
         DataError: no source, one that is missing, a folder that holds no file to convert, or two
@@ -172,15 +177,21 @@ def plan(sources: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
     if not sources:
         raise DataError("no source was given")
     pairs: dict[Path, Path] = {}
+    planned: set[Path] = set()
     for source in sources:
         for file in find([source], *SUFFIXES):
             below = file.relative_to(source) if source.is_dir() else Path(file.name)
+            if file.resolve() in planned:
+                continue
             output = (out / below).with_suffix(".h5")
             if output.resolve() == file.resolve():
                 raise DataError(f"{file}: would be written over itself; choose another folder")
-            other = pairs.setdefault(output, file)
-            if other.resolve() != file.resolve():
-                raise DataError(f"{file}: would be written to {output}, and so would {other}")
+            if output in pairs:
+                raise DataError(
+                    f"{file}: would be written to {output}, and so would {pairs[output]}"
+                )
+            pairs[output] = file
+            planned.add(file.resolve())
     return [(file, output) for output, file in pairs.items()]
 
 
@@ -194,22 +205,24 @@ def convert_file(
     """Convert one file.
 
     Raises:
-        DataError: the source is not what the recipe expects, or the output is there already and
-            was made in another way.
+        SourceError: the source is not what the recipe expects.
+        DataError: the output cannot be written, or is there already and was made in another way.
     """
+    identity = _identity(source)
     if output.exists() and not overwrite:
-        return _existing(source, output, recipe, precision)
+        return _existing(source, identity, output, recipe, precision)
     jets: Counter[str] = Counter()
     left_out: Counter[str] = Counter()
     constituents = 0
     with write(output, recipe, [source.name], precision=precision) as writer:
-        for part, without in extract(source, recipe, precision):
+        writer.note_source(identity)
+        for part, without in _extract(source, recipe, precision):
             writer.append(part)
             jets.update(_per_class(part.labels.tolist(), recipe))
             constituents += len(part.ids)
             left_out.update(without)
         if not jets:
-            raise DataError(f"{source}: no jet is left: {_reasons(left_out)}")
+            raise SourceError(f"{source}: no jet is left: {_reasons(left_out)}")
         writer.note_left_out(left_out)
     return Converted(
         source=source,
@@ -220,8 +233,40 @@ def convert_file(
     )
 
 
-def _existing(source: Path, output: Path, recipe: Recipe, precision: Precision) -> Converted:
+def _extract(source: Path, recipe: Recipe, precision: Precision) -> Iterator[Extracted]:
+    try:
+        yield from extract(source, recipe, precision)
+    except DataError as err:
+        raise SourceError(str(err)) from None
+
+
+def _identity(source: Path) -> str:
+    """Size and both ends of a file, by which it is known from others of its name.
+
+    Raises:
+        SourceError: it cannot be read.
+    """
+    try:
+        with source.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            ends = hashlib.sha256()
+            for begin in (0, max(size - BYTES_OF_AN_END, 0)):
+                file.seek(begin)
+                ends.update(file.read(BYTES_OF_AN_END))
+    except OSError as err:
+        raise SourceError(f"{source}: cannot be read: {reason(err)}") from None
+    return f"{size}:{ends.hexdigest()}"
+
+
+def _existing(
+    source: Path, identity: str, output: Path, recipe: Recipe, precision: Precision
+) -> Converted:
     with JaggedFile(output) as file:
+        if file.source_identity not in (None, identity):  # older files have none
+            raise DataError(
+                f"{output}: is there already, made from another {source.name} than {source}; "
+                "choose another folder or --overwrite"
+            )
         made = (file.recipe_text, file.precision, file.sources)
         if made != (recipe.text, precision, [source.name]):
             raise DataError(
@@ -250,20 +295,24 @@ def _in_order(jets: Counter[str], recipe: Recipe) -> dict[str, int]:
 
 
 def _reasons(left_out: Counter[str]) -> str:
-    return ", ".join(f"{number:,} {reason}" for reason, number in left_out.items() if number)
+    return ", ".join(f"{number:,} {why}" for why, number in left_out.items() if number)
 
 
 def _note_bad(path: Path, bad: Sequence[BadFile]) -> None:
-    path.unlink(missing_ok=True)
-    if bad:
-        text = json.dumps([file.model_dump(mode="json") for file in bad], indent=2)
-        path.write_text(text + "\n", encoding="utf-8")
+    try:
+        path.unlink(missing_ok=True)
+        if bad:
+            text = json.dumps([file.model_dump(mode="json") for file in bad], indent=2)
+            path.write_text(text + "\n", encoding="utf-8")
+    except OSError as err:
+        raise DataError(f"{path}: cannot be written: {reason(err)}") from None
 
 
 def _work(task: _Task) -> Converted | BadFile:
     try:
         return convert_file(task.source, task.output, task.recipe, task.precision, task.overwrite)
-    except DataError as err:
+    except SourceError as err:
         if not task.skip_bad:
             raise
-        return BadFile(path=task.source, reason=str(err))
+        left = f"; {task.output} is of an earlier conversion" if task.output.exists() else ""
+        return BadFile(path=task.source, reason=f"{err}{left}")

@@ -96,19 +96,19 @@ def _finish(jets: JetArrays, recipe: Recipe, precision: Precision, place: Place)
     kept = jets.first(recipe.max_constituents)
     left_out[f"constituents beyond {recipe.max_constituents}"] = len(jets.ids) - len(kept.ids)
     if precision == "float16":
-        kept = _half(kept, place)
+        kept = _half(kept, place, np.flatnonzero(wanted))
     return kept, left_out
 
 
-def _half(jets: JetArrays, place: Place) -> JetArrays:
+def _half(jets: JetArrays, place: Place, entries: NDArray[np.int64]) -> JetArrays:
     with np.errstate(over="ignore"):
         half = jets.features.astype(np.float16)
     if not np.isfinite(half).all():
         row = int(np.flatnonzero(~np.isfinite(half).all(axis=1))[0])
         jet = int(np.searchsorted(jets.offsets, row, side="right")) - 1
         raise DataError(
-            f"{place.of(jet)} of those kept: {np.abs(jets.features[row]).max():g} is too large "
-            "for float16; convert without --half"
+            f"{place.of(int(entries[jet]))}: {np.abs(jets.features[row]).max():g} is too large for "
+            "float16; convert without --half"
         )
     return replace(jets, features=half)
 

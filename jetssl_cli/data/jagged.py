@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -79,6 +80,10 @@ class JaggedWriter:
     def note_left_out(self, counts: Mapping[str, int]) -> None:
         """Note how many jets and constituents were left out, and why."""
         self._table.describe({"left_out": json.dumps(counts)})
+
+    def note_source(self, identity: str) -> None:
+        """Note which file the jets come from, beyond its name."""
+        self._table.describe({"source_identity": identity})
 
     def note_checksum(self, checksum: int) -> None:
         """Note the checksum of all jets of the file (``shuffle.checksum``)."""
@@ -189,6 +194,11 @@ class JaggedFile:
         """The files that the jets come from."""
         with readable(self.path):
             return read_texts(self._file["sources"])
+
+    @property
+    def source_identity(self) -> str | None:
+        """What tells the file that the jets come from from others of its name, if noted."""
+        return self._about.get("source_identity")
 
     @property
     def num_constituents(self) -> int:
@@ -329,10 +339,12 @@ class JaggedFile:
 def find(sources: Sequence[Path], *suffixes: str) -> list[Path]:
     """All files that the sources name, each once, sorted by their full path.
 
-    Of a folder, the files that end in the first of the suffixes that occurs in it.
+    Of a folder, the files that end in the first of the suffixes that occurs in it; links to other
+    folders are followed, what is hidden is not looked at.
 
     Raises:
-        DataError: no source, one that is missing, or a folder that holds no such file.
+        DataError: no source, one that is missing, a folder that cannot be read, or that holds no
+            such file.
     """
     if not sources:
         raise DataError("no source was given")
@@ -340,9 +352,26 @@ def find(sources: Sequence[Path], *suffixes: str) -> list[Path]:
     for source in sources:
         if not source.exists():
             raise DataError(f"{source}: no such file or folder")
-        inside = ([*source.rglob(f"*{suffix}")] for suffix in suffixes)
-        files = next(filter(None, inside), []) if source.is_dir() else [source]
+        files = [source]
+        if source.is_dir():
+            below = list(_below(source))
+            inside = ([file for file in below if file.name.endswith(end)] for end in suffixes)
+            files = next(filter(None, inside), [])
         if not files:
             raise DataError(f"{source}: the folder holds no *{' or *'.join(suffixes)} file")
         found.update({file.resolve(): file for file in files})
     return [found[key] for key in sorted(found)]
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """All files in a folder, and in those below it."""
+
+    def unreadable(err: OSError) -> None:
+        raise DataError(f"{err.filename}: cannot be read: {err.strerror}")
+
+    seen = {os.path.realpath(folder)}
+    for place, folders, files in os.walk(folder, followlinks=True, onerror=unreadable):
+        yield from (Path(place, name) for name in files if not name.startswith("."))
+        real = {name: os.path.realpath(Path(place, name)) for name in sorted(folders)}
+        folders[:] = [n for n, at in real.items() if not n.startswith(".") and at not in seen]
+        seen.update(real[name] for name in folders)

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from jetssl_cli.data.hdf5 import open_foreign, readable
 from jetssl_cli.data.jets import JetArrays
@@ -70,9 +72,9 @@ def _packed(read: dict[str, np.ndarray], source: str, start: int, num_classes: i
     ids, labels = read["csts_id"][mask], read["labels"]
     checks = (
         ("a constituent feature is not finite", ~np.isfinite(features).all(axis=1), owner),
-        ("a particle id is none", (ids < 0) | (ids >= len(PARTICLE_CLASSES)), owner),
+        ("a particle id is none", ~_are_indices(ids, len(PARTICLE_CLASSES)), owner),
         ("a jet feature is not finite", ~np.isfinite(jets).all(axis=1), np.arange(len(jets))),
-        ("a label is no class", (labels < 0) | (labels >= num_classes), np.arange(len(jets))),
+        ("a label is no class", ~_are_indices(labels, num_classes), np.arange(len(jets))),
     )
     for problem, bad, jet in checks:
         if bad.any():
@@ -85,3 +87,9 @@ def _packed(read: dict[str, np.ndarray], source: str, start: int, num_classes: i
         jets,
         labels.astype(np.int16),
     )
+
+
+def _are_indices(values: NDArray[Any], count: int) -> NDArray[np.bool_]:
+    """Which of these numbers are whole, and between 0 and ``count``."""
+    whole: NDArray[np.bool_] = values == np.rint(values)
+    return whole & (values >= 0) & (values < count)

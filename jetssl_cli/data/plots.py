@@ -189,7 +189,7 @@ def _edges(values: NDArray[Any], count: int) -> tuple[NDArray[np.float64], bool]
     if not len(values):
         return np.linspace(0, 1, count + 1), False
     if (values == np.round(values)).all():
-        low, high = values.min(), values.max()
+        low, high = float(values.min()), float(values.max())
         width = max(1, round((high - low + 1) / (1.3 * count)))
         return np.arange(low - 0.5, high + width + 0.5, width, dtype=np.float64), False
     quarter, median, three_quarters = np.percentile(values.astype(np.float64), (25, 50, 75))

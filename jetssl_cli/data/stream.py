@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -26,6 +26,11 @@ from jetssl_cli.errors import DataError
 
 if TYPE_CHECKING:
     from jetssl_cli.data.watch import Watch
+
+MOST_OPEN = 64
+"""Files that are open at a time: a process may have few hundred, a data set has thousands."""
+MOST_HELD = order.JETS_PER_POOL * order.LANES
+"""Chosen jets that are held: as many as the pools hold of all jets."""
 
 
 def to_batch(
@@ -193,28 +198,45 @@ class JetStream(IterableDataset[JetBatch]):
 
     @contextmanager
     def reading(self) -> Iterator[Callable[[order.Range], JetArrays]]:
-        """A function that reads a range; the files that it opens are closed in the end."""
-        with ExitStack() as stack:
-            files: dict[int, JaggedFile] = {}
+        """A function that reads a range; the files that it opens are closed in the end.
 
-            def read(part: order.Range) -> JetArrays:
-                if self._watch is not None:
-                    self._watch.check(part.file)
-                if part.file not in files:
-                    file = stack.enter_context(JaggedFile(self.files[part.file]))
-                    expected = self._least(part.file)
-                    if file.num_jets < expected:
-                        raise DataError(
-                            f"{file.path}: has {file.num_jets} jets, {expected} when the run began"
-                        )
-                    files[part.file] = file
-                truth = bool(self.truth)
-                if self._chosen is not None:
-                    chosen = self._chosen[part.file][part.start : part.stop]
-                    return files[part.file].take(chosen, truth=truth)
-                return files[part.file].read(part.start, part.stop, truth=truth)
+        A few chosen jets, which lie far from each other, are read once and held.
+        """
+        opened: dict[int, JaggedFile] = {}  # the one used last is the last
+        held: dict[int, JetArrays] = {}
 
+        def file_of(number: int) -> JaggedFile:
+            file = opened.pop(number, None) or self._open(number)
+            opened[number] = file
+            if len(opened) > MOST_OPEN:
+                opened.pop(next(iter(opened))).close()
+            return file
+
+        def read(part: order.Range) -> JetArrays:
+            if self._watch is not None:
+                self._watch.check(part.file)
+            truth = bool(self.truth)
+            if self._chosen is None:
+                return file_of(part.file).read(part.start, part.stop, truth=truth)
+            chosen = self._chosen[part.file]
+            if self.num_jets > MOST_HELD:
+                return file_of(part.file).take(chosen[part.start : part.stop], truth=truth)
+            if part.file not in held:
+                held[part.file] = file_of(part.file).take(chosen, truth=truth)
+            return held[part.file].between(part.start, part.stop)
+
+        try:
             yield read
+        finally:
+            for file in opened.values():
+                file.close()
+
+    def _open(self, number: int) -> JaggedFile:
+        file, expected = JaggedFile(self.files[number]), self._least(number)
+        if file.num_jets < expected:
+            file.close()
+            raise DataError(f"{file.path}: has {file.num_jets} jets, {expected} when the run began")
+        return file
 
     def _least(self, file: int) -> int:
         """Jets that a file must have, as it had them when the run began."""

@@ -585,6 +585,10 @@ def test_two_inputs_for_one_output_are_refused(tmp_path: Path, source: Path) -> 
         run(source, other, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert len(plan([source, source.parent, source.parent / "../in"], tmp_path)) == 1
+    twice = plan([source.parent, tmp_path], tmp_path / "out")
+    assert [path.relative_to(tmp_path / "out").as_posix() for _, path in twice] == [
+        "a.h5", "more/a.h5",
+    ]  # fmt: skip
 
 
 def test_a_complete_output_is_kept(tmp_path: Path, source: Path) -> None:
@@ -594,6 +598,15 @@ def test_a_complete_output_is_kept(tmp_path: Path, source: Path) -> None:
     after = (tmp_path / "a.h5").stat()
     assert (before.st_mtime_ns, before.st_ino) == (after.st_mtime_ns, after.st_ino)
     assert second == first.model_copy(update={"skipped": True})
+
+
+def test_an_output_of_another_file_of_the_name_is_refused(tmp_path: Path, source: Path) -> None:
+    other = save(tmp_path / "other/a.root", made_up([4, 3]))
+    run(source, out=tmp_path)
+    with pytest.raises(DataError, match=r"made from another a\.root than .*other/a\.root"):
+        run(other, out=tmp_path)
+    other.write_bytes(source.read_bytes())
+    assert run(other, out=tmp_path).files[0].skipped
 
 
 def test_an_output_made_in_another_way_is_refused(tmp_path: Path, source: Path) -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import h5py
@@ -313,6 +313,28 @@ def test_find_names_each_file_once_in_one_order(tmp_path: Path) -> None:
         find([tmp_path / "b", tmp_path / "c"], ".h5")
     with pytest.raises(DataError, match="absent: no such file or folder"):
         find([tmp_path / "absent"], ".h5")
+
+
+def test_find_follows_links_to_folders_and_says_what_it_cannot_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("disk/far/1.h5", "here/2.h5", "here/.checkpoints/3.h5", "here/.4.h5"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    here = tmp_path / "here"
+    (here / "far").symlink_to(tmp_path / "disk/far")
+    (here / "round").symlink_to(here)
+    assert find([here], ".h5") == [here / "far/1.h5", here / "2.h5"]
+
+    def scandir(place: str) -> Iterator[os.DirEntry[str]]:
+        if Path(place).name == "far":
+            raise PermissionError(13, "Permission denied", str(place))
+        return right(place)
+
+    right = os.scandir
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(DataError, match="far: cannot be read: Permission denied"):
+        find([here], ".h5")
 
 
 def test_a_flipped_byte_is_noticed(tmp_path, jagged):

@@ -79,9 +79,10 @@ def test_a_folder_of_parquet_files_and_bad_ones(hbb: Path, tmp_path: Path) -> No
     with pytest.raises(DataError, match=r"a\.parquet has no branch"):
         run(path, out=tmp_path / "other")
     arrays = ak.from_parquet(as_parquet(hbb, JETCLASS, path))
-    ak.to_parquet(ak.with_field(arrays, [None] + [[1.0]] * 19, "part_px"), path)
-    with pytest.raises(DataError, match="'part_px'"):
-        run(path, out=tmp_path / "other")
+    for lists in ([[1.0]] * 19 + [None], [[1.0]] + [None] * 19, [[[1.0, 2.0]]] * 20):
+        ak.to_parquet(ak.with_field(arrays, lists, "part_px"), path)
+        with pytest.raises(DataError, match=r"'part_px' has the type .*; expected numbers"):
+            run(path, out=tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
 
@@ -123,7 +124,10 @@ def test_padded_files_give_the_same_jets(hbb: Path, tmp_path: Path) -> None:
     ("name", "change", "message"),
     [
         ("labels", lambda v: v + 10, "jet 0: a label is no class"),
+        ("labels", lambda v: v * np.nan, "jet 0: a label is no class"),
+        ("labels", lambda v: v + 0.5, "jet 0: a label is no class"),
         ("csts_id", lambda v: v - 1, "jet 0: a particle id is none"),
+        ("csts_id", lambda v: v * np.nan, "jet 0: a particle id is none"),
         ("csts", lambda v: v * np.nan, "jet 0: a constituent feature is not finite"),
         ("jets", lambda v: v * np.inf, "jet 0: a jet feature is not finite"),
         ("csts", lambda v: v[:, :, :5], r"csts has the shape \(20, 128, 5\)"),
@@ -178,8 +182,12 @@ def test_a_number_too_large_for_half_precision_is_refused(hbb: Path, tmp_path: P
     with uproot.open(hbb) as file:
         arrays = file["tree"].arrays(JETCLASS.branches)
     ak.to_parquet(ak.with_field(arrays, arrays.part_px * 1e5, "part_px"), tmp_path / "a.parquet")
-    with pytest.raises(DataError, match=r"a\.parquet: jet 0 .* is too large for float16"):
+    with pytest.raises(DataError, match=r"a\.parquet: jet 0: .* is too large for float16"):
         run(tmp_path / "a.parquet", out=tmp_path / "out", half=True)
+    fewer = changed("jetclass", select={"jet_pt": {"max": float(arrays.jet_pt[0]) - 0.1}})
+    second = int(np.flatnonzero(arrays.jet_pt < arrays.jet_pt[0] - 0.1)[0])
+    with pytest.raises(DataError, match=rf"a\.parquet: jet {second}: .* is too large"):
+        run(tmp_path / "a.parquet", out=tmp_path / "out", half=True, recipe=fewer)
     assert not (tmp_path / "out").exists()
 
 
@@ -210,6 +218,15 @@ def test_bad_files_can_be_skipped(samples: Path, tmp_path: Path, jobs: int) -> N
     assert run(*sources, out=tmp_path / "out", skip_bad=True).num_jets == 60
     assert not (tmp_path / "out/bad_files.json").exists()
     bad.write_bytes(b"")
+    again = run(*sources, out=tmp_path / "out", skip_bad=True, overwrite=True)
+    assert again.bad[0].reason.endswith("HToCC_120.h5 is of an earlier conversion")
+    with pytest.raises(
+        DataError, match=r"HToBB_120\.h5: is there already"
+    ):  # not the source's fault
+        run(*sources, out=tmp_path / "out", skip_bad=True, half=True)
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="cannot be written"):
+        run(*sources, out=tmp_path / "file", skip_bad=True)
     with pytest.raises(DataError, match="none of the 1 sources can be converted"):
         run(bad, out=tmp_path / "none", skip_bad=True)
 

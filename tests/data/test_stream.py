@@ -12,6 +12,7 @@ from reference.numbered import ALL, RECIPE, SIZES, flat, jets_of, numbers, worke
 from torch.utils.data import DataLoader
 
 from jetssl_cli.data import order
+from jetssl_cli.data import stream as stream_module
 from jetssl_cli.data.jagged import write
 from jetssl_cli.data.memory import JetsInMemory
 from jetssl_cli.data.recipe import load_recipe, schema_of
@@ -220,6 +221,24 @@ def test_a_file_that_is_damaged_later_is_named(files: list[Path], tmp_path: Path
     path.write_bytes(path.read_bytes()[:3000])
     with pytest.raises(DataError, match=r"x\.h5: not a readable HDF5 file"):
         next(iter(stream))
+
+
+def test_few_files_are_open_at_a_time(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what is read does not depend on how many."""
+
+    def read() -> tuple[list[list[int]], int]:
+        reader, most = JetStream(files, batch_size=7), 0
+        found = []
+        for batch in itertools.chain(reader, itertools.islice(reader.forever(1), 40)):
+            found.append(numbers(batch))
+            links = [link for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+            most = max(most, sum(link.resolve() in set(files) for link in links))
+        return found, most
+
+    wanted, all_open = read()
+    assert all_open == len(files) > 2
+    monkeypatch.setattr(stream_module, "MOST_OPEN", 2)
+    assert read() == (wanted, 2)
 
 
 def test_files_are_closed_when_the_reader_stops(files: list[Path], tmp_path: Path) -> None:

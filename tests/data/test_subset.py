@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference.numbered import ALL, SIZES, flat, numbers, write_files
 
+from jetssl_cli.data import stream as stream_module
 from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.data.jets import FIELDS
 from jetssl_cli.data.memory import JetsInMemory
@@ -101,6 +102,20 @@ def test_readers_give_the_subset_and_nothing_else(files: list[Path], batch_size:
         assert flat([numbers(batch) for batch in reader]) == wanted
         assert sorted(epoch(reader)) == wanted
         assert epoch(reader) != wanted or batch_size == 1000
+
+
+def test_a_small_subset_is_read_once(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lies scattered over the files; what a batch holds is the same if it is read each time."""
+    reader, taken = JetStream(files, batch_size=5, chosen=draw(files, 40, 5)), []
+    right = JaggedFile.take
+    monkeypatch.setattr(
+        JaggedFile, "take", lambda *args, **more: taken.append(0) or right(*args, **more)
+    )
+    found = [numbers(batch) for batch in itertools.islice(reader.forever(3), 40)]
+    assert len(taken) <= len(files)
+    monkeypatch.setattr(stream_module, "MOST_HELD", 39)
+    assert [numbers(batch) for batch in itertools.islice(reader.forever(3), 40)] == found
+    assert len(taken) > 2 * len(files)
 
 
 def test_ranks_share_a_subset(files: list[Path]) -> None:
