@@ -332,12 +332,37 @@ def test_shipped_files_are_found_and_the_nearest_is_named() -> None:
 
 
 @pytest.mark.parametrize("backend", ["varlen", "flash-attn"])
-def test_flash_attention_and_float32_exclude_each_other(backend: str) -> None:
+def test_flash_attention_and_float32_exclude_each_other(backend: str, tmp_path: Path) -> None:
     words = [f"encoder.attention={backend}", "train.precision=32"]
     told = f"attention {backend} computes in half precision, but train.precision is 32"
     with pytest.raises(ConfigError, match=told):
         pretrain.load_config("ssfm", "tiny", WORDS, overrides=words)
     pretrain.load_config("ssfm", "tiny", WORDS, overrides=words[:1])
+    (tmp_path / CONFIG).write_text(to_yaml(pretrain.load_config("ssfm", "tiny", WORDS)))
+    tuned = Layer("words", {**WORDS.settings, "backbone": str(tmp_path)})
+    with pytest.raises(ConfigError, match=told):
+        finetune.load_config(tmp_path, tuned, overrides=words)
+
+
+def test_what_is_said_of_a_run_that_goes_on_is_compared_with_it(tmp_path: Path) -> None:
+    own, run = tmp_path / "own.yaml", tmp_path / "run"
+    run.mkdir()
+    (run / CONFIG).write_text(to_yaml(pretrain.load_config("ssfm", "tiny", WORDS)))
+    words = Layer("words", {**WORDS.settings, "out": str(run), "resume": True})
+    own.write_text("data: {workers: 3}\n")
+    assert pretrain.load_config(None, "base", words, config=own).data.workers == 3
+    own.write_text("optim: {lr: 0.5}\n")
+    with pytest.raises(ConfigError, match=r"optim\.lr = 0\.5: the run in .*run has"):
+        pretrain.load_config(None, "base", words, config=own)
+    with pytest.raises(ConfigError, match=r"--method mpm: the run in .* is one of ssfm"):
+        pretrain.load_config("mpm", "base", words)
+    tuned = Layer("words", {**WORDS.settings, "backbone": str(run)})
+    cfg = finetune.load_config(run, tuned)
+    (tmp_path / CONFIG).write_text(to_yaml(cfg))
+    again = Layer("words", {"out": str(tmp_path), "resume": True})
+    assert finetune.load_config(None, again, task="classify").encoder == cfg.encoder
+    with pytest.raises(ConfigError, match=r"--task vertex: the run in .* is one of supervised"):
+        finetune.load_config(None, again, task="vertex")
 
 
 def test_there_are_presets_and_recipes_of_every_kind() -> None:
@@ -358,6 +383,7 @@ def test_every_preset_builds(path: Path, tmp_path: Path) -> None:
         assert isinstance(cfg, finetune.FinetuneConfig)
         assert cfg.objective.name == ("supervised" if name == "classify" else name)
         assert cfg.encoder == backbone.encoder
+        assert cfg.train.keep == "best"
     elif kind == "workflow":
         cfg = workflow_config.load_config(name, Layer("words", {}))
         backbone = pretrain.load_config("ssfm", name, WORDS, overrides=cfg.pretrain.settings)

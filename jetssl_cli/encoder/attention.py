@@ -28,6 +28,8 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 STEP_OF_HEADS = 8
 """FlashAttention in PyTorch takes heads whose width is a multiple of this."""
 Backend = Literal["auto", "flash-attn", "varlen", "padded", "reference"]
+HALF_PRECISION: tuple[Backend, ...] = ("flash-attn", "varlen")
+"""Kernels of a GPU, which do not compute in float32."""
 
 
 def plan(
@@ -127,7 +129,7 @@ def require(backend: Backend) -> None:
     Raises:
         ConfigError: it needs a GPU, or a package that is not installed.
     """
-    if backend in ("flash-attn", "varlen") and not has_flash_attention():
+    if backend in HALF_PRECISION and not has_flash_attention():
         raise ConfigError(
             f"encoder.attention = {backend!r}: needs a CUDA GPU of compute capability 8.0 or more"
         )

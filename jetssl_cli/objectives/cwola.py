@@ -17,12 +17,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-from torch.nn.functional import cross_entropy
-
-from jetssl_cli.batch import JetBatch
 from jetssl_cli.encoder.encoder import Encoder
 from jetssl_cli.objectives.downstream import JetClassifier, JetClassifierConfig
 
@@ -39,9 +33,4 @@ class CWoLaConfig(JetClassifierConfig):
 
 
 class CWoLa(JetClassifier):
-    """See the top of the module."""
-
-    def loss(self, batch: JetBatch, rng: torch.Generator) -> dict[str, Float[Tensor, ""]]:
-        """Cross-entropy of the samples; dropout draws from the global generator."""
-        del rng
-        return {"cross_entropy": cross_entropy(self.logits(batch).float(), batch.labels)}
+    """See the top of the module; its classes are the samples."""

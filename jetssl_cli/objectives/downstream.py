@@ -5,8 +5,9 @@ from __future__ import annotations
 from contextlib import nullcontext
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from jetssl_cli.batch import JetBatch
 from jetssl_cli.config import Strict
@@ -74,3 +75,14 @@ class JetClassifier(Downstream):
         """Logits of the classes."""
         outputs: Tensor = self.pool(self.encode(batch))
         return outputs
+
+    def loss_of(
+        self, logits: Float[Tensor, "J C"], labels: Int[Tensor, " J"]
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Cross-entropy."""
+        return {"cross_entropy": cross_entropy(logits.float(), labels)}
+
+    def loss(self, batch: JetBatch, rng: torch.Generator) -> dict[str, Float[Tensor, ""]]:
+        """That of the logits; dropout draws from the global generator."""
+        del rng
+        return self.loss_of(self.logits(batch), batch.labels)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from jetssl_cli.batch import JetBatch
@@ -71,6 +71,12 @@ class Objective(nn.Module):
 
     def logits(self, batch: JetBatch) -> Float[Tensor, "J C"]:
         """Logits of the classes, of an objective that classifies."""
+        raise NotImplementedError(type(self).__name__)
+
+    def loss_of(
+        self, logits: Float[Tensor, "J C"], labels: Int[Tensor, " J"]
+    ) -> dict[str, Float[Tensor, ""]]:
+        """The terms of the loss, of an objective that classifies."""
         raise NotImplementedError(type(self).__name__)
 
     def loss(self, batch: JetBatch, rng: torch.Generator) -> dict[str, Float[Tensor, ""]]:

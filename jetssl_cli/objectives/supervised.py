@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from jetssl_cli.batch import JetBatch
 from jetssl_cli.encoder.encoder import Encoder
 from jetssl_cli.objectives.downstream import JetClassifier, JetClassifierConfig
 
@@ -36,9 +34,10 @@ class Supervised(JetClassifier):
 
     cfg: SupervisedConfig
 
-    def loss(self, batch: JetBatch, rng: torch.Generator) -> dict[str, Float[Tensor, ""]]:
-        """Cross-entropy with label smoothing; dropout draws from the global generator."""
-        del rng
+    def loss_of(
+        self, logits: Float[Tensor, "J C"], labels: Int[Tensor, " J"]
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Cross-entropy, in training with label smoothing."""
         smoothing = self.cfg.label_smoothing if self.training else 0.0
-        logits = self.logits(batch).float()
-        return {"cross_entropy": cross_entropy(logits, batch.labels, label_smoothing=smoothing)}
+        loss = cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+        return {"cross_entropy": loss}

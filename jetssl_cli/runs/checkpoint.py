@@ -66,7 +66,7 @@ def require_free(out: Path) -> None:
 
 def is_begun(out: Path) -> bool:
     """Whether a run has begun in this folder."""
-    return (out / CONFIG).is_file() and (out / SCHEMA).is_file()
+    return (out / CONFIG).is_file()
 
 
 def is_complete(out: Path) -> bool:
@@ -80,8 +80,12 @@ def resumed(options: Layer) -> Path | None:
     return out if options.settings.get("resume") and is_begun(out) else None
 
 
-def continued(cls: type[C], run: Path, options: Layer, overrides: Sequence[str]) -> C:
-    """The configuration of a run that goes on: its own, where the options say nothing else.
+def continued(
+    cls: type[C], run: Path, options: Layer, overrides: Sequence[str], config: Path | None = None
+) -> C:
+    """The configuration of a run that goes on: its own, where nothing else is said.
+
+    That may be said by the user's file ``config``, by options, and by overrides.
 
     Raises:
         ConfigError: they say something else that would make it another run.
@@ -89,7 +93,8 @@ def continued(cls: type[C], run: Path, options: Layer, overrides: Sequence[str])
     """
     before = read_config(run, cls)
     own = Layer(str(run / CONFIG), yaml.safe_load(to_yaml(before)))
-    cfg = load(cls, budget.latest([own, options], overrides))
+    layers = [own, *([Layer.read(config)] if config else []), options]
+    cfg = load(cls, budget.latest(layers, overrides))
     require_same(run, before, cfg)
     return cfg
 
@@ -117,8 +122,12 @@ def begin(out: Path, cfg: Strict, schema: Schema) -> None:
     require_free(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / CONFIG).write_text(to_yaml(cfg), encoding="utf-8")
-        (out / SCHEMA).write_text(to_yaml(schema), encoding="utf-8")
+        for name, content in ((SCHEMA, schema), (CONFIG, cfg)):  # the last one begins the run
+            partial = out / f".{name}.partial"
+            partial.write_text(to_yaml(content), encoding="utf-8")
+            to_disk(partial)
+            partial.replace(out / name)
+        to_disk(out)
     except OSError as err:
         raise RunError(f"{out}: cannot be written: {err}") from None
 
@@ -272,7 +281,8 @@ def _of_this_version(path: Path, cls: type[C], raw: Mapping[str, Any]) -> C:
     except ConfigError as err:
         lines = sorted(str(err).splitlines(), key=lambda line: "no such setting" not in line)
         more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
-        raise ConfigError(f"{lines[0]}{more}; was it made by another version of jetssl?") from None
+        where = "" if str(path) in lines[0] else f"{path}: "
+        raise ConfigError(f"{where}{lines[0]}{more}; was it made by another version of jetssl?") from None
 
 
 def match(schema: Schema, expected: Schema, data: str, run: Path) -> None:
@@ -292,7 +302,8 @@ def match(schema: Schema, expected: Schema, data: str, run: Path) -> None:
 
 
 def _passing(path: Path) -> bool:
-    return path.name.startswith(lock.NAME)
+    """What stands in a folder before a run has begun there: a lock, and what a kill left."""
+    return path.name.startswith((lock.NAME, ".schema.yaml", ".config.yaml", SCHEMA))
 
 
 def _told(column: Feature | str) -> str:

@@ -25,6 +25,7 @@ from jetssl_cli.batch import JetBatch
 from jetssl_cli.config import Strict
 from jetssl_cli.data.memory import JetsInMemory
 from jetssl_cli.data.stream import JetReader, JetStream
+from jetssl_cli.encoder.attention import HALF_PRECISION
 from jetssl_cli.encoder.transformer import compile_parts
 from jetssl_cli.errors import RunError, enough_memory
 from jetssl_cli.objectives.objective import Objective
@@ -41,8 +42,6 @@ COUNTED_JETS = 200
 """FLOPs are counted on so many jets of the first batch."""
 SECONDS, MOST_STEPS = 3.0, 20
 """After one that warms up, steps are timed for so long, but at most so many."""
-ON_GPU = ("flash-attn", "varlen")
-"""Attention whose products cannot be counted: they are counted in that of a CPU."""
 
 
 class Part(Strict):
@@ -229,9 +228,11 @@ class _Trial:
         def validate() -> None:
             on_device = batch.to(self.device)
             with torch.inference_mode(), self._autocast():
-                self.objective.loss(on_device, self._rng)
                 if self.objective.classifies:
-                    self.objective.logits(on_device)
+                    logits = self.objective.logits(on_device)
+                    self.objective.loss_of(logits, on_device.labels)
+                else:
+                    self.objective.loss(on_device, self._rng)
                 if self.probe is not None:
                     self.probe(self.objective.exported()(on_device))
 
@@ -280,7 +281,7 @@ def _total(objective: Objective, batch: JetBatch, rng: torch.Generator) -> Tenso
 def _countable(cfg: RunConfig, objective: Objective) -> Objective:
     """The same network, on the host, in an attention whose products can be counted."""
     assert isinstance(cfg, PretrainConfig | FinetuneConfig)
-    if cfg.encoder.attention not in ON_GPU:
+    if cfg.encoder.attention not in HALF_PRECISION:
         return objective
     encoder = cfg.encoder.anywhere
     return _prepared(cfg.model_copy(update={"encoder": encoder})).objective

@@ -148,7 +148,10 @@ def load_config(
     """
     run = checkpoint.resumed(options)
     if run is not None:
-        return checkpoint.continued(FinetuneConfig, run, options, overrides)
+        cfg = checkpoint.continued(FinetuneConfig, run, options, overrides, config)
+        if task is not None and (name := cfg.objective.name) != _objective_of(task):
+            raise ConfigError(f"--task {task}: the run in {run} is one of {name}")
+        return cfg
     assert backbone is not None
     preset = Layer.read(shipped_file("configs/finetune", task or _task_of(config), "task"))
     source = checkpoint.read_config(backbone, PretrainConfig)
@@ -312,6 +315,10 @@ def _check_mode(cfg: FinetuneConfig) -> None:
     for broken, name, rule in rules:
         if broken:
             raise ConfigError(f"{name} = {getattr(cfg, name)}: {rule}")
+
+
+def _objective_of(task: str) -> str:
+    return str(read_yaml(shipped_file("configs/finetune", task, "task"))["objective"]["name"])
 
 
 def _task_of(config: Path | None) -> str:

@@ -21,6 +21,7 @@ from jetssl_cli.errors import RunError
 from jetssl_cli.progress import warn
 from jetssl_cli.runs import signals
 from jetssl_cli.runs.diverged import set_aside, told
+from jetssl_cli.runs.embeddings import EmbeddedJets
 from jetssl_cli.runs.processes import Hosts
 from jetssl_cli.runs.signals import Asked, Stopped
 from jetssl_cli.runs.snapshot import Snapshot, Snapshots
@@ -59,17 +60,35 @@ class Keeper:
         self._snapshots, self._readers, self._seed = snapshots, readers, seed
         self._asked, self._hosts, self._start = asked, hosts, start
 
+    @property
+    def val_file(self) -> Path:
+        """The first file of the validation jets."""
+        return self._readers[1].files[0]
+
     def take_up(self, module: JetModule) -> bool:
         """Put a new module and its optimizer where the training was; whether a validation is due.
 
         Raises:
-            RunError: the snapshot is one of another network, or of other processes.
+            RunError: the snapshot is one of another network, of other processes, or not that which
+                the first process has found.
         """
         start, self._start = self._start, None
+        found = start.facts["steps"] if start else 0
+        if found != (first := round(self._hosts.first(float(found)))):
+            raise RunError(
+                f"{self._snapshots.folder}: process {module.global_rank} sees step {found} as the "
+                f"last, the first one {first}; do they share this folder?"
+            )
         if start is None:
             return False
-        _restore(module, start, self._snapshots.folder)
-        facts = start.facts
+        facts, folder = start.facts, self._snapshots.folder
+        if isinstance(self._readers[0], EmbeddedJets):
+            _require_same_encoder(module, start, folder)
+        arithmetic = module.train_cfg.arithmetic
+        if facts.get("arithmetic") not in (None, arithmetic):
+            warn(f"{folder}: goes on in {arithmetic}; it was in {facts['arithmetic']}")
+        _restore(module, start, folder)
+        self._snapshots.count_from(facts["steps"])
         module.budget.steps, module.budget.seconds = facts["steps"], facts["seconds"]
         module.latest = dict(facts["latest"])
         best = module.best
@@ -86,7 +105,7 @@ class Keeper:
             Stopped: it was asked to.
         """
         steps = module.budget.steps
-        due = float(self._snapshots.due(steps))
+        due = float(not module.global_rank and self._snapshots.due(steps))  # the first one writes
         due, number = self._hosts.most([due, float(self._asked.number)])
         if (due or number) and not module.budget.finished:
             self.write(module)
@@ -141,6 +160,7 @@ class Keeper:
             "code": __version__,
             "steps": budget.steps,
             "seconds": budget.seconds,
+            "arithmetic": module.train_cfg.arithmetic,
             "reader": self._readers[0].origin.state_after(self._seed, batches).to_dict(),
             "val": self._readers[1].origin.files,
             "latest": module.latest,
@@ -170,6 +190,14 @@ def reader_state(start: Snapshot | None) -> ReaderState | None:
         DataError: it is not such a state.
     """
     return None if start is None else ReaderState.from_dict(start.facts["reader"])
+
+
+def _require_same_encoder(module: JetModule, start: Snapshot, folder: Path) -> None:
+    """Check that jets were encoded with the encoder that the run was begun with."""
+    weights = _under(f"{MODULE}objective.encoder.", start.tensors)
+    for name, value in module.objective.encoder.state_dict().items():
+        if name in weights and not torch.equal(value.cpu(), weights[name]):
+            raise RunError(f"{folder}: the backbone is not the one that the run was begun with")
 
 
 def _restore(module: JetModule, start: Snapshot, folder: Path) -> None:

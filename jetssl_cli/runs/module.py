@@ -225,11 +225,15 @@ class JetModule(lightning.LightningModule):
         del batch_idx
         self.keeper.during_validation(self)
         num = batch.packing.num_jets
-        for name, value in self.objective.loss(batch, self._val_rng).items():
+        if self.objective.classifies:
+            logits = self.objective.logits(batch)
+            terms = self.objective.loss_of(logits, batch.labels)
+            self.accuracy.update(logits, batch.labels)
+        else:
+            terms = self.objective.loss(batch, self._val_rng)
+        for name, value in terms.items():
             self._sums[name] += float(value) * num
         self._sums[JETS] += num
-        if self.objective.classifies:
-            self.accuracy.update(self.objective.logits(batch), batch.labels)
         if self.probe is not None:
             encoded = self.objective.exported()(batch)
             self.accuracy.update(self.probe(encoded), batch.labels)
@@ -252,6 +256,11 @@ class JetModule(lightning.LightningModule):
             found["val/feature_std"] = feature_std(vectors)
         self.latest |= found
         self.tracker.metrics(found, self.budget.steps)
+        if bad := [name for name, value in found.items() if not math.isfinite(value)]:
+            raise RunError(
+                f"{bad[0]} is not finite after step {self.budget.steps}; nothing was saved: are "
+                f"all jets of {self.keeper.val_file} sound?"
+            )
         self.best.look(found["val/loss"], self.budget.steps, write=self.global_rank == 0)
         self.trainer.should_stop |= self._is_enough()
         self.advance(0, self._note())

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import PositiveInt, model_validator
+from pydantic import PositiveInt
 
 from jetssl_cli.config import Layer, load, shipped, shipped_file
 from jetssl_cli.data.recipe import Schema
@@ -28,19 +28,8 @@ class PretrainConfig(RunConfig):
     command: Literal["pretrain"] = "pretrain"
     objective: ObjectiveConfig
     """The method."""
-    encoder: EncoderConfig = EncoderConfig()
-    """The backbone."""
     scaling_jets: PositiveInt = SCALING_JETS
     """The scaling of the features is fitted on the first so many training jets."""
-
-    @model_validator(mode="after")
-    def _flash_attention_in_half_precision(self) -> PretrainConfig:
-        backend = self.encoder.attention
-        if backend in ("flash-attn", "varlen") and self.train.precision == "32":
-            raise ValueError(
-                f"encoder.attention {backend} computes in half precision, but train.precision is 32"
-            )
-        return self
 
 
 def load_config(
@@ -61,7 +50,7 @@ def load_config(
     """
     run = checkpoint.resumed(options)
     if run is not None:
-        cfg = checkpoint.continued(PretrainConfig, run, options, overrides)
+        cfg = checkpoint.continued(PretrainConfig, run, options, overrides, config)
         if method not in (None, cfg.objective.name):
             raise ConfigError(f"--method {method}: the run in {run} is one of {cfg.objective.name}")
         return cfg

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -65,6 +66,8 @@ class Facts(BaseModel):
     seconds: Annotated[FiniteFloat, Field(ge=0)]
     reader: dict[str, Any]
     """State of the reader; see ``ReaderState``."""
+    arithmetic: str | None = None
+    """What the run computed in."""
     latest: dict[str, float]
     """The last measurements."""
     best: tuple[float, int, int]
@@ -86,6 +89,10 @@ class Snapshots:
     def __init__(self, run: Path, cfg: CheckpointConfig) -> None:
         self.folder, self.cfg = run / FOLDER, cfg
         self._last = (0, time.monotonic())
+
+    def count_from(self, steps: int) -> None:
+        """Count the steps to the next one from here: a run goes on."""
+        self._last = (steps, self._last[1])
 
     def due(self, steps: int) -> bool:
         """Whether it is time for one, after so many steps."""
@@ -109,7 +116,7 @@ class Snapshots:
             _write(path, snapshot)
         except (OSError, SafetensorError) as err:
             raise RunError(f"{path}: cannot be written: {err}") from None
-        for old in self.files()[self.cfg.keep :]:
+        for old in (*self.files()[self.cfg.keep :], *self.folder.glob(".*.partial")):
             old.unlink(missing_ok=True)
 
     def files(self) -> list[Path]:
@@ -137,11 +144,8 @@ class Snapshots:
         return None
 
     def clear(self) -> None:
-        """Remove all: the run has come to its end."""
-        for path in self.files():
-            path.unlink(missing_ok=True)
-        if self.folder.is_dir():
-            self.folder.rmdir()
+        """Remove all, and what a killed process left: the run has come to its end."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def read(path: Path) -> Snapshot:

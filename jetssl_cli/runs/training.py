@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
-from pydantic import BeforeValidator, Field, PositiveInt
+from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -26,7 +26,8 @@ from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.data.recipe import Schema
 from jetssl_cli.data.state import require_same_files
 from jetssl_cli.data.stream import JetReader, look
-from jetssl_cli.encoder.attention import has_fast_bf16
+from jetssl_cli.encoder.attention import HALF_PRECISION, has_fast_bf16
+from jetssl_cli.encoder.encoder import EncoderConfig
 from jetssl_cli.encoder.transformer import compile_parts
 from jetssl_cli.errors import RunError, enough_memory
 from jetssl_cli.objectives.objective import Objective
@@ -99,6 +100,17 @@ class RunConfig(Strict):
     """Record the run with MLflow."""
     resume: bool = False
     """Go on with the run in this folder; begin it, if there is none."""
+    encoder: EncoderConfig = EncoderConfig()
+    """The backbone."""
+
+    @model_validator(mode="after")
+    def _attention_in_its_precision(self) -> RunConfig:
+        if self.encoder.attention in HALF_PRECISION and self.train.precision == "32":
+            raise ValueError(
+                f"encoder.attention {self.encoder.attention} computes in half precision, but "
+                "train.precision is 32"
+            )
+        return self
 
     @property
     def pace(self) -> Pace:
@@ -215,6 +227,7 @@ def _run(prepared: Prepared) -> Path:
             stack.enter_context(locked(cfg.out))
             if not (cfg.resume and checkpoint.is_begun(cfg.out)):
                 checkpoint.begin(cfg.out, cfg.model_copy(update={"resume": False}), schema)
+            checkpoint.read_schema(cfg.out)  # whole, where a run goes on
         snapshots = Snapshots(cfg.out, cfg.checkpoint)
         start = snapshots.latest() if cfg.resume else None
         if start is not None:

@@ -22,10 +22,10 @@ from jetssl_cli.data.recipe import Schema
 from jetssl_cli.data.scaling import Scaling
 from jetssl_cli.data.stream import to_batch
 from jetssl_cli.encoder import dense
-from jetssl_cli.encoder.attention import Backend, has_fast_bf16, require
+from jetssl_cli.encoder.attention import HALF_PRECISION, Backend, has_fast_bf16, require
 from jetssl_cli.encoder.encoder import Encoder
 from jetssl_cli.encoder.pool import AttentionPool
-from jetssl_cli.errors import RunError
+from jetssl_cli.errors import ConfigError, RunError
 from jetssl_cli.runs import checkpoint
 from jetssl_cli.runs.finetune import FinetuneConfig, load_classifier
 from jetssl_cli.runs.pretrain import PretrainConfig, build_encoder
@@ -110,12 +110,16 @@ class Predictor:
         """Put the network where it runs fastest.
 
         Raises:
-            ConfigError: the attention back end cannot run on this machine.
+            ConfigError: the attention back end cannot run on this machine, or not in the precision.
         """
         require(attention)
         self.network = network
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.precision = network.arithmetic(precision)
+        if attention in HALF_PRECISION and self.precision == "32":
+            raise ConfigError(
+                f"--attention {attention} computes in half precision, but the precision is 32"
+            )
         self.encoder = network.encoder.to(self.device)
         self.encoder.cfg = self.encoder.cfg.model_copy(update={"attention": attention})
         self.head = None if network.head is None else network.head.to(self.device)

@@ -216,7 +216,12 @@ def test_folders_that_are_no_runs_are_refused(tmp_path):
 def test_a_folder_in_use_is_refused(tmp_path):
     cfg = pretrain_config(tmp_path / "run")
     cfg.out.mkdir()
+    (cfg.out / "schema.yaml").touch()  # what one left that was killed as it began
+    (cfg.out / ".config.yaml.partial").touch()
+    assert not checkpoint.is_begun(cfg.out)
     checkpoint.begin(cfg.out, cfg, schema())  # an empty folder is fine
+    assert {file.name for file in cfg.out.iterdir()} == {"config.yaml", "schema.yaml"}
+    assert checkpoint.read_schema(cfg.out) == schema()
     written = {file: file.read_bytes() for file in cfg.out.iterdir()}
     with pytest.raises(RunError, match="is there already"):
         checkpoint.begin(cfg.out, cfg, schema())

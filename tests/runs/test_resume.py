@@ -12,7 +12,7 @@ from reference.jets import tiny_config
 from runs.test_training import data_config, metrics, same_weights, train_config, weights
 
 from jetssl_cli.encoder.pool import PoolConfig
-from jetssl_cli.errors import DataError, RunError
+from jetssl_cli.errors import ConfigError, DataError, RunError
 from jetssl_cli.objectives.dino import DINOConfig
 from jetssl_cli.objectives.ssfm import SSFMConfig
 from jetssl_cli.objectives.supervised import SupervisedConfig
@@ -22,6 +22,7 @@ from jetssl_cli.runs.finetune import FinetuneConfig, finetune
 from jetssl_cli.runs.keeper import OWN
 from jetssl_cli.runs.optim import OptimConfig
 from jetssl_cli.runs.pretrain import PretrainConfig, pretrain
+from jetssl_cli.runs.processes import Hosts
 from jetssl_cli.runs.signals import Stopped
 from jetssl_cli.runs.snapshot import CheckpointConfig, Snapshots
 
@@ -205,9 +206,12 @@ def killed(cfg, monkeypatch, steps):
 def test_a_killed_run_goes_on_from_its_last_snapshot(whole, jagged, tmp_path, monkeypatch):
     cfg = config(jagged, tmp_path / "run", checkpoint={"every_steps": 2})
     killed(cfg, monkeypatch, 7)
-    names = [path.name for path in Snapshots(cfg.out, cfg.checkpoint).files()]
+    snapshots = Snapshots(cfg.out, cfg.checkpoint)
+    names = [path.name for path in snapshots.files()]
     assert names == ["000000006.safetensors", "000000004.safetensors"]
+    (snapshots.folder / ".000000007.safetensors.partial").touch()  # killed while it wrote
     same_runs(pretrain(resumed(cfg)), whole)
+    assert not snapshots.folder.exists()
 
 
 @pytest.mark.parametrize("saved", [0, 1])
@@ -280,6 +284,60 @@ def test_other_data_are_refused(jagged, tmp_path, stop):
         pretrain(resumed(cfg, data=cfg.data.model_copy(update=files)))
 
 
+def test_other_arithmetic_is_told(whole, jagged, tmp_path, stop, capsys):
+    cfg = config(jagged, tmp_path / "run")
+    stop(3)
+    with pytest.raises(Stopped):
+        pretrain(cfg)
+    snapshots = Snapshots(cfg.out, cfg.checkpoint)
+    found = snapshots.latest()
+    snapshots.write(replace(found, facts={**found.facts, "arithmetic": "bf16-mixed"}))
+    same_runs(pretrain(resumed(cfg)), whole)
+    assert "goes on in 32; it was in bf16-mixed" in capsys.readouterr().err
+
+
+def test_processes_that_see_other_snapshots_are_refused(jagged, tmp_path, stop, monkeypatch):
+    cfg = config(jagged, tmp_path / "run")
+    stop(3)
+    with pytest.raises(Stopped):
+        pretrain(cfg)
+    monkeypatch.setattr(Hosts, "first", lambda _, value: 5.0 if value == 3 else value)
+    with pytest.raises(RunError, match="process 0 sees step 3 as the last, the first one 5"):
+        pretrain(resumed(cfg))
+
+
+def test_a_cut_schema_is_told_before_the_training_goes_on(jagged, tmp_path, stop):
+    cfg = config(jagged, tmp_path / "run")
+    stop(3)
+    with pytest.raises(Stopped):
+        pretrain(cfg)
+    (cfg.out / checkpoint.SCHEMA).write_text("")
+    with pytest.raises(ConfigError, match=r"schema\.yaml"):
+        pretrain(resumed(cfg))
+
+
+def test_encoded_jets_are_of_the_backbone_that_the_run_was_begun_with(
+    whole, jagged, tmp_path, stop
+):
+    cfg = FinetuneConfig(
+        out=tmp_path / "run",
+        backbone=whole,
+        encoder=tiny_config(),
+        objective=SupervisedConfig(frozen=True, pool=PoolConfig(width=8, heads=2)),
+        data=data_config(jagged, in_memory=True),
+        train=train_config(steps=STEPS, precision="32"),
+        cache_embeddings=True,
+        tracking=False,
+    )
+    stop(4)
+    with pytest.raises(Stopped):
+        finetune(cfg)
+    other = pretrain(config(jagged, tmp_path / "other", steps=1))
+    with pytest.raises(RunError, match="the backbone is not the one that the run was begun with"):
+        finetune(cfg.model_copy(update={"resume": True, "backbone": other}))
+    finetune(cfg.model_copy(update={"resume": True}))
+
+
 def test_another_kind_of_device_is_refused(jagged, tmp_path, stop):
     """Random numbers of a GPU, whose generator has a state of 16 bytes, are none of a CPU."""
     cfg = config(jagged, tmp_path / "run")
@@ -297,10 +355,13 @@ def test_another_kind_of_device_is_refused(jagged, tmp_path, stop):
 def test_two_processes_stop_together_and_go_on(jagged, tmp_path, stop):
     """One of them hears the signal; each has random numbers of its own."""
     expected = pretrain(config(jagged, tmp_path / "whole", devices=2))
-    cfg = config(jagged, tmp_path / "run", devices=2)
-    stop(4)
-    with pytest.raises(Stopped, match="after step 4"):
+    often = {"every_steps": 2, "every_minutes": None, "keep": 9}
+    cfg = config(jagged, tmp_path / "run", devices=2, checkpoint=often)
+    stop(5)
+    with pytest.raises(Stopped, match="after step 5"):
         pretrain(cfg)
+    names = [path.stem for path in Snapshots(cfg.out, cfg.checkpoint).files()]
+    assert [int(name) for name in names] == [5, 4, 2]
     same_runs(pretrain(resumed(cfg)), expected)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 
+import h5py
 import pytest
 import torch
 from reference.jets import SIZES, random_batch, tiny_config, tiny_encoder
@@ -15,6 +17,7 @@ from jetssl_cli.data.convert import ConvertConfig, convert
 from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.data.recipe import load_recipe
 from jetssl_cli.data.scaling import fitted_scaling
+from jetssl_cli.encoder.encoder import Encoder
 from jetssl_cli.encoder.pool import PoolConfig
 from jetssl_cli.errors import ConfigError, DataError, OutOfMemoryError, RunError
 from jetssl_cli.objectives.masking import RandomMaskConfig, SubjetMaskConfig
@@ -184,6 +187,31 @@ def test_validation_is_repeatable_and_leaves_training_alone(jagged, tmp_path):
     seldom = run_pretrain(jagged, tmp_path / "seldom", val_every=STEPS)
     assert same_weights(weights(often), weights(seldom))
     assert metrics(often, "val/")[-1] == metrics(seldom, "val/")[-1]
+
+
+def test_a_validation_jet_that_is_not_finite_ends_the_run_at_once(jagged, tmp_path):
+    """And says that it is one of those, before hours of training are lost at the end."""
+    spoiled = tmp_path / "val.h5"
+    shutil.copy(jagged / "val.h5", spoiled)
+    with h5py.File(spoiled, "r+") as file:
+        file["constituents/features"][5, 0] = math.nan
+    with pytest.raises(RunError, match=r"val/.* is not finite after step 3; .* of .*val\.h5 sound"):
+        run_pretrain(jagged, tmp_path / "run", data={"val": (spoiled,)})
+
+
+def test_a_validation_of_a_classifier_encodes_each_jet_once(
+    jagged, backbone, tmp_path, monkeypatch
+):
+    encoded, right = [], Encoder.encode
+    monkeypatch.setattr(
+        Encoder,
+        "encode",
+        lambda self, batch, **more: (
+            encoded.append(batch.packing.num_jets) or right(self, batch, **more)
+        ),
+    )
+    run_finetune(jagged, tmp_path / "run", backbone, steps=1)
+    assert sum(encoded) == 16 + 24
 
 
 def test_a_run_that_time_ends(jagged, tmp_path, monkeypatch, capsys):
