@@ -282,7 +282,9 @@ def _of_this_version(path: Path, cls: type[C], raw: Mapping[str, Any]) -> C:
         lines = sorted(str(err).splitlines(), key=lambda line: "no such setting" not in line)
         more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
         where = "" if str(path) in lines[0] else f"{path}: "
-        raise ConfigError(f"{where}{lines[0]}{more}; was it made by another version of jetssl?") from None
+        raise ConfigError(
+            f"{where}{lines[0]}{more}; was it made by another version of jetssl?"
+        ) from None
 
 
 def match(schema: Schema, expected: Schema, data: str, run: Path) -> None:
