@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic_core import InitErrorDetails, PydanticCustomError, to_jsonable_python
 
 from jetssl_cli.errors import MOST, ConfigError, printable, suggest
 from jetssl_cli.safeyaml import Dumper, parse_yaml, read_yaml
@@ -53,6 +54,13 @@ class Layer:
     """What an error message calls it: a file, or the words of the command line."""
     settings: Mapping[str, Any]
 
+    def get(self, *path: str) -> Any:
+        """What it has for the setting at this path; None if nothing."""
+        value: Any = self.settings
+        for key in path:
+            value = value.get(key) if isinstance(value, Mapping) else None
+        return value
+
     @classmethod
     def read(cls, path: Path) -> Layer:
         """Read a YAML file that holds a mapping."""
@@ -81,6 +89,11 @@ def shipped_file(folder: str, name: str, what: str) -> Path:
 def shipped_names(folder: str) -> list[str]:
     """The presets in a folder, by name."""
     return sorted(file.stem for file in shipped(folder).glob("*.yaml"))
+
+
+def parts(value: object) -> object:
+    """Names with commas between them, as a list; for validators."""
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
 def override_layer(item: str) -> Layer:
@@ -116,6 +129,12 @@ def to_yaml(cfg: Strict) -> str:
     """Write a config as YAML that ``load`` reads back to an equal config."""
     settings = cfg.model_dump(mode="json")
     return yaml.dump(settings, Dumper=Dumper, sort_keys=False)  # ASCII: YAML folds U+0085
+
+
+def to_json(report: object) -> str:
+    """Write a report as JSON; a number that is not finite is null."""
+    plain = to_jsonable_python(report, inf_nan_mode="null", fallback=str)
+    return json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def _lay(
@@ -164,7 +183,9 @@ def _explain(
         known = next((origin[parent] for parent in parents if parent in origin), only)
         source = f"{known}: " if known and not known.startswith("override") else ""
         key = printable(_shortened(".".join(path)))
-        if error["type"] in ("missing", "union_tag_not_found"):
+        if not path:  # a rule of the whole
+            lines.append(rule)
+        elif error["type"] in ("missing", "union_tag_not_found"):
             lines.append(f"{source}{key}: this setting is required")
         else:
             lines.append(f"{source}{key} = {value}: {rule}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 from rich.console import Console
@@ -19,29 +19,31 @@ SECONDS_BETWEEN_LINES = 10.0
 
 def number_of_process() -> int:
     """Number of this process among those that torchrun or srun has started together."""
-    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
+    number = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or ""
+    return int(number) if number.isdecimal() else 0
 
 
 def warn(text: str) -> None:
     """Tell the user of what does not stop the work."""
-    Console(stderr=True).print(
-        f"warning: {text}", style="yellow", soft_wrap=True, highlight=False, markup=False
-    )
+    _say(Console(stderr=True), f"warning: {text}", "yellow")
 
 
 def note(text: str) -> None:
     """Tell the user what is good to know, once."""
-    console = Console(stderr=True, quiet=number_of_process() > 0)
-    console.print(f"note: {text}", soft_wrap=True, highlight=False, markup=False)
+    _say(Console(stderr=True, quiet=number_of_process() > 0), f"note: {text}")
 
 
 def print_error(err: Exception) -> None:
     """Tell the user of a mistake, in one line."""
     number = number_of_process()
     where = f" (process {number})" if number else ""
-    Console(stderr=True).print(
-        f"error{where}: {err}", style="red", highlight=False, markup=False, soft_wrap=True
-    )
+    _say(Console(stderr=True), f"error{where}: {err}", "red")
+
+
+def _say(console: Console, text: str, style: str | None = None) -> None:
+    """Print a line as it stands; a log that cannot be written stops no work."""
+    with suppress(OSError):
+        console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager
@@ -63,12 +65,12 @@ def progress(label: str, total: int | float, unit: str) -> Iterator[Advance]:
 @contextmanager
 def _bar(console: Console, label: str, total: int | float, unit: str) -> Iterator[Advance]:
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn(f"{unit} ·{{task.fields[rate]}}"),
         TimeRemainingColumn(),
-        TextColumn("left {task.fields[note]}"),
+        TextColumn("left {task.fields[note]}", markup=False),
     )
     start = time.monotonic()
     done: int | float = 0
@@ -93,7 +95,7 @@ def _lines(console: Console, label: str, total: int | float, unit: str) -> Itera
     def line(ending: str) -> None:
         rate = f"{_rate(done, start, unit)}, " if unit != "s" else ""
         text = f"{label}: {done:,.0f}/{total:,.0f} {unit}, {rate}{ending} {latest}"
-        console.print(text.rstrip(), highlight=False, soft_wrap=True, markup=False)
+        _say(console, text.rstrip())
 
     def advance(more: int | float, note: str = "") -> None:
         nonlocal done, last, latest

@@ -330,6 +330,13 @@ class TestPretrain:
         told = "--method, --train, --val: needed to begin a run: run holds no run to go on with"
         refused(done, tmp_path, told)
 
+    def test_what_the_own_config_says_is_not_needed(self, jetssl, tmp_path):
+        (tmp_path / "own.yaml").write_text("objective: {name: ssfm}\ndata: {train: [a.h5]}\n")
+        done = jetssl("pretrain", "--config", "own.yaml", "--out", "run")
+        assert "error: --val: needed to begin a run" in done.stderr
+        done = jetssl("pretrain", "--config", "own.yaml", "--out", "run", "data.val=[b.h5]")
+        assert "a.h5: no such file" in done.stderr
+
     def test_where_the_run_is(self, jetssl, tmp_path, words):
         for more in (words[:-2], (*words, "--resume", "run")):
             done = jetssl(*more, "--method", "ssfm")
@@ -415,6 +422,27 @@ def test_evaluate_refuses_bad_scores_in_one_line(jetssl, tmp_path, text, problem
     (tmp_path / "bad.csv").write_text(text)
     words = ("evaluate", "good.csv", "bad.csv", "--out", "tables", "--report", "report.html")
     refused(jetssl(*words), tmp_path, "bad.csv", problem, kept=["good.csv", "bad.csv"])
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_log_that_cannot_be_written_stops_no_work():
+    work = (
+        "from jetssl_cli.progress import note, progress, warn\nwarn('a'); note('b')\n"
+        "with progress('c', 1, 'jets') as advance: advance(1)\nprint('done')"
+    )
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        command = [sys.executable, "-c", work]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=full, check=False)
+    assert (done.returncode, done.stdout) == (0, b"done\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_result_that_cannot_be_written_is_one_line():
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        command = [sys.executable, "-m", "jetssl_cli", "--version"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode
+    assert b"Traceback" not in done.stderr
 
 
 def test_evaluate_refuses_an_unknown_format(jetssl, tmp_path):

@@ -350,12 +350,15 @@ def test_what_is_said_of_a_run_that_goes_on_is_compared_with_it(tmp_path: Path) 
     (run / CONFIG).write_text(to_yaml(pretrain.load_config("ssfm", "tiny", WORDS)))
     words = Layer("words", {**WORDS.settings, "out": str(run), "resume": True})
     own.write_text("data: {workers: 3}\n")
-    assert pretrain.load_config(None, "base", words, config=own).data.workers == 3
+    assert pretrain.load_config(None, None, words, config=own).data.workers == 3
+    assert pretrain.load_config(None, "tiny", words, config=own).data.workers == 3
     own.write_text("optim: {lr: 0.5}\n")
     with pytest.raises(ConfigError, match=r"optim\.lr = 0\.5: the run in .*run has"):
-        pretrain.load_config(None, "base", words, config=own)
+        pretrain.load_config(None, None, words, config=own)
+    with pytest.raises(ConfigError, match=r"--size small: the run in .* has another encoder"):
+        pretrain.load_config(None, "small", words)
     with pytest.raises(ConfigError, match=r"--method mpm: the run in .* is one of ssfm"):
-        pretrain.load_config("mpm", "base", words)
+        pretrain.load_config("mpm", None, words)
     tuned = Layer("words", {**WORDS.settings, "backbone": str(run)})
     cfg = finetune.load_config(run, tuned)
     (tmp_path / CONFIG).write_text(to_yaml(cfg))
@@ -363,6 +366,23 @@ def test_what_is_said_of_a_run_that_goes_on_is_compared_with_it(tmp_path: Path) 
     assert finetune.load_config(None, again, task="classify").encoder == cfg.encoder
     with pytest.raises(ConfigError, match=r"--task vertex: the run in .* is one of supervised"):
         finetune.load_config(None, again, task="vertex")
+
+
+def test_a_resolved_config_repeats_its_run(tmp_path: Path) -> None:
+    """It says the method and the backbone as well; another method beside it is refused."""
+    own = tmp_path / "own.yaml"
+    cfg = pretrain.load_config("jepa", "small", WORDS, overrides=["optim.lr=0.1"])
+    own.write_text(to_yaml(cfg))
+    assert pretrain.load_config(None, None, Layer("words", {"out": "o"}), config=own) == cfg
+    with pytest.raises(ConfigError, match=r"--method dino: .*own\.yaml is of jepa"):
+        pretrain.load_config("dino", None, WORDS, config=own)
+    (tmp_path / CONFIG).write_text(to_yaml(cfg))
+    words = Layer("words", {**WORDS.settings, "backbone": str(tmp_path)})
+    tuned = finetune.load_config(tmp_path, words, task="vertex")
+    own.write_text(to_yaml(tuned))
+    assert finetune.load_config(None, Layer("words", {"out": "o"}), config=own) == tuned
+    with pytest.raises(ConfigError, match=r"--task track-origin: .*own\.yaml is of vertex"):
+        finetune.load_config(None, words, task="track-origin", config=own)
 
 
 def test_there_are_presets_and_recipes_of_every_kind() -> None:

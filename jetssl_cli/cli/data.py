@@ -199,15 +199,14 @@ def tokenize(
     from jetssl_cli.data.tokenizer import TokenizeConfig
     from jetssl_cli.data.tokenizer import tokenize as run
 
-    report = run(
-        TokenizeConfig(
-            files=tuple(files),
-            clusters=clusters,
-            num_jets=num_jets,
-            max_constituents=max_constituents,
-            seed=seed,
-        )
-    )
+    settings = {
+        "files": list(map(str, files)),
+        "clusters": clusters,
+        "num_jets": num_jets,
+        "max_constituents": max_constituents,
+        "seed": seed,
+    }
+    report = run(load(TokenizeConfig, [Layer(COMMAND_LINE, settings)]))
     if as_json:
         print_json(report)
         return

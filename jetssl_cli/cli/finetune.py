@@ -193,8 +193,10 @@ def finetune(
     mixture |= {"num_signal": num_signal, "num_background": num_background}
     mixture = {name: value for name, value in mixture.items() if value is not None}
     data = {"subset": num_jets, "in_memory": True if held else None, "mixture": mixture or None}
+    loop |= {"patience": patience}
+    words |= encoder_options(attention)
     options = run_options(
-        out, resume, needed, loop | {"patience": patience}, words | encoder_options(attention), data
+        out, resume, needed, loop, words, data, config=config, overrides=overrides
     )
     cfg = load_config(backbone, options, task=task, config=config, overrides=overrides or [])
     execute(cfg, lambda: run(cfg), dry=dry_run, as_json=as_json)

@@ -6,7 +6,10 @@ calls one function and prints its result.
 
 from __future__ import annotations
 
+import errno
+import io
 import sys
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -28,6 +31,8 @@ from jetssl_cli.cli import (
 from jetssl_cli.errors import JetSSLError
 from jetssl_cli.progress import print_error
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""Errors of writing which are not the command's fault."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells and typer have it."""
 
@@ -57,15 +62,18 @@ def root(
 
 def main() -> None:
     """Run the command; print a user's mistake in plain words and exit with its code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        with suppress(OSError):
+            sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no text
     try:
         app()
     except JetSSLError as err:
         print_error(err)
         sys.exit(err.code)
     except OSError as err:  # such as a folder that may not be looked into
-        if err.filename is None or err.strerror is None:
+        if err.strerror is None or (err.filename is None and err.errno not in FULL):
             raise
-        print_error(JetSSLError(f"{err.filename}: {err.strerror}"))
+        print_error(JetSSLError(f"{err.filename or 'standard output'}: {err.strerror}"))
         sys.exit(JetSSLError.code)
     except SystemExit as end:
         if end.code == INTERRUPTED:

@@ -53,13 +53,14 @@ def pretrain(
     out: Out = None,
     resume: Resume = None,
     size: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="NAME",
             help="Size of the encoder: tiny, small or base.",
+            show_default="base",
             autocompletion=preset("configs/size"),
         ),
-    ] = "base",
+    ] = None,
     config: OwnConfig = None,
     steps: Steps = None,
     jets: Jets = None,
@@ -77,6 +78,7 @@ def pretrain(
 
     loop = {"steps": steps, "jets": jets, "max_time": max_time, "devices": devices, "nodes": nodes}
     needed = {"method": method, "train": train, "val": val}
-    options = run_options(out, resume, needed, loop, encoder_options(attention))
+    words = encoder_options(attention)
+    options = run_options(out, resume, needed, loop, words, config=config, overrides=overrides)
     cfg = load_config(method, size, options, config=config, overrides=overrides or [])
     execute(cfg, lambda: run(cfg), dry=dry_run, as_json=as_json)

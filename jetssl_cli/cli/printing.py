@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import typer
-from pydantic_core import to_jsonable_python
 from rich.console import Console
 from rich.table import Table
 
-from jetssl_cli.progress import number_of_process
+from jetssl_cli.config import to_json
 
 if TYPE_CHECKING:
     from jetssl_cli.runs.dryrun import DryRun
 
 
-def tell(text: str) -> None:
-    """Print a result, once."""
-    if number_of_process() == 0:
-        typer.echo(text)
-
-
 def print_json(report: object) -> None:
-    """Print a report as it is, once; a number that is not finite is null."""
-    plain = to_jsonable_python(report, inf_nan_mode="null", fallback=str)
-    tell(json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False))
+    """Print a report as it is; a number that is not finite is null."""
+    typer.echo(to_json(report))
 
 
 def print_table(table: Table) -> None:

@@ -75,6 +75,9 @@ def evaluate(
         int, typer.Option(metavar="N", min=100, help="Replicas of the bootstrap.")
     ] = 1000,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of the bootstrap.")] = 0,
+    tracking: Annotated[
+        bool, typer.Option("--tracking/--no-tracking", help="Record the figures with MLflow.")
+    ] = True,
     fmt: Annotated[
         str,
         typer.Option(
@@ -111,6 +114,7 @@ def evaluate(
         groups=tuple(group or ()),
         replicas=bootstrap,
         seed=seed,
+        tracking=tracking,
     )
     table = render(run(cfg), format=fmt, confusion=confusion)
     if isinstance(table, str):

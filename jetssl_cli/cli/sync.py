@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from jetssl_cli.cli.options import AsJson
 from jetssl_cli.cli.printing import print_json
+from jetssl_cli.errors import JetSSLError
+
+if TYPE_CHECKING:
+    from jetssl_cli.runs.sync import SyncReport
 
 room = typer.Typer()
 
@@ -31,14 +35,24 @@ def sync(
     from jetssl_cli.runs.sync import SyncConfig
     from jetssl_cli.runs.sync import sync as run
 
-    reports = run(SyncConfig(runs=tuple(runs)))
+    reports = []
+    try:
+        for report in run(SyncConfig(runs=tuple(runs))):
+            reports.append(report)
+            if not as_json:
+                _print(report)
+    except JetSSLError:
+        if as_json and reports:  # what was sent before one failed
+            print_json(reports)
+        raise
     if as_json:
-        print_json(list(reports))
-        return
-    for report in reports:
-        told = ["parameters"] * report.parameters
-        told += [f"{report.measurements:,} measurements"] * bool(report.measurements)
-        told += [f"status {report.status}"] * bool(report.status)
-        what = f"{', '.join(told)} sent to" if told else "nothing to send, all is at"
-        new = ", new" if report.made else ""
-        typer.echo(f"{report.run}: {what} {report.uri} (run {report.run_id}{new})")
+        print_json(reports)
+
+
+def _print(report: SyncReport) -> None:
+    told = ["parameters"] * report.parameters
+    told += [f"{report.measurements:,} measurements"] * bool(report.measurements)
+    told += [f"status {report.status}"] * bool(report.status)
+    what = f"{', '.join(told)} sent to" if told else "nothing to send, all is at"
+    new = ", new" if report.made else ""
+    typer.echo(f"{report.run}: {what} {report.uri} (run {report.run_id}{new})")

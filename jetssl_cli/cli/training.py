@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from jetssl_cli.cli.options import COMMAND_LINE
-from jetssl_cli.cli.printing import print_dry_run, print_json, tell
-from jetssl_cli.config import Layer, to_yaml
+from jetssl_cli.cli.printing import print_dry_run, print_json
+from jetssl_cli.config import Layer, override_layer, to_yaml
 from jetssl_cli.errors import ConfigError
 from jetssl_cli.progress import number_of_process
 
@@ -90,6 +90,13 @@ DryRun = Annotated[
 ]
 
 
+NEEDED = {
+    "method": ("objective", "name"), "backbone": ("backbone",), "train": ("data", "train"),
+    "val": ("data", "val"),
+}  # fmt: skip
+"""Options that a new run needs, and the setting by which a file or an override says the same."""
+
+
 def run_options(
     out: Path | None,
     resume: Path | None,
@@ -97,14 +104,25 @@ def run_options(
     loop: dict[str, int | str | None],
     words: dict[str, Any],
     data: Mapping[str, object] | None = None,
+    *,
+    config: Path | None = None,
+    overrides: Sequence[str] | None = None,
 ) -> Layer:
-    """What the options say; those that a new run needs may be missing where one goes on."""
+    """What the options say; those that a new run needs may be missing where one goes on.
+
+    They may also be said by the user's file or by overrides.
+    """
     from jetssl_cli.runs.checkpoint import is_begun
 
     folder = out or resume
     if folder is None or (out and resume):
         raise ConfigError("one of --out and --resume is needed, to say where the run is")
-    missing = [f"--{name}" for name, value in needed.items() if value is None]
+    said = [*([Layer.read(config)] if config else []), *map(override_layer, overrides or ())]
+    missing = [
+        f"--{name}"
+        for name, value in needed.items()
+        if value is None and all(layer.get(*NEEDED[name]) is None for layer in said)
+    ]
     if missing and not (resume and is_begun(resume)):
         why = f": {resume} holds no run to go on with" if resume else ""
         raise ConfigError(f"{', '.join(missing)}: needed to begin a run{why}")
@@ -138,10 +156,16 @@ def train(
         else:
             print_dry_run(to_yaml(cfg), report)
         return
+    from jetssl_cli.runs.checkpoint import is_complete
+
+    complete = cfg.resume and is_complete(cfg.out)
     out = run()
-    if as_json and number_of_process() == 0:
+    if number_of_process():  # the first one tells
+        return
+    if as_json:
         from jetssl_cli.runs.tracking import latest
 
         print_json({"run": out, "measured": latest(out)})
-    elif not as_json:
-        tell(f"{out}: {cfg.command.removesuffix('e')}ed")
+    else:
+        done = f"{cfg.command.removesuffix('e')}ed"
+        typer.echo(f"{out}: was {done} already" if complete else f"{out}: {done}")

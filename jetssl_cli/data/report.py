@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from jetssl_cli.config import to_json
 from jetssl_cli.data.inspect import ColumnReport, InspectReport, TruthReport
 from jetssl_cli.errors import ConfigError, suggest
 
@@ -48,7 +49,7 @@ def render(report: InspectReport, *, format: str) -> RenderableType:
     """
     check_format(format)
     if format == "json":
-        return report.model_dump_json(indent=2) + "\n"
+        return to_json(report) + "\n"
     parts = [part for part in _parts(report) if part.rows]
     return "\n".join(map(_markdown, parts)) if format == "markdown" else Group(*map(_rich, parts))
 

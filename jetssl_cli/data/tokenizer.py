@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from jetssl_cli.config import Strict
@@ -74,7 +74,7 @@ class TokenizeConfig(Strict):
     """It is fitted on the first so many jets."""
     max_constituents: PositiveInt = 64
     """And on the first so many constituents of each."""
-    seed: NonNegativeInt = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of the clustering."""
 
     @property

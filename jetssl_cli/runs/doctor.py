@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 import torch
@@ -27,7 +27,7 @@ from jetssl_cli.batch import Packing
 from jetssl_cli.config import Strict
 from jetssl_cli.encoder.attention import Backend, cpu_capabilities, has_fast_bf16, plan, require
 from jetssl_cli.errors import ConfigError, nearest
-from jetssl_cli.runs.sync import DEFAULT_URI
+from jetssl_cli.runs.sync import shown_uri
 
 EXTRAS = {
     "flash": ("flash-attn",),
@@ -182,13 +182,24 @@ def _disk(folder: Path) -> Iterator[Finding]:
 
 
 def _tracking() -> Iterator[Finding]:
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
-    parts = urlsplit(uri)
-    shown = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))  # no password
+    shown = shown_uri()
+    try:
+        parts = urlsplit(shown)
+    except ValueError as err:
+        advice = "MLFLOW_TRACKING_URI: an address is needed such as http://host:5000"
+        found = f"{shown}: {_line(err)}"
+        yield Finding(name="MLflow", state="broken", found=found, advice=advice)
+        return
     scheme = parts.scheme.partition("+")[0]
     if scheme not in ("", *STORES) and (near := nearest(scheme, STORES)):
         advice = f"MLFLOW_TRACKING_URI: did you mean {near!r}?"
         found = f"{shown}: no store is named by {scheme!r}"
+        yield Finding(name="MLflow", state="broken", found=found, advice=advice)
+        return
+    folder = Path(shown.partition("sqlite:///")[2]).parent
+    if scheme == "sqlite" and not os.access(folder, os.W_OK):
+        advice = "MLFLOW_TRACKING_URI: a folder that can be written is needed"
+        found = f"{shown}: cannot be written"
         yield Finding(name="MLflow", state="broken", found=found, advice=advice)
         return
     if parts.scheme not in ("http", "https"):

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from pydantic import ByteSize, Field, NonNegativeInt, PositiveInt, model_validator
 
-from jetssl_cli.config import Layer, load, shipped_file
+from jetssl_cli.config import Layer, load, override_layer, shipped_file
 from jetssl_cli.data.mixed import SAMPLES
 from jetssl_cli.data.recipe import Schema
 from jetssl_cli.data.sample import Sample
@@ -141,10 +141,12 @@ def load_config(
     """Lay the preset, what the backbone fixes, the user's file, options and overrides in order.
 
     The preset is that of the task, which is that of the user's file or classification if not given.
+    The backbone may be that of the file, or of an override.
 
     Raises:
-        ConfigError: no such task, or a setting that is not valid.
-        RunError: ``backbone`` is not a pretraining run.
+        ConfigError: no such task, a setting that is not valid, or what is asked for is not what the
+            file, or the run that goes on, has.
+        RunError: the backbone is not a pretraining run.
     """
     run = checkpoint.resumed(options)
     if run is not None:
@@ -152,9 +154,32 @@ def load_config(
         if task is not None and (name := cfg.objective.name) != _objective_of(task):
             raise ConfigError(f"--task {task}: the run in {run} is one of {name}")
         return cfg
-    assert backbone is not None
-    preset = Layer.read(shipped_file("configs/finetune", task or _task_of(config), "task"))
+    own_file = [Layer.read(config)] if config else []
+    named = next((layer.get("objective", "name") for layer in own_file), None)
+    if task and named not in (None, _objective_of(task)):
+        raise ConfigError(f"--task {task}: {config} is of {named}")
+    said = [*reversed([*own_file, *map(override_layer, overrides)])]
+    found = [backbone, *(layer.get("backbone") for layer in said)]
+    backbone = Path(next((str(path) for path in found if path is not None), ""))
     source = checkpoint.read_config(backbone, PretrainConfig)
+    task = task or ("classify" if named in (None, "supervised") else str(named))
+    return on_backbone(source, backbone, [*own_file, options], task=task, overrides=overrides)
+
+
+def on_backbone(
+    source: PretrainConfig,
+    backbone: Path,
+    layers: Sequence[Layer],
+    *,
+    task: str = "classify",
+    overrides: Sequence[str] = (),
+) -> FinetuneConfig:
+    """Lay the preset of a task, what a backbone fixes, layers and overrides in order.
+
+    Raises:
+        ConfigError: no such task, or a setting that is not valid.
+    """
+    preset = Layer.read(shipped_file("configs/finetune", task, "task"))
     inherited = {
         "encoder": source.encoder.model_dump(mode="json", exclude={"attention"}),
         "data": {
@@ -162,9 +187,8 @@ def load_config(
             "max_constituents": source.data.max_constituents,
         },
     }
-    layers = [preset, Layer(str(backbone / checkpoint.CONFIG), inherited)]
-    layers += [Layer.read(config)] if config else []
-    return load(FinetuneConfig, budget.latest([*layers, options], overrides))
+    layers = [preset, Layer(str(backbone / checkpoint.CONFIG), inherited), *layers]
+    return load(FinetuneConfig, budget.latest(layers, overrides))
 
 
 def finetune(cfg: FinetuneConfig) -> Path:
@@ -319,10 +343,3 @@ def _check_mode(cfg: FinetuneConfig) -> None:
 
 def _objective_of(task: str) -> str:
     return str(read_yaml(shipped_file("configs/finetune", task, "task"))["objective"]["name"])
-
-
-def _task_of(config: Path | None) -> str:
-    """The task of a user's file; classification where it names none."""
-    objective = read_yaml(config).get("objective") if config else None
-    name = objective.get("name", "supervised") if isinstance(objective, dict) else "supervised"
-    return "classify" if name == "supervised" else str(name)

@@ -34,7 +34,7 @@ class PretrainConfig(RunConfig):
 
 def load_config(
     method: str | None,
-    size: str,
+    size: str | None,
     options: Layer,
     *,
     config: Path | None = None,
@@ -42,27 +42,40 @@ def load_config(
 ) -> PretrainConfig:
     """Lay presets, the user's file, options and overrides over each other, in this order.
 
-    The presets are that of the method, that of the size, and what the method has different at this
-    size, if anything.
+    The presets are that of the method, which may also be that of the user's file, that of the size
+    (base if not given), and what the method has different at this size, if anything.
 
     Raises:
-        ConfigError: no such method or size, or a setting that is not valid.
+        ConfigError: no such method or size, a setting that is not valid, or what is asked for is
+            not what the file, or the run that goes on, has.
     """
+    own_file = [Layer.read(config)] if config else []
     run = checkpoint.resumed(options)
     if run is not None:
         cfg = checkpoint.continued(PretrainConfig, run, options, overrides, config)
         if method not in (None, cfg.objective.name):
             raise ConfigError(f"--method {method}: the run in {run} is one of {cfg.objective.name}")
+        if size is not None:
+            own = {"data": cfg.data.model_dump(mode="json")}
+            layers = [Layer("run", own), *_presets(cfg.objective.name, size), *own_file, options]
+            wanted = load(PretrainConfig, budget.latest(layers, overrides)).encoder
+            if wanted.anywhere != cfg.encoder.anywhere:
+                raise ConfigError(f"--size {size}: the run in {run} has another encoder")
         return cfg
-    method = method or ""
-    layers = [
+    said = next((layer.get("objective", "name") for layer in own_file), None)
+    if method and said and said != method:
+        raise ConfigError(f"--method {method}: {config} is of {said}")
+    layers = [*_presets(method or str(said or ""), size or "base"), *own_file, options]
+    return load(PretrainConfig, budget.latest(layers, overrides))
+
+
+def _presets(method: str, size: str) -> list[Layer]:
+    both = shipped("configs") / "pretrain" / method / f"{size}.yaml"
+    return [
         Layer.read(shipped_file("configs/pretrain", method, "method")),
         Layer.read(shipped_file("configs/size", size, "size")),
+        *([Layer.read(both)] if both.is_file() else []),
     ]
-    both = shipped("configs") / "pretrain" / method / f"{size}.yaml"
-    layers += [Layer.read(both)] if both.is_file() else []
-    layers += [Layer.read(config)] if config else []
-    return load(PretrainConfig, budget.latest([*layers, options], overrides))
 
 
 def pretrain(cfg: PretrainConfig) -> Path:

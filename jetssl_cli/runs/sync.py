@@ -99,7 +99,7 @@ def sync(cfg: SyncConfig) -> Iterator[SyncReport]:
             except RunError:
                 raise
             except Exception as err:  # whatever a server does
-                raise RunError(f"{run}: MLflow at {_uri()}: {reason(err)}") from None
+                raise RunError(f"{run}: MLflow at {shown_uri()}: {reason(err)}") from None
 
 
 class Mirror:
@@ -142,7 +142,7 @@ class Mirror:
             self._note(status=status)
         return SyncReport(
             run=self._folder,
-            uri=_uri(),
+            uri=shown_uri(),
             run_id=self._sent.run,
             made=not before.run,
             parameters=not before.parameters,
@@ -171,7 +171,7 @@ class Mirror:
             if err.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             raise RunError(
-                f"{self._folder}: MLflow at {_uri()} has no run {self._sent.run}; set "
+                f"{self._folder}: MLflow at {shown_uri()} has no run {self._sent.run}; set "
                 f"MLFLOW_TRACKING_URI, or remove {self._folder / RUN_ID} to make a new run"
             ) from None
 
@@ -266,7 +266,8 @@ def _client() -> MlflowClient:
     return MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI)
 
 
-def _uri() -> str:
+def shown_uri() -> str:
+    """Where MLflow is, without a password."""
     uri = os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
     return re.sub(r"//[^/@]*@", "//", uri)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from jetssl_cli.batch import CPU, JetBatch
 from jetssl_cli.config import Strict
@@ -38,7 +38,7 @@ class GenerateConfig(Strict):
     """Jagged file of the generated jets."""
     num_jets: PositiveInt | None = None
     """Generate the first so many jets of the file only."""
-    seed: NonNegativeInt = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of the masks and of everything that is drawn."""
     steps: PositiveInt = 50
     """Steps of the integration (ssfm)."""

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from pydantic import BeforeValidator, Field, PositiveInt
 
-from jetssl_cli.config import Layer, Strict
+from jetssl_cli.config import Layer, Strict, parts
 from jetssl_cli.data.stream import look
 from jetssl_cli.data.workers import share
 from jetssl_cli.errors import ConfigError, DataError, suggest
@@ -41,20 +41,16 @@ BASELINES: tuple[Mode, ...] = ("from-scratch", "random")
 VALIDATIONS = 40
 
 
-def _parts(value: object) -> object:
-    return value.split(",") if isinstance(value, str) else value
-
-
 class ScanConfig(Strict):
     """What to finetune, on how many labels, and how."""
 
     backbones: tuple[Path, ...] = Field(min_length=1)
     """Folders of pretraining runs."""
-    num_jets: Annotated[tuple[PositiveInt, ...], BeforeValidator(_parts), Field(min_length=1)]
+    num_jets: Annotated[tuple[PositiveInt, ...], BeforeValidator(parts), Field(min_length=1)]
     """Numbers of labelled jets."""
     seeds: PositiveInt = 3
     """So many trainings of each kind: other jets, other weights."""
-    modes: Annotated[tuple[Mode, ...], BeforeValidator(_parts), Field(min_length=1)] = (
+    modes: Annotated[tuple[Mode, ...], BeforeValidator(parts), Field(min_length=1)] = (
         "frozen", "full", "from-scratch", "random",
     )  # fmt: skip
     """What becomes of the backbone."""
@@ -158,6 +154,8 @@ def plan(cfg: ScanConfig) -> list[Point]:
     if twice:
         raise ConfigError(f"two backbones are called {twice[0]!r}; rename one of them")
     schema, sizes = look([cfg.train])
+    for file in (cfg.val, cfg.test):  # before the first training
+        look([file])
     if max(cfg.num_jets) > sum(sizes):
         raise DataError(f"{cfg.train}: has {sum(sizes)} jets, {max(cfg.num_jets)} are wanted")
     rejected = [name for name in schema.classes if name in WORKING_POINTS]

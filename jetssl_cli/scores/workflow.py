@@ -23,7 +23,7 @@ from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import Any
 
-from jetssl_cli.config import Strict, shipped, to_yaml
+from jetssl_cli.config import Layer, Strict, load, shipped, to_yaml
 from jetssl_cli.errors import ConfigError, RunError
 from jetssl_cli.runs.lock import locked
 from jetssl_cli.runs.signals import Stopped
@@ -44,11 +44,8 @@ JOBS = re.compile(r"^(\w+) +(\d+)$", re.MULTILINE)
 """A line of what Snakemake says of the jobs to come."""
 PICTURES = (".png", ".svg")
 PROFILES = ("local", "slurm")
-FREE = {
-    "out", "methods", "seeds", "profile", "jobs", "data_jobs", "threads", "container",
-    "container_args", "slurm", "snakemake",
-}  # fmt: skip
-"""Settings that may differ from those a folder was begun with: more of the same, or elsewhere."""
+JETCLASS = ("train_100M", "val_5M", "test_20M")
+"""Folders of JetClass."""
 STDERR = 2
 """Where all that Snakemake says goes: standard output is for the report."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -87,7 +84,7 @@ def workflow(cfg: WorkflowConfig) -> WorkflowReport:
     """
     _require(cfg)
     with locked(cfg.out) as hand_over:
-        _require_same(cfg)
+        cfg = _as_begun(cfg)
         (cfg.out / CONFIG).write_text(to_yaml(cfg), encoding="utf-8")
         code = _watch(_snakemake(cfg, cfg.out, cfg.out / CONFIG), cfg.out, hand_over)
     if code:
@@ -160,7 +157,7 @@ def _taken(benchmark: Path) -> float:
 def _asked(cfg: WorkflowConfig, *words: str) -> str:
     """What Snakemake answers; in an empty folder, if there is none yet."""
     _require(cfg)
-    _require_same(cfg)
+    cfg = _as_begun(cfg)
     with TemporaryDirectory() as away:
         config = Path(away) / CONFIG
         config.write_text(to_yaml(cfg), encoding="utf-8")
@@ -208,20 +205,49 @@ def _require(cfg: WorkflowConfig) -> None:
         )
     if cfg.container and not (shutil.which("apptainer") or shutil.which("singularity")):
         raise ConfigError(f"container = {cfg.container}: needs Apptainer, which is not there")
+    if cfg.jetclass is not None:
+        missing = [name for name in JETCLASS if not (cfg.jetclass / name).is_dir()]
+        if missing:
+            raise ConfigError(f"--jetclass {cfg.jetclass}: has no folder {missing[0]}")
+    _require_trainings(cfg)
 
 
-def _require_same(cfg: WorkflowConfig) -> None:
-    """Check that what is in the folder was made with the same settings, as far as they matter."""
+def _require_trainings(cfg: WorkflowConfig) -> None:
+    """Check the settings of all trainings, hours before the first one begins."""
+    from jetssl_cli.runs import finetune, pretrain
+
+    data = {"train": ["train.h5"], "val": ["val.h5"]}
+    for method in cfg.methods:
+        words = Layer("pretrain.settings", {"out": method, "data": data})
+        source = pretrain.load_config(method, cfg.size, words, overrides=cfg.pretrain.settings)
+        words = Layer("finetune.settings", {"out": method, "backbone": method, "data": data})
+        finetune.on_backbone(source, Path(method), [words], overrides=cfg.finetune.settings)
+
+
+def _as_begun(cfg: WorkflowConfig) -> WorkflowConfig:
+    """The same, with the baselines that are in its folder.
+
+    Raises:
+        ConfigError: what is in the folder was made with other settings that matter.
+    """
     path = cfg.out / CONFIG
     if not path.exists():
-        return
-    old = _flat(read_yaml(path))
-    for key, value in _flat(cfg.model_dump(mode="json", exclude=FREE)).items():
-        if old.get(key) != value:
-            raise ConfigError(
-                f"{key} = {value}: the workflow in {cfg.out} has {old.get(key)}; choose another "
-                "--out"
-            )
+        return cfg.model_copy(update={"baselines_of": cfg.plain})
+    before = read_yaml(path)
+    old = _flat(before)
+    made_of = {
+        ("jetclass", "simulate"): (cfg.out / "data").exists(),
+        ("size", "pretrain", "finetune"): any((cfg.out / "runs").glob("*/*")),
+    }
+    for keys, made in made_of.items():
+        for key, value in _flat(cfg.model_dump(mode="json", include=set(keys))).items():
+            if made and old.get(key) != value:
+                raise ConfigError(
+                    f"{key} = {value}: the workflow in {cfg.out} has {old.get(key)}; choose "
+                    "another --out"
+                )
+    begun = load(WorkflowConfig, [Layer(str(path), before)])
+    return cfg.model_copy(update={"baselines_of": cfg.baselines_of or begun.plain})
 
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,16 +10,12 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt
 
-from jetssl_cli.config import Layer, Strict, load, shipped_file, shipped_names
-from jetssl_cli.errors import suggest
+from jetssl_cli.config import Layer, Strict, load, parts, shipped_file, shipped_names
+from jetssl_cli.errors import ConfigError, suggest
 from jetssl_cli.runs.budget import seconds
 from jetssl_cli.safeyaml import read_yaml
 
 PRESETS = "configs/pretrain"
-
-
-def _parts(value: object) -> object:
-    return value.split(",") if isinstance(value, str) else value
 
 
 def _methods(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -32,13 +28,21 @@ def _methods(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+def _size(name: str) -> str:
+    shipped_file("configs/size", name, "size")
+    return name
+
+
 def _number(value: object) -> object:
     return int(value) if isinstance(value, str) and value.isdecimal() else value
 
 
 def _jets_or_time(value: int | str) -> int | str:
     if isinstance(value, str):
-        seconds(value)
+        try:
+            seconds(value)
+        except ValueError as err:
+            raise ValueError(f"a number of jets, or {err}") from None
     return value
 
 
@@ -99,10 +103,10 @@ class WorkflowConfig(Strict):
 
     out: Path = Path("workflow")
     """Folder of all that is made."""
-    size: str
+    size: Annotated[str, AfterValidator(_size)]
     """Size of the encoders."""
     methods: Annotated[
-        tuple[str, ...], BeforeValidator(_parts), AfterValidator(_methods), Field(min_length=1)
+        tuple[str, ...], BeforeValidator(parts), AfterValidator(_methods), Field(min_length=1)
     ] = Field(default_factory=all_methods)
     """Methods of pretraining."""
     seeds: PositiveInt = 3
@@ -126,6 +130,9 @@ class WorkflowConfig(Strict):
     """Image that has jetssl, for Apptainer: a file, or docker://..."""
     container_args: str = ""
     """Options of Apptainer, such as --nv."""
+    baselines_of: str | None = None
+    """The method whose backbones give the baselines their architecture; in a folder that holds a
+    workflow the one that it began with."""
     slurm: SlurmConfig = SlurmConfig()
     snakemake: tuple[str, ...] = ()
     """Further words for Snakemake, such as files to make instead of the report."""
@@ -134,8 +141,10 @@ class WorkflowConfig(Strict):
     def plain(self) -> str:
         """The method whose backbones give the baselines their architecture.
 
-        The first one that leaves the architecture as the size has it.
+        As told, or the first one that leaves the architecture as the size has it.
         """
+        if self.baselines_of in self.methods:
+            return self.baselines_of
         own = {
             name: "encoder" in read_yaml(shipped_file(PRESETS, name, "method"))
             for name in self.methods
@@ -162,4 +171,7 @@ def load_config(
         *([Layer.read(config)] if config else []),
         options,
     ]
-    return load(WorkflowConfig, layers, overrides)
+    cfg = load(WorkflowConfig, layers, overrides)
+    if cfg.size != size:
+        raise ConfigError(f"size = {cfg.size}: say --size {cfg.size}, which has numbers of its own")
+    return cfg

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 
 import pytest
@@ -31,6 +33,27 @@ def ask(tmp_path, monkeypatch, capsys):
 def test_numbers_that_are_not_finite_are_null(capsys):
     print_json({"loss": float("nan"), "rejection": float("inf"), "path": "é"})
     assert capsys.readouterr().out == '{\n  "loss": null,\n  "rejection": null,\n  "path": "é"\n}\n'
+
+
+def test_one_of_several_tasks_of_a_job_answers_for_itself(ask, jagged, monkeypatch):
+    """Only trainings are run by several processes together."""
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    assert ask("inspect", jagged / "val.h5")["num_jets"]
+    monkeypatch.setenv("RANK", "x")
+    assert ask("merge", jagged / "val.h5", "--out", "a.h5")["num_jets"]
+
+
+def test_names_that_are_no_text(jagged, tmp_path):
+    path = os.fsencode(tmp_path) + b"/n\xff.h5"
+    with open(path, "wb") as file:  # noqa: PTH123
+        file.write((jagged / "val.h5").read_bytes())
+    for words in (("inspect", "--json"), ("verify", "--json"), ("verify",)):
+        command = [sys.executable, "-m", "jetssl_cli", words[0], path, *words[1:]]
+        strict = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+        done = subprocess.run(command, env=strict, capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "n\\udcff.h5" in done.stdout.decode()
+        assert "--json" not in words or json.loads(done.stdout)
 
 
 def test_commands_on_data(ask, samples):

@@ -79,6 +79,8 @@ def test_the_tracking_server_is_asked(tmp_path, monkeypatch):
     [
         ("MLFLOW_TRACKING_URL", "http://localhost:5000", "MLFLOW_TRACKING_URL", "_TRACKING_URI?"),
         ("MLFLOW_TRACKING_URI", "htpp://localhost:5000", "MLflow", "'http'?"),
+        ("MLFLOW_TRACKING_URI", "http://[::1", "MLflow", "http://host:5000"),
+        ("MLFLOW_TRACKING_URI", "sqlite:////no/such/folder/a.db", "MLflow", "is needed"),
     ],
 )
 def test_a_misspelled_setting_of_mlflow(tmp_path, monkeypatch, name, value, where, meant):

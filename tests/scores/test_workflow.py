@@ -101,7 +101,9 @@ def test_the_jobs_can_be_drawn(jetssl: Run, tmp_path: Path) -> None:
     ("settings", "message"),
     [
         ({"methods": "mpm,sfm"}, "no method 'sfm'; did you mean 'ssfm'?"),
-        ({"methods": "mpm,mpm"}, "a method is named twice"),
+        ({"methods": "mpm, mpm"}, "a method is named twice"),
+        ({"size": "huge"}, "no size 'huge'"),
+        ({"size": "small"}, "size = small: say --size small"),
         ({"pretrain": {"budget": "24 hours"}}, "a time such as 2d, 24h, 1h30m, 90m or 45s"),
         ({"pretrain": {"budget": "0"}}, "Input should be greater than 0"),
         ({"slurm": {"acount": "a"}}, "slurm.acount = 'a': no such setting; did you mean 'account'"),
@@ -125,6 +127,14 @@ def test_what_is_missing_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
             module.workflow(cfg.model_copy(update={"profile": "slurm"}))
         with pytest.raises(ConfigError, match="container = image: needs Apptainer"):
             module.workflow(cfg.model_copy(update={"container": "image"}))
+        with pytest.raises(ConfigError, match="has no folder train_100M"):
+            module.workflow(cfg.model_copy(update={"jetclass": tmp_path}))
+        for kind, wrong in (("pretrain", "optim.lrr=3"), ("finetune", "optim.lrr=3")):
+            typed = load_config(
+                "tiny", options(out=str(tmp_path / "w"), **{kind: {"settings": [wrong]}})
+            )
+            with pytest.raises(ConfigError, match=r"optim\.lrr = 3: no such setting"):
+                module.workflow(typed)
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r"pip install 'jetssl\[workflow\]'"):
         module.workflow(cfg)
@@ -133,12 +143,24 @@ def test_what_is_missing_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 def test_a_folder_belongs_to_one_workflow_that_can_grow(tmp_path: Path) -> None:
     cfg = load_config("tiny", options(out=str(tmp_path), seeds=2, methods="ssfm"))
+    assert cfg.plain == module._as_begun(cfg).baselines_of == "ssfm"
     (tmp_path / module.CONFIG).write_text(to_yaml(cfg))
     grown = load_config("tiny", options(out=str(tmp_path), jobs=3, slurm={"partition": "p"}))
-    module._require_same(grown)
-    other = load_config("tiny", options(out=str(tmp_path), pretrain={"budget": "7"}))
+    assert grown.plain == "dino"
+    assert module._as_begun(grown).plain == "ssfm"  # its baselines stay
+    other = load_config(
+        "tiny", options(out=str(tmp_path), pretrain={"budget": "7"}, jetclass="elsewhere")
+    )
+    assert module._as_begun(other).pretrain == other.pretrain  # nothing is made yet
+    (tmp_path / "data").mkdir()
+    with pytest.raises(ConfigError, match=r"jetclass = .*elsewhere: .* has None; choose"):
+        module._as_begun(other)
+    other = other.model_copy(update={"jetclass": None})
+    module._as_begun(other)  # data alone
+    (tmp_path / "runs" / "ssfm-seed0").mkdir(parents=True)
+    (tmp_path / "runs" / "ssfm-seed0" / "config.yaml").touch()
     with pytest.raises(ConfigError, match=r"pretrain.budget = 7: .* has 15000; choose"):
-        module._require_same(other)
+        module._as_begun(other)
 
 
 def test_the_config_that_snakemake_gets_is_the_same(tmp_path: Path) -> None:
