@@ -25,6 +25,10 @@ from jetssl_cli.progress import progress
 
 LEAST_BUDGET = 16 * 2**20
 """Bytes for jets below which shuffling would be all overhead."""
+JETS_PER_DRAW = 20_000
+"""A subset is drawn from so many jets of a file at a time, for which others give another one."""
+PLACE_BYTES = 16
+"""Of each jet that is shuffled: its place and its number in the order of these."""
 
 
 class MergeConfig(Strict):
@@ -93,10 +97,11 @@ class _Inputs:
 def merge(cfg: MergeConfig) -> MergeReport:
     """Write all jets of the sources, or a subset of them, in one uniformly random order.
 
-    Each jet goes to a random bucket on disk; then each bucket is shuffled in memory and appended to
-    the output: the order is that of independent random numbers, so every permutation is equally
-    likely. The result depends on the seed, not on the order in which the sources are named. The
-    jets that came out are read back and compared with those that went in.
+    Each jet draws a place between 0 and 1, and goes to the bucket on disk that holds this part of
+    them; then each bucket is sorted by place in memory and appended to the output. So the order is
+    that of independent random numbers, and every permutation is equally likely. Which jets come
+    out, and in which order, depends on the seed, not on the memory or the order in which the
+    sources are named. The jets that came out are read back and compared with those that went in.
 
     Raises:
         DataError: no sources, sources of different recipes, too few jets, too little memory or
@@ -118,7 +123,7 @@ def merge(cfg: MergeConfig) -> MergeReport:
             with write(
                 cfg.out, inputs.recipe, inputs.sources, precision=inputs.precision, verify=verify
             ) as writer:
-                _gather(buckets, writer, total, jets_per_read, cfg)
+                _gather(buckets, writer, total, jets_per_read)
                 writer.note_checksum(total.checksum)
     except OSError as err:
         raise DataError(f"{cfg.out}: cannot be written: {err}") from None
@@ -175,9 +180,9 @@ def _split(inputs: _Inputs, num_jets: int, memory: int) -> tuple[int, int]:
     if budget < LEAST_BUDGET:
         least = math.ceil((used + LEAST_BUDGET) / 2**20)
         raise DataError(f"--memory {memory / 2**20:.0f}MiB: at least {least}MiB are needed")
-    bytes_per_jet = inputs.num_bytes / max(inputs.num_jets, 1)
+    bytes_per_jet = inputs.num_bytes / max(inputs.num_jets, 1) + PLACE_BYTES
     count = math.ceil(3.5 * bytes_per_jet * num_jets / budget)
-    return max(count, 1), min(max(int(budget / 10 / bytes_per_jet), 100), 20_000)
+    return max(count, 1), min(max(int(budget / 10 / bytes_per_jet), 100), JETS_PER_DRAW)
 
 
 def _scatter(
@@ -194,24 +199,26 @@ def _scatter(
     with progress("scatter", inputs.num_jets, "jets") as advance:
         for path in inputs.paths:
             with JaggedFile(path) as file:
-                for jets in file.chunks(jets_per_read):
-                    strata = jets.labels.astype(np.int64) * cfg.balance
-                    chosen = jets.take(subset.draw(strata, choice))
-                    buckets.scatter(chosen, place)
-                    total = total.plus(chosen)
-                    advance(len(jets))
+                for first in range(0, file.num_jets, JETS_PER_DRAW):
+                    strata = file.labels(first, first + JETS_PER_DRAW).astype(np.int64)
+                    chosen = subset.draw(strata * cfg.balance, choice)
+                    for start in range(0, len(strata), jets_per_read):
+                        stop = min(start + jets_per_read, len(strata))
+                        here = slice(*np.searchsorted(chosen, (start, stop)))
+                        jets = file.read(first + start, first + stop).take(chosen[here] - start)
+                        buckets.scatter(jets, place.random(len(jets)))
+                        total = total.plus(jets)
+                        advance(stop - start)
     return total
 
 
-def _gather(
-    buckets: Buckets, writer: JaggedWriter, total: _Total, jets_per_write: int, cfg: MergeConfig
-) -> None:
+def _gather(buckets: Buckets, writer: JaggedWriter, total: _Total, jets_per_write: int) -> None:
     with progress("gather", total.jets, "jets") as advance:
         for index in range(buckets.count):
-            jets = buckets.gather(index)
-            if jets is None:
+            found = buckets.gather(index)
+            if found is None:
                 continue
-            order = np.random.default_rng((cfg.seed, 2, index)).permutation(len(jets))
+            jets, order = found
             for start in range(0, len(jets), jets_per_write):
                 part = jets.take(order[start : start + jets_per_write])
                 writer.append(part)

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from jetssl_cli.data.jagged import JaggedFile, write
 from jetssl_cli.data.jets import JetArrays
 from jetssl_cli.data.merge import MergeConfig, MergeReport, merge
 from jetssl_cli.data.recipe import Recipe, load_recipe
-from jetssl_cli.data.shuffle import checksum
+from jetssl_cli.data.shuffle import Buckets, checksum
 from jetssl_cli.errors import DataError
 
 RECIPE = load_recipe("jetclass")
@@ -102,6 +104,52 @@ def test_the_seed_gives_the_order(files: list[Path], tmp_path: Path) -> None:
         for i, seed in enumerate((0, 0, 1))
     ]
     assert orders[0] == orders[1] != orders[2]
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"num_jets": 30}, {"balance": True}, {"num_jets": 20, "balance": True}]
+)
+def test_memory_is_without_effect(
+    files: list[Path], tmp_path: Path, more: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the number of buckets nor that of the jets read at once, as memory gives them."""
+    monkeypatch.setattr(module, "JETS_PER_DRAW", 9)
+    found = []
+    for split in ((1, 9), (6, 7), (60, 2)):
+        monkeypatch.setattr(module, "_split", lambda *_, split=split: split)
+        report = run(*files, out=tmp_path / "out.h5", overwrite=True, **more)
+        assert report.buckets == split[0]
+        found.append(numbers(report.out))
+    assert all(order == found[0] for order in found)
+    assert found[0] != sorted(found[0])
+
+
+def test_the_same_jets_in_less_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the limits that a user gives, and with what the process has used before."""
+    monkeypatch.setattr(module, "LEAST_BUDGET", 2**16)
+    source = save(tmp_path / "a.h5", 0, 30_000)
+    reports = []
+    for memory, used in ((2**30, 2**20), (2**30, 2**30 - 2**21), (2**20, 2**19)):
+        usage = SimpleNamespace(ru_maxrss=used // (1 if sys.platform == "darwin" else 1024))
+        monkeypatch.setattr(module.resource, "getrusage", lambda _, usage=usage: usage)
+        out = tmp_path / f"{len(reports)}.h5"
+        reports.append(run(source, out=out, memory=memory, num_jets=25_000))
+    assert [report.buckets for report in reports] == [1, 4, 15]
+    orders = [numbers(report.out) for report in reports]
+    assert orders[0] == orders[1] == orders[2]
+
+
+def test_of_equal_places_the_first_comes_first(tmp_path: Path) -> None:
+    places = np.tile([0.5, 0.0, np.nextafter(1, 0), 0.5], 5)
+    wanted = np.argsort(places, kind="stable").tolist()
+    for count in (1, 2, 3, 7, 1000):
+        with Buckets(tmp_path / "buckets", count) as buckets:
+            for start in range(0, 20, 6):
+                part = slice(start, start + 6)
+                buckets.scatter(jets_of(0, 20).take(np.arange(20)[part]), places[part])
+            found = [buckets.gather(index) for index in range(count)]
+        order = [jets.jets[order, 0].astype(int) for jets, order in filter(None, found)]
+        assert np.concatenate(order).tolist() == wanted
 
 
 @pytest.mark.slow
