@@ -222,7 +222,7 @@ def convert_file(
 
 def _existing(source: Path, output: Path, recipe: Recipe, precision: Precision) -> Converted:
     with JaggedFile(output) as file:
-        made = (file.recipe_text, file.precision, file.sources)
+        made = (file.recipe.text, file.precision, file.sources)
         if made != (recipe.text, precision, [source.name]):
             raise DataError(
                 f"{output}: is there already, made from {', '.join(file.sources[:3])} with the "

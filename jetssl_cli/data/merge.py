@@ -75,7 +75,7 @@ class _Inputs:
         self.num_bytes = 0
         for path in paths:
             with JaggedFile(path) as file:
-                if file.recipe_text != self.recipe.text:
+                if file.recipe.text != self.recipe.text:
                     raise DataError(
                         f"{path}: was made with the recipe {file.recipe.name!r}, {paths[0]} with "
                         f"{self.recipe.name!r} or another version of it; they cannot be merged"

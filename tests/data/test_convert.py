@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import awkward as ak
+import h5py
 import numpy as np
 import pytest
 import uproot
@@ -594,6 +595,14 @@ def test_a_complete_output_is_kept(tmp_path: Path, source: Path) -> None:
     after = (tmp_path / "a.h5").stat()
     assert (before.st_mtime_ns, before.st_ino) == (after.st_mtime_ns, after.st_ino)
     assert second == first.model_copy(update={"skipped": True})
+
+
+def test_an_output_of_the_same_recipe_in_other_words_is_kept(tmp_path: Path, source: Path) -> None:
+    run(source, out=tmp_path)
+    with h5py.File(tmp_path / "a.h5", "r+") as opened:
+        text = opened.attrs["recipe"].decode()
+        opened.attrs["recipe"] = text.replace("select: {}\n", "# nothing is left out\n")
+    assert run(source, out=tmp_path).files[0].skipped
 
 
 def test_an_output_made_in_another_way_is_refused(tmp_path: Path, source: Path) -> None:

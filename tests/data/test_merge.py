@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import h5py
 import numpy as np
 import pytest
 from scipy.stats import chi2
@@ -178,6 +179,30 @@ def test_files_of_different_recipes_are_refused(files: list[Path], tmp_path: Pat
     with pytest.raises(DataError, match=r"z\.h5: was made with the recipe 'jetclass', .*b\.h5"):
         run(files[0], other, out=tmp_path / "all.h5")
     assert not (tmp_path / "all.h5").exists()
+
+
+def test_a_recipe_without_what_goes_without_saying_is_the_same(
+    files: list[Path], tmp_path: Path
+) -> None:
+    """As in files of a version whose recipes had fewer settings."""
+    for path in (files[0], files[2]):
+        with h5py.File(path, "r+") as opened:
+            text = opened.attrs["recipe"].decode()
+            opened.attrs["recipe"] = text.replace("select: {}\n", "").replace("clip: null", "")
+    report = run(*files, out=tmp_path / "all.h5")
+    assert Counter(numbers(report.out)) == Counter(range(50))
+    with JaggedFile(report.out) as file:
+        assert file.recipe == RECIPE
+
+
+def test_files_whose_columns_have_another_order_are_refused(
+    files: list[Path], tmp_path: Path
+) -> None:
+    turned = RECIPE.model_dump()
+    turned["jets"] = dict(reversed(turned["jets"].items()))
+    other = save(tmp_path / "z.h5", 0, 2, Recipe.model_validate(turned))
+    with pytest.raises(DataError, match=r"z\.h5: was made with the recipe .* another version"):
+        run(files[0], other, out=tmp_path / "all.h5")
 
 
 def test_an_output_among_the_sources_is_refused(files: list[Path], tmp_path: Path) -> None:
