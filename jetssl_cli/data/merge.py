@@ -25,8 +25,8 @@ from jetssl_cli.progress import progress
 
 LEAST_BUDGET = 16 * 2**20
 """Bytes for jets below which shuffling would be all overhead."""
-JETS_PER_DRAW = 20_000
-"""A subset is drawn from so many jets of a file at a time, for which others give another one."""
+JETS_AT_ONCE = 20_000
+"""Labels of so many jets of a file are read at a time. Others would give another subset."""
 PLACE_BYTES = 16
 """Of each jet that is shuffled: its place and its number in the order of these."""
 
@@ -87,7 +87,9 @@ class _Inputs:
                     )
                 self.sources += file.sources
                 self.num_bytes += file.num_bytes
-                self.per_class += np.bincount(file.labels(), minlength=len(self.per_class))
+                for start in range(0, file.num_jets, JETS_AT_ONCE):
+                    labels = file.labels(start, start + JETS_AT_ONCE)
+                    self.per_class += np.bincount(labels, minlength=len(self.per_class))
 
     @property
     def num_jets(self) -> int:
@@ -182,7 +184,7 @@ def _split(inputs: _Inputs, num_jets: int, memory: int) -> tuple[int, int]:
         raise DataError(f"--memory {memory / 2**20:.0f}MiB: at least {least}MiB are needed")
     bytes_per_jet = inputs.num_bytes / max(inputs.num_jets, 1) + PLACE_BYTES
     count = math.ceil(3.5 * bytes_per_jet * num_jets / budget)
-    return max(count, 1), min(max(int(budget / 10 / bytes_per_jet), 100), JETS_PER_DRAW)
+    return max(count, 1), min(max(int(budget / 10 / bytes_per_jet), 100), JETS_AT_ONCE)
 
 
 def _scatter(
@@ -199,8 +201,8 @@ def _scatter(
     with progress("scatter", inputs.num_jets, "jets") as advance:
         for path in inputs.paths:
             with JaggedFile(path) as file:
-                for first in range(0, file.num_jets, JETS_PER_DRAW):
-                    strata = file.labels(first, first + JETS_PER_DRAW).astype(np.int64)
+                for first in range(0, file.num_jets, JETS_AT_ONCE):
+                    strata = file.labels(first, first + JETS_AT_ONCE).astype(np.int64)
                     chosen = subset.draw(strata * cfg.balance, choice)
                     for start in range(0, len(strata), jets_per_read):
                         stop = min(start + jets_per_read, len(strata))

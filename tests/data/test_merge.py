@@ -5,10 +5,12 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from scipy.stats import chi2
 
 from jetssl_cli.data import merge as module
@@ -114,7 +116,7 @@ def test_memory_is_without_effect(
     files: list[Path], tmp_path: Path, more: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither the number of buckets nor that of the jets read at once, as memory gives them."""
-    monkeypatch.setattr(module, "JETS_PER_DRAW", 9)
+    monkeypatch.setattr(module, "JETS_AT_ONCE", 9)
     found = []
     for split in ((1, 9), (6, 7), (60, 2)):
         monkeypatch.setattr(module, "_split", lambda *_, split=split: split)
@@ -138,6 +140,24 @@ def test_the_same_jets_in_less_memory(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [report.buckets for report in reports] == [1, 4, 15]
     orders = [numbers(report.out) for report in reports]
     assert orders[0] == orders[1] == orders[2]
+
+
+def test_labels_are_read_in_pieces(
+    files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The memory of those of a whole file would be missing later."""
+    monkeypatch.setattr(module, "JETS_AT_ONCE", 9)
+    sizes = []
+    read = JaggedFile.labels
+
+    def spy(*args: Any) -> NDArray[np.int16]:
+        sizes.append(len(read(*args)))
+        return read(*args)
+
+    monkeypatch.setattr(JaggedFile, "labels", spy)
+    run(*files, out=tmp_path / "out.h5", balance=True)
+    assert max(sizes) == 9
+    assert sum(sizes) == 2 * 50
 
 
 def test_of_equal_places_the_first_comes_first(tmp_path: Path) -> None:
