@@ -1,9 +1,11 @@
 """``jetssl simulate``: ROOT files of simulated jets, in the folders of a data set.
 
 The work is cut into units of a few hundred jets of one process. Each has a seed of its own, made
-from (seed, split, process, unit), so that the jets do not depend on the number of processes, and no
-two splits share any. A finished unit is kept in a hidden folder until its file is written: a run
-that was stopped goes on from there.
+from (seed, split, process, unit), so that the jets do not depend on the number of processes. The
+seed has 128 bits; Pythia takes one of 900 million that is made from it, which n units of a process
+have in common with a probability of about n^2 / 1.8e9: then their events are the same, what the
+detector makes of them is not. A finished unit is kept in a hidden folder until its file is written:
+a run that was stopped goes on from there.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ class SimulateConfig(Strict):
     jets: PositiveInt
     """Jets of each process."""
     split: Split = "train"
-    """Splits never share a seed."""
+    """Each has seeds of its own."""
     seed: NonNegativeInt = 0
     """The same seed gives the same jets, whatever the number of jobs."""
     processes: tuple[str, ...] = ()
