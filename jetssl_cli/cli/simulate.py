@@ -26,7 +26,7 @@ Split = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help="train, val or test; they share no seed.",
+        help="train, val or test; each has seeds of its own.",
         autocompletion=one_of(SPLITS),
     ),
 ]

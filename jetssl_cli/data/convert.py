@@ -267,7 +267,7 @@ def _existing(
                 f"{output}: is there already, made from another {source.name} than {source}; "
                 "choose another folder or --overwrite"
             )
-        made = (file.recipe_text, file.precision, file.sources)
+        made = (file.recipe.text, file.precision, file.sources)
         if made != (recipe.text, precision, [source.name]):
             raise DataError(
                 f"{output}: is there already, made from {', '.join(file.sources[:3])} with the "

@@ -238,14 +238,14 @@ class JaggedFile:
         """That of all jets (``shuffle.checksum``), in a file that a merge has made."""
         return self._attribute("checksum") if "checksum" in self._about else None
 
-    def labels(self) -> NDArray[np.int16]:
-        """The class of every jet.
+    def labels(self, start: int = 0, stop: int | None = None) -> NDArray[np.int16]:
+        """The classes of the jets ``start:stop``, of itself of all.
 
         Raises:
             DataError: a label is not the index of a class.
         """
         with readable(self.path):
-            labels: NDArray[np.int16] = self._arrays["jets/labels"].read()
+            labels: NDArray[np.int16] = self._arrays["jets/labels"].read(start, stop)
         if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.schema.classes):
             raise DataError(f"{self.path}: damaged: a label is not the index of a class")
         return labels

@@ -25,6 +25,10 @@ from jetssl_cli.progress import progress
 
 LEAST_BUDGET = 16 * 2**20
 """Bytes for jets below which shuffling would be all overhead."""
+JETS_AT_ONCE = 20_000
+"""Labels of so many jets of a file are read at a time. Others would give another subset."""
+PLACE_BYTES = 16
+"""Of each jet that is shuffled: its place and its number in the order of these."""
 
 
 class MergeConfig(Strict):
@@ -71,7 +75,7 @@ class _Inputs:
         self.num_bytes = 0
         for path in paths:
             with JaggedFile(path) as file:
-                if file.recipe_text != self.recipe.text:
+                if file.recipe.text != self.recipe.text:
                     raise DataError(
                         f"{path}: was made with the recipe {file.recipe.name!r}, {paths[0]} with "
                         f"{self.recipe.name!r} or another version of it; they cannot be merged"
@@ -83,7 +87,9 @@ class _Inputs:
                     )
                 self.sources += file.sources
                 self.num_bytes += file.num_bytes
-                self.per_class += np.bincount(file.labels(), minlength=len(self.per_class))
+                for start in range(0, file.num_jets, JETS_AT_ONCE):
+                    labels = file.labels(start, start + JETS_AT_ONCE)
+                    self.per_class += np.bincount(labels, minlength=len(self.per_class))
 
     @property
     def num_jets(self) -> int:
@@ -93,10 +99,11 @@ class _Inputs:
 def merge(cfg: MergeConfig) -> MergeReport:
     """Write all jets of the sources, or a subset of them, in one uniformly random order.
 
-    Each jet goes to a random bucket on disk; then each bucket is shuffled in memory and appended to
-    the output: the order is that of independent random numbers, so every permutation is equally
-    likely. The result depends on the seed, not on the order in which the sources are named. The
-    jets that came out are read back and compared with those that went in.
+    Each jet draws a place between 0 and 1, and goes to the bucket on disk that holds this part of
+    them; then each bucket is sorted by place in memory and appended to the output. So the order is
+    that of independent random numbers, and every permutation is equally likely. Which jets come
+    out, and in which order, depends on the seed, not on the memory or the order in which the
+    sources are named. The jets that came out are read back and compared with those that went in.
 
     Raises:
         DataError: no sources, sources of different recipes, too few jets, too little memory or
@@ -118,7 +125,7 @@ def merge(cfg: MergeConfig) -> MergeReport:
             with write(
                 cfg.out, inputs.recipe, inputs.sources, precision=inputs.precision, verify=verify
             ) as writer:
-                _gather(buckets, writer, total, jets_per_read, cfg)
+                _gather(buckets, writer, total, jets_per_read)
                 writer.note_checksum(total.checksum)
     except OSError as err:
         raise DataError(f"{cfg.out}: cannot be written: {err}") from None
@@ -175,9 +182,9 @@ def _split(inputs: _Inputs, num_jets: int, memory: int) -> tuple[int, int]:
     if budget < LEAST_BUDGET:
         least = math.ceil((used + LEAST_BUDGET) / 2**20)
         raise DataError(f"--memory {memory / 2**20:.0f}MiB: at least {least}MiB are needed")
-    bytes_per_jet = inputs.num_bytes / max(inputs.num_jets, 1)
+    bytes_per_jet = inputs.num_bytes / max(inputs.num_jets, 1) + PLACE_BYTES
     count = math.ceil(3.5 * bytes_per_jet * num_jets / budget)
-    return max(count, 1), min(max(int(budget / 10 / bytes_per_jet), 100), 20_000)
+    return max(count, 1), min(max(int(budget / 10 / bytes_per_jet), 100), JETS_AT_ONCE)
 
 
 def _scatter(
@@ -194,24 +201,26 @@ def _scatter(
     with progress("scatter", inputs.num_jets, "jets") as advance:
         for path in inputs.paths:
             with JaggedFile(path) as file:
-                for jets in file.chunks(jets_per_read):
-                    strata = jets.labels.astype(np.int64) * cfg.balance
-                    chosen = jets.take(subset.draw(strata, choice))
-                    buckets.scatter(chosen, place)
-                    total = total.plus(chosen)
-                    advance(len(jets))
+                for first in range(0, file.num_jets, JETS_AT_ONCE):
+                    strata = file.labels(first, first + JETS_AT_ONCE).astype(np.int64)
+                    chosen = subset.draw(strata * cfg.balance, choice)
+                    for start in range(0, len(strata), jets_per_read):
+                        stop = min(start + jets_per_read, len(strata))
+                        here = slice(*np.searchsorted(chosen, (start, stop)))
+                        jets = file.read(first + start, first + stop).take(chosen[here] - start)
+                        buckets.scatter(jets, place.random(len(jets)))
+                        total = total.plus(jets)
+                        advance(stop - start)
     return total
 
 
-def _gather(
-    buckets: Buckets, writer: JaggedWriter, total: _Total, jets_per_write: int, cfg: MergeConfig
-) -> None:
+def _gather(buckets: Buckets, writer: JaggedWriter, total: _Total, jets_per_write: int) -> None:
     with progress("gather", total.jets, "jets") as advance:
         for index in range(buckets.count):
-            jets = buckets.gather(index)
-            if jets is None:
+            found = buckets.gather(index)
+            if found is None:
                 continue
-            order = np.random.default_rng((cfg.seed, 2, index)).permutation(len(jets))
+            jets, order = found
             for start in range(0, len(jets), jets_per_write):
                 part = jets.take(order[start : start + jets_per_write])
                 writer.append(part)

@@ -225,7 +225,10 @@ class Recipe(Strict):
 
     @property
     def text(self) -> str:
-        """The recipe as YAML: what a data file carries."""
+        """The recipe as YAML: what a data file carries.
+
+        Recipes are the same if these texts are: unlike ``==``, they tell the order of the columns.
+        """
         return _text(self.model_dump_json())
 
     @property

@@ -88,8 +88,9 @@ class Sample:
         """A digest that tells samples apart by what is in them, not by name or date of the files.
 
         It covers what the columns mean, the size and the jet features of every jet, and the
-        constituents and labels of jets spread evenly over each file. So it is cheap, yet the same
-        jets converted in another way, by a mended formula for example, have another one.
+        constituents, their truth and the labels of jets spread evenly over each file. So it is
+        cheap, yet the same jets converted in another way, by a mended formula for example, have
+        another one.
         """
         parts: list[str] = [str(self.max_constituents)]
         for path, size in zip(self.files, self.sizes, strict=True):
@@ -113,4 +114,5 @@ def _probes(file: JaggedFile, size: int) -> Iterator[str]:
     last = max(size - JETS_PER_PROBE, 0)
     for start in sorted({last * index // (PROBES - 1) for index in range(PROBES)}):
         jets = file.read(start, min(start + JETS_PER_PROBE, size))
-        yield digest(jets.features, jets.ids, jets.labels)
+        truth = [jets.truth] if file.schema.truth else []
+        yield digest(jets.features, jets.ids, jets.labels, *truth)

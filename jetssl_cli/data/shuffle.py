@@ -34,30 +34,37 @@ class Buckets:
     ) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def scatter(self, jets: JetArrays, rng: np.random.Generator) -> None:
-        """Put each jet into a bucket drawn by the generator."""
-        bucket = rng.integers(self.count, size=len(jets))
-        ordered = jets.take(np.argsort(bucket, kind="stable"))
-        bounds = np.searchsorted(np.sort(bucket), np.arange(self.count + 1))
+    def scatter(self, jets: JetArrays, places: NDArray[np.float64]) -> None:
+        """Put each jet into the bucket that holds its place, a number from 0 to below 1."""
+        bucket = (places * self.count).astype(np.int64)
+        order = np.argsort(bucket, kind="stable")
+        ordered, places = jets.take(order), places[order]
+        bounds = np.searchsorted(bucket[order], np.arange(self.count + 1))
         for index, (start, stop) in enumerate(pairwise(bounds.tolist())):
             if start < stop:
                 part = ordered.between(start, stop)
                 with self._path(index).open("ab") as file:
+                    np.save(file, places[start:stop], allow_pickle=False)
                     for name in FIELDS:
                         np.save(file, getattr(part, name), allow_pickle=False)
 
-    def gather(self, index: int) -> JetArrays | None:
-        """All jets of a bucket, in the order in which they came; None where there are none."""
+    def gather(self, index: int) -> tuple[JetArrays, NDArray[np.int64]] | None:
+        """All jets of a bucket as they came, and their order by place; None where there are none.
+
+        One bucket after the other, all jets are in the order of their places, of equal ones in that
+        in which they came, however many buckets there are.
+        """
         path = self._path(index)
         if not path.exists():
             return None
-        parts = []
+        parts, places = [], []
         size = path.stat().st_size
         with path.open("rb") as file:
             while file.tell() < size:
+                places.append(np.load(file, allow_pickle=False))
                 parts.append(JetArrays(*(np.load(file, allow_pickle=False) for _ in FIELDS)))
         path.unlink()
-        return concatenate(parts)
+        return concatenate(parts), np.argsort(np.concatenate(places), kind="stable")
 
     def _path(self, index: int) -> Path:
         return self._folder / f"{index}.npy"
@@ -74,7 +81,8 @@ class Subset:
         """The indices of the jets to take from the next ones, given the stratum of each.
 
         How many of n jets are taken is hypergeometric in what is still to come, so that every
-        subset of the right size is equally likely in the end.
+        subset of the right size is equally likely in the end. Which one comes depends on the
+        generator, and on how many jets are given at a time.
         """
         chosen = []
         for stratum in np.unique(strata):

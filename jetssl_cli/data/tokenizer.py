@@ -21,7 +21,7 @@ from jetssl_cli.config import Strict
 from jetssl_cli.data.cache import cached, digest
 from jetssl_cli.data.recipe import Feature, Schema
 from jetssl_cli.data.sample import Sample
-from jetssl_cli.data.scaling import Scaling, fitted_scaling, scaling_key
+from jetssl_cli.data.scaling import SCALING_JETS, Scaling, fitted_scaling
 from jetssl_cli.data.stream import to_batch
 from jetssl_cli.errors import DataError
 
@@ -110,11 +110,14 @@ class TokenizeReport(Strict):
 def tokenize(cfg: TokenizeConfig) -> TokenizeReport:
     """Fit a tokenizer, or take the one kept beside the data, and measure what it loses.
 
+    The scaling is that of a pretraining, so that the tokens are those it would have.
+
     Raises:
         DataError: the files cannot be read, or hold fewer different constituents than clusters.
     """
     sample = cfg.sample
-    scaling = fitted_scaling(sample)
+    many = Sample(cfg.files, num_jets=SCALING_JETS, max_constituents=cfg.max_constituents)
+    scaling = fitted_scaling(many)
     tokenizer = fitted_tokenizer(cfg, scaling)
     true, decoded, present, tokens = (
         torch.cat(parts) for parts in zip(*_decoded(sample, scaling, tokenizer), strict=True)
@@ -134,14 +137,17 @@ def tokenize(cfg: TokenizeConfig) -> TokenizeReport:
 def fitted_tokenizer(cfg: TokenizeConfig, scaling: Scaling, *, keep: bool = True) -> Tokenizer:
     """The tokenizer kept beside the data, or a new one, which is then kept there.
 
+    Another scaling has other tokens.
+
     Raises:
         DataError: the files cannot be read, or hold fewer different constituents than clusters.
     """
     sample = cfg.sample
+    quantiles = scaling.constituents.quantiles.cpu().numpy()
     return cached(
         sample.files[0],
         "tokenizer",
-        digest("tokenizer", VERSION, scaling_key(sample), cfg.clusters, cfg.seed),
+        digest("tokenizer", VERSION, sample.fingerprint, quantiles, cfg.clusters, cfg.seed),
         empty=Tokenizer.unfitted(sample.schema, cfg.clusters),
         fit=lambda: _fit(cfg, sample, scaling),
         keep=keep,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import awkward as ak
+import h5py
 import numpy as np
 import pytest
 import uproot
@@ -607,6 +608,14 @@ def test_an_output_of_another_file_of_the_name_is_refused(tmp_path: Path, source
         run(other, out=tmp_path)
     other.write_bytes(source.read_bytes())
     assert run(other, out=tmp_path).files[0].skipped
+
+
+def test_an_output_of_the_same_recipe_in_other_words_is_kept(tmp_path: Path, source: Path) -> None:
+    run(source, out=tmp_path)
+    with h5py.File(tmp_path / "a.h5", "r+") as opened:
+        text = opened.attrs["recipe"].decode()
+        opened.attrs["recipe"] = text.replace("select: {}\n", "# nothing is left out\n")
+    assert run(source, out=tmp_path).files[0].skipped
 
 
 def test_an_output_made_in_another_way_is_refused(tmp_path: Path, source: Path) -> None:

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import h5py
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from scipy.stats import chi2
 
 from jetssl_cli.data import merge as module
@@ -13,7 +18,7 @@ from jetssl_cli.data.jagged import JaggedFile, write
 from jetssl_cli.data.jets import JetArrays
 from jetssl_cli.data.merge import MergeConfig, MergeReport, merge
 from jetssl_cli.data.recipe import Recipe, load_recipe
-from jetssl_cli.data.shuffle import checksum
+from jetssl_cli.data.shuffle import Buckets, checksum
 from jetssl_cli.errors import DataError
 
 RECIPE = load_recipe("jetclass")
@@ -104,6 +109,70 @@ def test_the_seed_gives_the_order(files: list[Path], tmp_path: Path) -> None:
     assert orders[0] == orders[1] != orders[2]
 
 
+@pytest.mark.parametrize(
+    "more", [{}, {"num_jets": 30}, {"balance": True}, {"num_jets": 20, "balance": True}]
+)
+def test_memory_is_without_effect(
+    files: list[Path], tmp_path: Path, more: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the number of buckets nor that of the jets read at once, as memory gives them."""
+    monkeypatch.setattr(module, "JETS_AT_ONCE", 9)
+    found = []
+    for split in ((1, 9), (6, 7), (60, 2)):
+        monkeypatch.setattr(module, "_split", lambda *_, split=split: split)
+        report = run(*files, out=tmp_path / "out.h5", overwrite=True, **more)
+        assert report.buckets == split[0]
+        found.append(numbers(report.out))
+    assert all(order == found[0] for order in found)
+    assert found[0] != sorted(found[0])
+
+
+def test_the_same_jets_in_less_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the limits that a user gives, and with what the process has used before."""
+    monkeypatch.setattr(module, "LEAST_BUDGET", 2**16)
+    source = save(tmp_path / "a.h5", 0, 30_000)
+    reports = []
+    for memory, used in ((2**30, 2**20), (2**30, 2**30 - 2**21), (2**20, 2**19)):
+        usage = SimpleNamespace(ru_maxrss=used // (1 if sys.platform == "darwin" else 1024))
+        monkeypatch.setattr(module.resource, "getrusage", lambda _, usage=usage: usage)
+        out = tmp_path / f"{len(reports)}.h5"
+        reports.append(run(source, out=out, memory=memory, num_jets=25_000))
+    assert [report.buckets for report in reports] == [1, 4, 15]
+    orders = [numbers(report.out) for report in reports]
+    assert orders[0] == orders[1] == orders[2]
+
+
+def test_labels_are_read_in_pieces(
+    files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The memory of those of a whole file would be missing later."""
+    monkeypatch.setattr(module, "JETS_AT_ONCE", 9)
+    sizes = []
+    read = JaggedFile.labels
+
+    def spy(*args: Any) -> NDArray[np.int16]:
+        sizes.append(len(read(*args)))
+        return read(*args)
+
+    monkeypatch.setattr(JaggedFile, "labels", spy)
+    run(*files, out=tmp_path / "out.h5", balance=True)
+    assert max(sizes) == 9
+    assert sum(sizes) == 2 * 50
+
+
+def test_of_equal_places_the_first_comes_first(tmp_path: Path) -> None:
+    places = np.tile([0.5, 0.0, np.nextafter(1, 0), 0.5], 5)
+    wanted = np.argsort(places, kind="stable").tolist()
+    for count in (1, 2, 3, 7, 1000):
+        with Buckets(tmp_path / "buckets", count) as buckets:
+            for start in range(0, 20, 6):
+                part = slice(start, start + 6)
+                buckets.scatter(jets_of(0, 20).take(np.arange(20)[part]), places[part])
+            found = [buckets.gather(index) for index in range(count)]
+        order = [jets.jets[order, 0].astype(int) for jets, order in filter(None, found)]
+        assert np.concatenate(order).tolist() == wanted
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("buckets", [1, 7])
 def test_every_place_is_equally_likely(
@@ -130,6 +199,30 @@ def test_files_of_different_recipes_are_refused(files: list[Path], tmp_path: Pat
     with pytest.raises(DataError, match=r"z\.h5: was made with the recipe 'jetclass', .*b\.h5"):
         run(files[0], other, out=tmp_path / "all.h5")
     assert not (tmp_path / "all.h5").exists()
+
+
+def test_a_recipe_without_what_goes_without_saying_is_the_same(
+    files: list[Path], tmp_path: Path
+) -> None:
+    """As in files of a version whose recipes had fewer settings."""
+    for path in (files[0], files[2]):
+        with h5py.File(path, "r+") as opened:
+            text = opened.attrs["recipe"].decode()
+            opened.attrs["recipe"] = text.replace("select: {}\n", "").replace("clip: null", "")
+    report = run(*files, out=tmp_path / "all.h5")
+    assert Counter(numbers(report.out)) == Counter(range(50))
+    with JaggedFile(report.out) as file:
+        assert file.recipe == RECIPE
+
+
+def test_files_whose_columns_have_another_order_are_refused(
+    files: list[Path], tmp_path: Path
+) -> None:
+    turned = RECIPE.model_dump()
+    turned["jets"] = dict(reversed(turned["jets"].items()))
+    other = save(tmp_path / "z.h5", 0, 2, Recipe.model_validate(turned))
+    with pytest.raises(DataError, match=r"z\.h5: was made with the recipe .* another version"):
+        run(files[0], other, out=tmp_path / "all.h5")
 
 
 def test_an_output_among_the_sources_is_refused(files: list[Path], tmp_path: Path) -> None:

@@ -7,11 +7,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from reference.tracks import write_true_jets
 
 from jetssl_cli.data.jagged import JaggedFile, write
 from jetssl_cli.data.jets import concatenate
 from jetssl_cli.data.recipe import load_recipe
 from jetssl_cli.data.sample import Sample
+from jetssl_cli.data.watch import Watch
 from jetssl_cli.errors import DataError
 
 
@@ -118,6 +120,16 @@ def test_a_changed_file_has_another_fingerprint(
     with h5py.File(file, "r+") as opened:
         edit(opened)
     assert Sample([file], num_jets=300).fingerprint != before
+
+
+def test_other_truth_gives_another_fingerprint(tmp_path: Path) -> None:
+    path = write_true_jets(tmp_path / "jets.h5", 300, 7)
+    before, watch = Sample([path]).fingerprint, Watch([path])
+    with h5py.File(path, "r+") as opened:
+        opened["constituents/truth"][40, 1] += 1
+    assert Sample([path]).fingerprint != before
+    with pytest.raises(DataError, match=r"jets\.h5: was changed while the run reads it"):
+        watch.check(0)
 
 
 def test_constituents_all_over_a_large_file_enter_the_fingerprint(

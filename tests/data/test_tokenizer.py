@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from jetssl_cli.data import tokenizer as module
 from jetssl_cli.data.jagged import JaggedFile
-from jetssl_cli.data.scaling import fitted_scaling
+from jetssl_cli.data.sample import Sample
+from jetssl_cli.data.scaling import SCALING_JETS, fitted_scaling
 from jetssl_cli.data.stream import to_batch
 from jetssl_cli.data.tokenizer import TokenizeConfig, Tokenizer, fitted_tokenizer, tokenize
 from jetssl_cli.errors import DataError
@@ -60,7 +61,7 @@ def test_more_tokens_lose_less_and_are_kept_beside_the_data(data: Path) -> None:
 def test_errors_are_those_of_a_plain_computation(data: Path) -> None:
     cfg = TokenizeConfig(files=(data,), clusters=50, num_jets=100, max_constituents=30)
     report = tokenize(cfg)
-    scaling = fitted_scaling(cfg.sample)
+    scaling = fitted_scaling(Sample((data,), max_constituents=30))
     tokenizer = fitted_tokenizer(cfg, scaling)
     with JaggedFile(data) as file:
         jets = file.read(0, 100).first(30)
@@ -95,6 +96,28 @@ def test_a_tokenizer_is_fitted_once(data: Path, monkeypatch: pytest.MonkeyPatch)
     assert torch.equal(
         fitted_tokenizer(configs[0], fitted_scaling(configs[0].sample)).centres, centres[0]
     )
+
+
+def test_another_scaling_has_other_tokens(data: Path) -> None:
+    """Of one sample and one cache: whoever comes first does not choose for the other."""
+    cfg = TokenizeConfig(files=(data,), clusters=20)
+    scalings = [fitted_scaling(Sample((data,), num_jets=count)) for count in (100, 1000)]
+    first = [fitted_tokenizer(cfg, scaling).centres for scaling in scalings]
+    again = [fitted_tokenizer(cfg, scaling, keep=False).centres for scaling in scalings]
+    alone = [fitted_tokenizer(cfg, scaling).centres for scaling in scalings[::-1]][::-1]
+    assert not torch.equal(*first)
+    for others in (again, alone):
+        assert all(map(torch.equal, first, others))
+    assert len(list(data.parent.glob(".train.tokenizer-*"))) == 2
+
+
+def test_the_tokens_are_those_of_a_pretraining(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its scaling is that of more jets than the tokens are."""
+    cfg = TokenizeConfig(files=(data,), clusters=20, num_jets=300)
+    tokenize(cfg)
+    monkeypatch.delattr(module, "_fit")
+    scaling = fitted_scaling(Sample((data,), num_jets=SCALING_JETS, max_constituents=64))
+    fitted_tokenizer(cfg, scaling)
 
 
 def test_too_few_constituents(data: Path) -> None:

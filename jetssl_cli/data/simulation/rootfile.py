@@ -50,6 +50,8 @@ def write(path: Path, parts: Sequence[Path], settings: Settings, schema: Schema)
                 )
                 for part in parts:
                     tree.extend(schema.as_lists(read_part(part)))
+            with partial.open("rb+") as whole:
+                os.fsync(whole.fileno())
             partial.replace(path)
     except OSError as err:
         raise DataError(f"{path}: cannot be written: {err}") from None
@@ -96,8 +98,17 @@ def write_part(path: Path, branches: Mapping[str, NDArray[Any]]) -> None:
 
 def read_part(path: Path) -> dict[str, NDArray[Any]]:
     """The branches that ``write_part`` kept."""
-    with np.load(path, allow_pickle=False) as file:
+    with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
+
+
+def is_part(path: Path) -> bool:
+    """Whether there is a part that can be read to its end; its checksums have to agree."""
+    try:
+        read_part(path)
+    except Exception:  # zipfile and numpy raise whatever the bytes provoke
+        return False
+    return True
 
 
 def temporary(path: Path) -> Path:

@@ -1,9 +1,11 @@
 """``jetssl simulate``: ROOT files of simulated jets, in the folders of a data set.
 
 The work is cut into units of a few hundred jets of one process. Each has a seed of its own, made
-from (seed, split, process, unit), so that the jets do not depend on the number of processes, and no
-two splits share any. A finished unit is kept in a hidden folder until its file is written: a run
-that was stopped goes on from there.
+from (seed, split, process, unit), so that the jets do not depend on the number of processes. The
+seed has 128 bits; Pythia takes one of 900 million that is made from it, which n units of a process
+have in common with a probability of about n^2 / 1.8e9: then their events are the same, what the
+detector makes of them is not. A finished unit is kept in a hidden folder until its file is written:
+a run that was stopped goes on from there.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ class SimulateConfig(Strict):
     jets: PositiveInt
     """Jets of each process."""
     split: Split = "train"
-    """Splits never share a seed."""
+    """Each has seeds of its own."""
     seed: NonNegativeInt = 0
     """The same seed gives the same jets, whatever the number of jobs."""
     processes: tuple[str, ...] = ()
@@ -116,7 +118,7 @@ class _File(NamedTuple):
 
 
 def simulate(cfg: SimulateConfig) -> SimulateReport:
-    """Simulate jets; files and units that are already there are kept.
+    """Simulate jets; files and units that are already there are kept, units only if undamaged.
 
     Raises:
         ConfigError: Pythia or FastJet is not installed, or there is no such process.
@@ -129,10 +131,11 @@ def simulate(cfg: SimulateConfig) -> SimulateReport:
     files = plan(cfg)
     ready = {file.path for file in files if not cfg.overwrite and _is_made(file)}
     todo = [file for file in files if file.path not in ready]
-    for file in todo:
-        _remove_other_parts(file)
+    for file in files:
+        _remove_old_parts(file, made=file.path in ready)
     missing = {
-        file.path: {unit.path for unit in file.units if not unit.path.exists()} for file in todo
+        file.path: {unit.path for unit in file.units if not rootfile.is_part(unit.path)}
+        for file in todo
     }
     owner = {unit.path: file for file in todo for unit in file.units}
     units = [unit for file in todo for unit in file.units if unit.path in missing[file.path]]
@@ -229,11 +232,11 @@ def _is_made(file: _File) -> bool:
     return True
 
 
-def _remove_other_parts(file: _File) -> None:
-    """Remove what a run with other settings left when it was stopped."""
+def _remove_old_parts(file: _File, *, made: bool) -> None:
+    """Remove what a run left that was stopped: one with other settings, or once it was ``made``."""
     mine = file.units[0].path.parent
     for folder in file.path.parent.glob(f".{file.path.name}.*.parts"):
-        if folder != mine:
+        if made or folder != mine:
             shutil.rmtree(folder, ignore_errors=True)
     for old in mine.glob(".*.partial"):
         old.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import awkward as ak
@@ -221,6 +222,66 @@ def test_what_another_run_left_is_removed(made: Path, tmp_path: Path) -> None:
     (mine.parent / f".{mine.name}.0123.partial").write_bytes(b"half")
     simulate.simulate(config(tmp_path, processes=("HToBB",)))
     assert files(tmp_path) == {name for name in files(made) if "HToBB" in name}
+
+
+def cut(raw: bytes) -> bytes:
+    return raw[: len(raw) // 2]
+
+
+def clear(_: bytes) -> bytes:
+    return b""
+
+
+def flip(raw: bytes) -> bytes:
+    middle = len(raw) // 2
+    return raw[:middle] + bytes([raw[middle] ^ 1]) + raw[middle + 1 :]
+
+
+@pytest.mark.usefixtures("_small_units")
+@pytest.mark.parametrize("damage", [cut, flip, clear])
+def test_a_damaged_unit_is_simulated_again(
+    made: Path, tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    cfg = config(tmp_path, jets=6, processes=("HToBB",))
+    units = plan(cfg)[0].units
+    for unit in units:
+        simulate._work(unit)
+    units[1].path.write_bytes(damage(units[1].path.read_bytes()))
+    assert simulate.simulate(cfg).simulated == 3
+    assert contents(tmp_path) == {
+        name: content for name, content in contents(made).items() if "HToBB_000" in name
+    }
+
+
+@pytest.mark.usefixtures("_small_units")
+def test_units_of_a_file_that_is_there_are_removed(tmp_path: Path, monkeypatch) -> None:
+    """A run was killed after it had written the file, before it removed them."""
+    cfg = config(tmp_path, jets=3, processes=("HToBB",))
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)
+        simulate.simulate(cfg)
+    assert len(files(tmp_path)) == 2
+    assert simulate.simulate(cfg).simulated == 0
+    assert [path.name for path in (tmp_path / "train_100M").iterdir()] == ["HToBB_000.root"]
+
+
+@pytest.mark.usefixtures("_small_units")
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch) -> None:
+    synced, replaced = [], []
+    sync, replace = os.fsync, Path.replace
+
+    def watch(number: int) -> None:
+        synced.append(os.fstat(number).st_ino)
+        sync(number)
+
+    def rename(path: Path, target: Path) -> Path:
+        replaced.append(synced[-1] == path.stat().st_ino)
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", watch)
+    monkeypatch.setattr(Path, "replace", rename)
+    simulate.simulate(config(tmp_path, jets=3, processes=("HToBB",)))
+    assert replaced == [True, True]  # of the unit, and of the file
 
 
 def test_an_error_in_a_worker_is_told(tmp_path: Path) -> None:
