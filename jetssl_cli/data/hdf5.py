@@ -264,6 +264,8 @@ def open_foreign(path: Path) -> h5py.File:
     """
     if not path.exists():
         raise DataError(f"{path}: no such file")
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder, a file is needed")
     try:
         return h5py.File(path, "r")
     except OSError as err:

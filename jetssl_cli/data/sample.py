@@ -45,6 +45,7 @@ class Sample:
         self.max_constituents = max_constituents
         self.schema, sizes = look(self.files)
         self.sizes = order.clamp(sizes, num_jets)
+        self.is_all = self.sizes == sizes
         if self.num_jets == 0:
             raise DataError(f"{self.name}: holds no jets")
 
@@ -66,6 +67,25 @@ class Sample:
     def num_jets(self) -> int:
         """Jets of the sample."""
         return sum(self.sizes)
+
+    def only_class(self) -> str | None:
+        """The class of all jets of the sample, where they have one, and the files more jets.
+
+        So it is where files that hold one class each have not been merged.
+
+        Raises:
+            DataError: a file cannot be read.
+        """
+        if self.is_all or len(self.schema.classes) == 1:
+            return None
+        found: set[int] = set()
+        for path, size in zip(self.files, self.sizes, strict=True):
+            if size:
+                with JaggedFile(path) as file:
+                    found.update(np.unique(file.labels(0, size)).tolist())
+            if len(found) > 1:
+                return None
+        return self.schema.classes[found.pop()]
 
     @cached_property
     def num_constituents(self) -> int:

@@ -19,7 +19,14 @@ from jetssl_cli.errors import ConfigError
 from jetssl_cli.objectives import ObjectiveConfig
 from jetssl_cli.objectives.objective import Objective
 from jetssl_cli.runs import budget, checkpoint
-from jetssl_cli.runs.training import Prepared, RunConfig, check, read_schema, run
+from jetssl_cli.runs.training import (
+    Prepared,
+    RunConfig,
+    check,
+    note_single_class,
+    read_schema,
+    run,
+)
 
 
 class PretrainConfig(RunConfig):
@@ -108,6 +115,7 @@ def prepare(cfg: PretrainConfig, *, trial: bool = False) -> Prepared:
         num_jets=min(cfg.scaling_jets, cfg.data.num_jets or cfg.scaling_jets),
         max_constituents=cfg.data.max_constituents,
     )
+    note_single_class(sample)
     scaling = fitted_scaling(sample, trial=trial)
     clusters = cfg.objective.clusters
     tokens = TokenizeConfig(

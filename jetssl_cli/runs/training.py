@@ -24,6 +24,7 @@ from jetssl_cli.batch import JetBatch
 from jetssl_cli.config import Strict
 from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.data.recipe import Schema
+from jetssl_cli.data.sample import Sample
 from jetssl_cli.data.state import require_same_files
 from jetssl_cli.data.stream import JetReader, look
 from jetssl_cli.encoder.attention import HALF_PRECISION, has_fast_bf16
@@ -31,7 +32,7 @@ from jetssl_cli.encoder.encoder import EncoderConfig
 from jetssl_cli.encoder.transformer import compile_parts
 from jetssl_cli.errors import RunError, enough_memory
 from jetssl_cli.objectives.objective import Objective
-from jetssl_cli.progress import progress
+from jetssl_cli.progress import note, progress
 from jetssl_cli.runs import checkpoint, processes
 from jetssl_cli.runs.budget import Budget, BudgetConfig
 from jetssl_cli.runs.keeper import Keeper, reader_state
@@ -126,6 +127,19 @@ def read_schema(data: DataConfig) -> Schema:
     """
     schema, _ = look([*data.train, *data.val])
     return schema
+
+
+def note_single_class(sample: Sample) -> None:
+    """Tell the user if the first jets of the files, which have more, are all of one class.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    if (name := sample.only_class()) is not None:
+        note(
+            f"{sample.name}: the first {sample.num_jets:,} jets, which alone are used here, are "
+            f"all {name}; jetssl merge mixes the classes"
+        )
 
 
 def check(cfg: RunConfig) -> None:
@@ -224,6 +238,7 @@ def _run(prepared: Prepared) -> Path:
         recipe = file.recipe.name
     with ExitStack() as stack:
         if place.first:
+            note_single_class(Sample(cfg.data.val, num_jets=cfg.data.num_val_jets))
             stack.enter_context(locked(cfg.out))
             if not (cfg.resume and checkpoint.is_begun(cfg.out)):
                 checkpoint.begin(cfg.out, cfg.model_copy(update={"resume": False}), schema)

@@ -54,11 +54,13 @@ def evaluate(cfg: EvaluateConfig) -> list[Row] | list[TaskRow]:
     Runs that differ by their seed alone are averaged, if their files say so or ``groups`` does.
 
     Raises:
-        ConfigError: a group or a run to compare is not there.
+        ConfigError: a group or a run to compare is not there, or the report is to be a folder.
         DataError: a file is named twice or is not a valid score file, the files do not have the
             same classes, or the results cannot be written.
     """
     _refuse_repeats(cfg.scores)
+    if cfg.report is not None and cfg.report.is_dir():
+        raise ConfigError(f"--report {cfg.report}: is a folder; a file is needed")
     tasks = evaluate_tasks(cfg.scores)
     if tasks:
         _refuse_what_is_for_jets(cfg)

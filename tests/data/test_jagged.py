@@ -142,7 +142,7 @@ def test_a_file_that_is_not_one(tmp_path: Path) -> None:
     for content in (b"", b"text", b"\x89HDF\r\n\x1a\n"):
         (tmp_path / "x.h5").write_bytes(content)
         refused(tmp_path / "x.h5", "not a readable HDF5 file")
-    refused(tmp_path, "not a readable HDF5 file")
+    refused(tmp_path, "is a folder, a file is needed")
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["offsets"] = [0]
     refused(tmp_path / "other.h5", "is of the format 'none', expected 'jetssl-jagged'")

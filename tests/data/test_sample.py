@@ -15,11 +15,33 @@ from jetssl_cli.data.recipe import load_recipe
 from jetssl_cli.data.sample import Sample
 from jetssl_cli.data.watch import Watch
 from jetssl_cli.errors import DataError
+from jetssl_cli.runs.training import note_single_class
 
 
 @pytest.fixture
 def file(jagged: Path, tmp_path: Path) -> Path:
     return Path(shutil.copy(jagged / "train.h5", tmp_path / "train.h5"))
+
+
+def test_first_jets_of_one_class_are_noticed(
+    jagged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Files that hold one class each and were not merged."""
+    with JaggedFile(jagged / "train.h5") as opened:
+        whole, recipe, classes = opened.read(), opened.recipe, opened.schema.classes
+    files = [tmp_path / f"{label}.h5" for label in (3, 5)]
+    for path, label in zip(files, (3, 5), strict=True):
+        with write(path, recipe, []) as writer:
+            writer.append(whole.take(np.flatnonzero(whole.labels == label)))
+    with JaggedFile(files[0]) as opened:
+        size = opened.num_jets
+    assert Sample(files, num_jets=size).only_class() == classes[3]
+    assert Sample(files, num_jets=size + 1).only_class() is None
+    assert Sample(files[:1]).only_class() is None  # there are no others
+    assert Sample([jagged / "train.h5"], num_jets=50).only_class() is None
+    note_single_class(Sample(files, num_jets=7))
+    told = f"the first 7 jets, which alone are used here, are all {classes[3]}"
+    assert told in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("most", [None, 5])
