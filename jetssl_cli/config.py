@@ -46,6 +46,12 @@ class Strict(BaseModel):
 C = TypeVar("C", bound=Strict)
 
 
+def last_said(layers: Sequence[Layer], *path: str) -> Any:
+    """What the last layer that has something for the setting at this path has; None if none."""
+    found = (layer.get(*path) for layer in reversed(layers))
+    return next((value for value in found if value is not None), None)
+
+
 @dataclass(frozen=True)
 class Layer:
     """One source of settings; a later layer wins over an earlier one, key by key."""
@@ -184,7 +190,7 @@ def _explain(
         source = f"{known}: " if known and not known.startswith("override") else ""
         key = printable(_shortened(".".join(path)))
         if not path:  # a rule of the whole
-            lines.append(rule)
+            lines.append(f"{source}{rule}")
         elif error["type"] in ("missing", "union_tag_not_found"):
             lines.append(f"{source}{key}: this setting is required")
         else:

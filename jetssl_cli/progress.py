@@ -74,7 +74,10 @@ def _bar(console: Console, label: str, total: int | float, unit: str) -> Iterato
     )
     start = time.monotonic()
     done: int | float = 0
-    with Progress(*columns, console=console) as bar:
+    bar = Progress(*columns, console=console)
+    with suppress(OSError):  # a terminal may be closed
+        bar.start()
+    try:
         task = bar.add_task(label, total=total, rate="", note="")
 
         def advance(more: int | float, note: str = "") -> None:
@@ -84,6 +87,9 @@ def _bar(console: Console, label: str, total: int | float, unit: str) -> Iterato
             bar.update(task, advance=more, note=note, rate=rate)
 
         yield advance
+    finally:
+        with suppress(OSError):
+            bar.stop()
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from reference.jets import random_batch
 from jetssl_cli.batch import Packing
 
 sizes_of_jets = st.lists(st.integers(0, 6), max_size=8)
-quick = settings(deadline=None, max_examples=60)
+quick = settings(max_examples=60)
 
 
 def pack(sizes):

@@ -355,6 +355,8 @@ def test_what_is_said_of_a_run_that_goes_on_is_compared_with_it(tmp_path: Path) 
     own.write_text("optim: {lr: 0.5}\n")
     with pytest.raises(ConfigError, match=r"optim\.lr = 0\.5: the run in .*run has"):
         pretrain.load_config(None, None, words, config=own)
+    recomputed = ["encoder.recompute=true"]
+    assert pretrain.load_config(None, "tiny", words, overrides=recomputed).encoder.recompute
     with pytest.raises(ConfigError, match=r"--size small: the run in .* has another encoder"):
         pretrain.load_config(None, "small", words)
     with pytest.raises(ConfigError, match=r"--method mpm: the run in .* is one of ssfm"):
@@ -374,14 +376,17 @@ def test_a_resolved_config_repeats_its_run(tmp_path: Path) -> None:
     cfg = pretrain.load_config("jepa", "small", WORDS, overrides=["optim.lr=0.1"])
     own.write_text(to_yaml(cfg))
     assert pretrain.load_config(None, None, Layer("words", {"out": "o"}), config=own) == cfg
-    with pytest.raises(ConfigError, match=r"--method dino: .*own\.yaml is of jepa"):
+    assert pretrain.load_config(
+        None, None, WORDS, overrides=["objective.name=jepa"]
+    ) == pretrain.load_config("jepa", "base", WORDS)
+    with pytest.raises(ConfigError, match=r"--method dino: .* is 'jepa' in .*own\.yaml"):
         pretrain.load_config("dino", None, WORDS, config=own)
     (tmp_path / CONFIG).write_text(to_yaml(cfg))
     words = Layer("words", {**WORDS.settings, "backbone": str(tmp_path)})
     tuned = finetune.load_config(tmp_path, words, task="vertex")
     own.write_text(to_yaml(tuned))
     assert finetune.load_config(None, Layer("words", {"out": "o"}), config=own) == tuned
-    with pytest.raises(ConfigError, match=r"--task track-origin: .*own\.yaml is of vertex"):
+    with pytest.raises(ConfigError, match=r"--task track-origin: .* is 'vertex' in .*own\.yaml"):
         finetune.load_config(None, words, task="track-origin", config=own)
 
 

@@ -10,7 +10,7 @@ import typer
 
 from jetssl_cli.cli.options import COMMAND_LINE
 from jetssl_cli.cli.printing import print_dry_run, print_json
-from jetssl_cli.config import Layer, override_layer, to_yaml
+from jetssl_cli.config import Layer, last_said, override_layer, to_yaml
 from jetssl_cli.errors import ConfigError
 from jetssl_cli.progress import number_of_process
 
@@ -121,7 +121,7 @@ def run_options(
     missing = [
         f"--{name}"
         for name, value in needed.items()
-        if value is None and all(layer.get(*NEEDED[name]) is None for layer in said)
+        if value is None and last_said(said, *NEEDED[name]) is None
     ]
     if missing and not (resume and is_begun(resume)):
         why = f": {resume} holds no run to go on with" if resume else ""

@@ -158,7 +158,8 @@ def convert(cfg: ConvertConfig) -> ConvertReport:
     bad = tuple(result for result in ordered if isinstance(result, BadFile))
     if len(bad) == len(pairs):
         raise DataError(f"none of the {len(bad)} sources can be converted; {bad[0].reason}")
-    _note_bad(cfg.out / BAD_FILES, bad)
+    if cfg.skip_bad:
+        _note_bad(cfg.out / BAD_FILES, bad)
     return ConvertReport(
         recipe=recipe,
         files=tuple(result for result in ordered if isinstance(result, Converted)),

@@ -83,7 +83,7 @@ class JaggedWriter:
 
     def note_source(self, identity: str) -> None:
         """Note which file the jets come from, beyond its name."""
-        self._table.describe({"source_identity": identity})
+        self._table.append_text("identities", [identity])
 
     def note_checksum(self, checksum: int) -> None:
         """Note the checksum of all jets of the file (``shuffle.checksum``)."""
@@ -198,7 +198,8 @@ class JaggedFile:
     @property
     def source_identity(self) -> str | None:
         """What tells the file that the jets come from from others of its name, if noted."""
-        return self._about.get("source_identity")
+        with readable(self.path):
+            return read_texts(self._file["identities"])[0] if "identities" in self._file else None
 
     @property
     def num_constituents(self) -> int:
@@ -359,19 +360,25 @@ def find(sources: Sequence[Path], *suffixes: str) -> list[Path]:
             files = next(filter(None, inside), [])
         if not files:
             raise DataError(f"{source}: the folder holds no *{' or *'.join(suffixes)} file")
-        found.update({file.resolve(): file for file in files})
+        for file in files:
+            found.setdefault(file.resolve(), file)
     return [found[key] for key in sorted(found)]
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    """All files in a folder, and in those below it."""
+    """All files in a folder and below it, those behind links to other folders last."""
 
     def unreadable(err: OSError) -> None:
         raise DataError(f"{err.filename}: cannot be read: {err.strerror}")
 
-    seen = {os.path.realpath(folder)}
-    for place, folders, files in os.walk(folder, followlinks=True, onerror=unreadable):
-        yield from (Path(place, name) for name in files if not name.startswith("."))
-        real = {name: os.path.realpath(Path(place, name)) for name in sorted(folders)}
-        folders[:] = [n for n, at in real.items() if not n.startswith(".") and at not in seen]
-        seen.update(real[name] for name in folders)
+    seen: set[str] = set()
+    folders = [folder]
+    for each in folders:  # which grows
+        for place, below, files in os.walk(each, onerror=unreadable):
+            if (real := os.path.realpath(place)) in seen:
+                below.clear()
+                continue
+            seen.add(real)
+            yield from (Path(place, name) for name in files if not name.startswith("."))
+            below[:] = [name for name in below if not name.startswith(".")]
+            folders += [link for name in below if (link := Path(place, name)).is_symlink()]

@@ -181,7 +181,8 @@ def _split(inputs: _Inputs, num_jets: int, memory: int) -> tuple[int, int]:
     budget = memory - used
     if budget < LEAST_BUDGET:
         least = math.ceil((used + LEAST_BUDGET) / 2**20)
-        raise DataError(f"--memory {memory / 2**20:.3g}MiB: at least {least}MiB are needed")
+        asked = ByteSize(memory).human_readable()
+        raise DataError(f"--memory {asked}: at least {least}MiB are needed")
     bytes_per_jet = inputs.num_bytes / max(inputs.num_jets, 1) + PLACE_BYTES
     count = math.ceil(3.5 * bytes_per_jet * num_jets / budget)
     return max(count, 1), min(max(int(budget / 10 / bytes_per_jet), 100), JETS_AT_ONCE)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 MOST_OPEN = 64
 """Files that are open at a time: a process may have few hundred, a data set has thousands."""
 MOST_HELD = order.JETS_PER_POOL * order.LANES
-"""Chosen jets that are held: as many as the pools hold of all jets."""
+"""Chosen jets that are held in each process that reads, if there are no more of them."""
 
 
 def to_batch(

@@ -59,6 +59,11 @@ class EncoderConfig(Strict):
         """The same with an attention back end that every machine has."""
         return self.model_copy(update={"attention": "auto"})
 
+    @property
+    def plain(self) -> EncoderConfig:
+        """The same but for how it is computed."""
+        return self.model_copy(update={"attention": "auto", "recompute": False})
+
     def build(self, scaling: nn.Module, features: int, ids: int, jets: int) -> Encoder:
         """Build the encoder.
 

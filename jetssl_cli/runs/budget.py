@@ -126,28 +126,23 @@ class Budget:
         self._limit = seconds(cfg.max_time) if cfg.max_time else None
         self._clock, self._agree = clock, agree
         self._begin: float | None = None
-        self._warm: tuple[int, float] | None = None
-        self._pace = 0.0
+        self._cold: float | None = None
+        """Seconds of the first step since the start."""
         self.last_step = math.ceil(cfg.jets / jets_per_step) if cfg.jets else cfg.steps
         """The step that ends the run, where it is known beforehand."""
 
     def start(self) -> None:
         """Start the clock, or start it again where it stood."""
         self._begin = self._clock() - self.seconds
-        self._pace = self.seconds / max(self.steps, 1)
-        self._warm = None
+        self._cold = None
 
     def step(self) -> None:
         """Count an optimizer step."""
         assert self._begin is not None, "the clock has not been started"
         self.steps += 1
         if self._limit is not None:
-            self.seconds = self._agree(self._clock() - self._begin)
-            if self._warm is None:
-                self._warm = self.steps, self.seconds
-            else:
-                steps, since = self._warm
-                self._pace = (self.seconds - since) / (self.steps - steps)
+            before, self.seconds = self.seconds, self._agree(self._clock() - self._begin)
+            self._cold = self.seconds - before if self._cold is None else self._cold
 
     @property
     def progress(self) -> float:
@@ -167,8 +162,10 @@ class Budget:
         """
         if self._limit is None:
             return self.last_step or 0
+        steps = self.steps - (self._cold is not None)
+        seconds = self.seconds - (self._cold or 0.0)
         left = max(self._limit - self.seconds, 0.0)
-        return self.steps + left / self._pace if self._pace else math.inf
+        return self.steps + left * steps / seconds if steps and seconds else math.inf
 
     @property
     def total(self) -> int | float:

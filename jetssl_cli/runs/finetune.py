@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from pydantic import ByteSize, Field, NonNegativeInt, PositiveInt, model_validator
 
-from jetssl_cli.config import Layer, load, override_layer, shipped_file
+from jetssl_cli.config import Layer, last_said, load, override_layer, shipped_file
 from jetssl_cli.data.mixed import SAMPLES
 from jetssl_cli.data.recipe import Schema
 from jetssl_cli.data.sample import Sample
@@ -154,13 +154,11 @@ def load_config(
         if task is not None and (name := cfg.objective.name) != _objective_of(task):
             raise ConfigError(f"--task {task}: the run in {run} is one of {name}")
         return cfg
-    own_file = [Layer.read(config)] if config else []
-    named = next((layer.get("objective", "name") for layer in own_file), None)
+    own_file, words = [Layer.read(config)] if config else [], [*map(override_layer, overrides)]
+    named = last_said([*own_file, *words], "objective", "name")
     if task and named not in (None, _objective_of(task)):
-        raise ConfigError(f"--task {task}: {config} is of {named}")
-    said = [*reversed([*own_file, *map(override_layer, overrides)])]
-    found = [backbone, *(layer.get("backbone") for layer in said)]
-    backbone = Path(next((str(path) for path in found if path is not None), ""))
+        raise ConfigError(f"--task {task}: objective.name is {named!r} in {config or 'overrides'}")
+    backbone = Path(str(last_said([*own_file, options, *words], "backbone") or backbone))
     source = checkpoint.read_config(backbone, PretrainConfig)
     task = task or ("classify" if named in (None, "supervised") else str(named))
     return on_backbone(source, backbone, [*own_file, options], task=task, overrides=overrides)

@@ -61,9 +61,10 @@ class Keeper:
         self._asked, self._hosts, self._start = asked, hosts, start
 
     @property
-    def val_file(self) -> Path:
-        """The first file of the validation jets."""
-        return self._readers[1].files[0]
+    def val_files(self) -> str:
+        """The files of the validation jets, as an error message calls them."""
+        first, *others = self._readers[1].files
+        return f"{first}{f' and {len(others)} more' if others else ''}"
 
     def take_up(self, module: JetModule) -> bool:
         """Put a new module and its optimizer where the training was; whether a validation is due.
@@ -85,7 +86,7 @@ class Keeper:
         if isinstance(self._readers[0], EmbeddedJets):
             _require_same_encoder(module, start, folder)
         arithmetic = module.train_cfg.arithmetic
-        if facts.get("arithmetic") not in (None, arithmetic):
+        if facts.get("arithmetic") not in (None, arithmetic) and not module.global_rank:
             warn(f"{folder}: goes on in {arithmetic}; it was in {facts['arithmetic']}")
         _restore(module, start, folder)
         self._snapshots.count_from(facts["steps"])

@@ -259,7 +259,7 @@ class JetModule(lightning.LightningModule):
         if bad := [name for name, value in found.items() if not math.isfinite(value)]:
             raise RunError(
                 f"{bad[0]} is not finite after step {self.budget.steps}; nothing was saved: are "
-                f"all jets of {self.keeper.val_file} sound?"
+                f"all jets of {self.keeper.val_files} sound?"
             )
         self.best.look(found["val/loss"], self.budget.steps, write=self.global_rank == 0)
         self.trainer.should_stop |= self._is_enough()

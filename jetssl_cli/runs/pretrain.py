@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from pydantic import PositiveInt
 
-from jetssl_cli.config import Layer, load, shipped, shipped_file
+from jetssl_cli.config import Layer, last_said, load, override_layer, shipped, shipped_file
 from jetssl_cli.data.recipe import Schema
 from jetssl_cli.data.sample import Sample
 from jetssl_cli.data.scaling import SCALING_JETS, Scaling, fitted_scaling
@@ -49,8 +49,8 @@ def load_config(
 ) -> PretrainConfig:
     """Lay presets, the user's file, options and overrides over each other, in this order.
 
-    The presets are that of the method, which may also be that of the user's file, that of the size
-    (base if not given), and what the method has different at this size, if anything.
+    The presets are that of the method, which the user's file or an override may say as well, that
+    of the size (base if not given), and what the method has different at this size, if anything.
 
     Raises:
         ConfigError: no such method or size, a setting that is not valid, or what is asked for is
@@ -66,12 +66,13 @@ def load_config(
             own = {"data": cfg.data.model_dump(mode="json")}
             layers = [Layer("run", own), *_presets(cfg.objective.name, size), *own_file, options]
             wanted = load(PretrainConfig, budget.latest(layers, overrides)).encoder
-            if wanted.anywhere != cfg.encoder.anywhere:
+            if wanted.plain != cfg.encoder.plain:
                 raise ConfigError(f"--size {size}: the run in {run} has another encoder")
         return cfg
-    said = next((layer.get("objective", "name") for layer in own_file), None)
-    if method and said and said != method:
-        raise ConfigError(f"--method {method}: {config} is of {said}")
+    said = last_said([*own_file, *map(override_layer, overrides)], "objective", "name")
+    if method and said not in (None, method):
+        where = config or "overrides"
+        raise ConfigError(f"--method {method}: objective.name is {said!r} in {where}")
     layers = [*_presets(method or str(said or ""), size or "base"), *own_file, options]
     return load(PretrainConfig, budget.latest(layers, overrides))
 

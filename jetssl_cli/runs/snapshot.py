@@ -11,9 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -116,7 +116,7 @@ class Snapshots:
             _write(path, snapshot)
         except (OSError, SafetensorError) as err:
             raise RunError(f"{path}: cannot be written: {err}") from None
-        for old in (*self.files()[self.cfg.keep :], *self.folder.glob(".*.partial")):
+        for old in (*self.files()[self.cfg.keep :], *self._partial()):
             old.unlink(missing_ok=True)
 
     def files(self) -> list[Path]:
@@ -145,7 +145,13 @@ class Snapshots:
 
     def clear(self) -> None:
         """Remove all, and what a killed process left: the run has come to its end."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        for path in (*self.files(), *self._partial()):
+            path.unlink(missing_ok=True)
+        with suppress(OSError):  # a link, or not all of it is ours
+            self.folder.rmdir()
+
+    def _partial(self) -> Iterator[Path]:
+        return self.folder.glob(".*.partial")
 
 
 def read(path: Path) -> Snapshot:

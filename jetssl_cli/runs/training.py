@@ -173,6 +173,12 @@ class Prepared:
     through: Callable[[Readers], Readers] | None = None
     """The readers go through this function, if there is one."""
 
+    @property
+    def reads_classes(self) -> bool:
+        """The classes of the data matter: for a probe, or a classifier of them."""
+        mixed = self.cfg.data.mixture is not None
+        return (self.objective.classifies and not mixed) or not self.objective.downstream
+
     def readers(self, place: Place) -> Readers:
         """The jets of one process.
 
@@ -238,7 +244,8 @@ def _run(prepared: Prepared) -> Path:
         recipe = file.recipe.name
     with ExitStack() as stack:
         if place.first:
-            note_single_class(Sample(cfg.data.val, num_jets=cfg.data.num_val_jets))
+            if prepared.reads_classes:
+                note_single_class(Sample(cfg.data.val, num_jets=cfg.data.num_val_jets))
             stack.enter_context(locked(cfg.out))
             if not (cfg.resume and checkpoint.is_begun(cfg.out)):
                 checkpoint.begin(cfg.out, cfg.model_copy(update={"resume": False}), schema)

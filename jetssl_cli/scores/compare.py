@@ -15,13 +15,12 @@ import numpy as np
 from jaxtyping import Bool
 
 from jetssl_cli.config import Strict
+from jetssl_cli.scores.auc import Placements, delong
 from jetssl_cli.scores.metrics import (
     NONE_PASSES,
     ONE_SIGMA,
     WORKING_POINTS,
     Discriminants,
-    Placements,
-    delong,
     least_count,
 )
 from jetssl_cli.scores.resampling import passing

@@ -25,7 +25,8 @@ from jetssl_cli.errors import DataError, RunError
 from jetssl_cli.progress import progress
 from jetssl_cli.runs.checkpoint import MODEL, match
 from jetssl_cli.runs.finetune import load_classifier
-from jetssl_cli.scores.metrics import UNDEFINED, Estimate, auc, placements
+from jetssl_cli.scores.auc import auc, placements
+from jetssl_cli.scores.metrics import UNDEFINED, Estimate
 from jetssl_cli.scores.provenance import provenance
 from jetssl_cli.scores.scorefile import FORMAT, VERSION, read_scores, write_scores
 from jetssl_cli.scores.taskrows import Cell, TaskRow

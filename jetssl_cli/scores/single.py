@@ -8,21 +8,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jetssl_cli.scores.auc import THREADS, auc, placements
 from jetssl_cli.scores.compare import Answers, generator
 from jetssl_cli.scores.curves import Curves
 from jetssl_cli.scores.metrics import (
     BACKGROUND,
     REPLICAS,
-    THREADS,
     WORKING_POINTS,
     Discriminants,
     Rejection,
     accuracy,
-    auc,
     calibration,
     confusion,
     discriminants,
-    placements,
     rejection,
 )
 from jetssl_cli.scores.rows import Row

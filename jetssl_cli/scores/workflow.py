@@ -28,7 +28,7 @@ from jetssl_cli.errors import ConfigError, RunError
 from jetssl_cli.runs.lock import locked
 from jetssl_cli.runs.signals import Stopped
 from jetssl_cli.safeyaml import read_yaml
-from jetssl_cli.scores.workflow_config import WorkflowConfig
+from jetssl_cli.scores.workflow_config import JETCLASS, WorkflowConfig
 
 CONFIG = "workflow.yaml"
 """The resolved settings, in the folder of a workflow."""
@@ -44,8 +44,6 @@ JOBS = re.compile(r"^(\w+) +(\d+)$", re.MULTILINE)
 """A line of what Snakemake says of the jobs to come."""
 PICTURES = (".png", ".svg")
 PROFILES = ("local", "slurm")
-JETCLASS = ("train_100M", "val_5M", "test_20M")
-"""Folders of JetClass."""
 STDERR = 2
 """Where all that Snakemake says goes: standard output is for the report."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -206,7 +204,8 @@ def _require(cfg: WorkflowConfig) -> None:
     if cfg.container and not (shutil.which("apptainer") or shutil.which("singularity")):
         raise ConfigError(f"container = {cfg.container}: needs Apptainer, which is not there")
     if cfg.jetclass is not None:
-        missing = [name for name in JETCLASS if not (cfg.jetclass / name).is_dir()]
+        wanted = [name for split, name in JETCLASS.items() if not cfg.has_data(split)]
+        missing = [name for name in wanted if not (cfg.jetclass / name).is_dir()]
         if missing:
             raise ConfigError(f"--jetclass {cfg.jetclass}: has no folder {missing[0]}")
     _require_trainings(cfg)
@@ -235,18 +234,24 @@ def _as_begun(cfg: WorkflowConfig) -> WorkflowConfig:
         return cfg.model_copy(update={"baselines_of": cfg.plain})
     before = read_yaml(path)
     old = _flat(before)
-    made_of = {
+    made = any((cfg.out / "runs").glob("*/*"))
+    matter = {
         ("jetclass", "simulate"): (cfg.out / "data").exists(),
-        ("size", "pretrain", "finetune"): any((cfg.out / "runs").glob("*/*")),
+        ("size", "pretrain", "finetune"): made,
     }
-    for keys, made in made_of.items():
+    for keys, does in matter.items():
         for key, value in _flat(cfg.model_dump(mode="json", include=set(keys))).items():
-            if made and old.get(key) != value:
+            if does and old.get(key) != value:
                 raise ConfigError(
                     f"{key} = {value}: the workflow in {cfg.out} has {old.get(key)}; choose "
                     "another --out"
                 )
     begun = load(WorkflowConfig, [Layer(str(path), before)])
+    if made and cfg.baselines_of not in (None, begun.plain):
+        raise ConfigError(
+            f"baselines_of = {cfg.baselines_of}: the workflow in {cfg.out} has {begun.plain}; "
+            "choose another --out"
+        )
     return cfg.model_copy(update={"baselines_of": cfg.baselines_of or begun.plain})
 
 

@@ -16,13 +16,19 @@ from jetssl_cli.runs.budget import seconds
 from jetssl_cli.safeyaml import read_yaml
 
 PRESETS = "configs/pretrain"
+JETCLASS = {"train": "train_100M", "val": "val_5M", "test": "test_20M"}
+"""Folders of JetClass."""
+
+
+def _method(name: str) -> str:
+    if name not in (known := all_methods()):
+        raise ValueError(f"no method {name!r}; {suggest(name, known)}")
+    return name
 
 
 def _methods(names: tuple[str, ...]) -> tuple[str, ...]:
-    known = all_methods()
     for name in names:
-        if name not in known:
-            raise ValueError(f"no method {name!r}; {suggest(name, known)}")
+        _method(name)
     if len(set(names)) < len(names):
         raise ValueError("a method is named twice")
     return names
@@ -130,12 +136,16 @@ class WorkflowConfig(Strict):
     """Image that has jetssl, for Apptainer: a file, or docker://..."""
     container_args: str = ""
     """Options of Apptainer, such as --nv."""
-    baselines_of: str | None = None
+    baselines_of: Annotated[str, AfterValidator(_method)] | None = None
     """The method whose backbones give the baselines their architecture; in a folder that holds a
     workflow the one that it began with."""
     slurm: SlurmConfig = SlurmConfig()
     snakemake: tuple[str, ...] = ()
     """Further words for Snakemake, such as files to make instead of the report."""
+
+    def has_data(self, split: str) -> bool:
+        """Whether the jets of a split are there already."""
+        return (self.out / "data" / f"{split}.h5").is_file()
 
     @property
     def plain(self) -> str:
@@ -143,7 +153,7 @@ class WorkflowConfig(Strict):
 
         As told, or the first one that leaves the architecture as the size has it.
         """
-        if self.baselines_of in self.methods:
+        if self.baselines_of is not None:
             return self.baselines_of
         own = {
             name: "encoder" in read_yaml(shipped_file(PRESETS, name, "method"))

@@ -69,7 +69,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "good.h5"
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(st.lists(sizes_of_jets, min_size=1, max_size=3))
 def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, parts: list) -> None:
     path = tmp_path_factory.mktemp("round") / "below" / "x.h5"
@@ -280,7 +280,7 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder.h5"]
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=5), st.booleans())
 def test_tables_grow_by_any_numbers_of_rows(
     tmp_path_factory: pytest.TempPathFactory, counts: list[int], flat: bool
@@ -324,7 +324,11 @@ def test_find_follows_links_to_folders_and_says_what_it_cannot_read(
     here = tmp_path / "here"
     (here / "far").symlink_to(tmp_path / "disk/far")
     (here / "round").symlink_to(here)
-    assert find([here], ".h5") == [here / "far/1.h5", here / "2.h5"]
+    (here / "a").mkdir()
+    (here / "a" / "link").symlink_to(here / "b")
+    (here / "b/c").mkdir(parents=True)
+    (here / "b/c/5.h5").touch()  # has its own name, not that behind the link
+    assert find([here], ".h5") == [here / "far/1.h5", here / "2.h5", here / "b/c/5.h5"]
 
     def scandir(place: str) -> Iterator[os.DirEntry[str]]:
         if Path(place).name == "far":

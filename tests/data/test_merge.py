@@ -302,7 +302,7 @@ def test_a_class_without_jets_does_not_hinder_balance(tmp_path: Path) -> None:
         ({"num_jets": 51}, "--num-jets 51: the sources hold 50 jets"),
         ({"num_jets": 60, "balance": True}, "6 jets of each class; the sources have .* 1 and 5"),
         ({"num_jets": 9, "balance": True}, "0 jets of each class"),
-        ({"memory": "1MiB"}, r"--memory 1MiB: at least \d+MiB are needed"),
+        ({"memory": "1MiB"}, r"--memory 1.0MiB: at least \d+MiB are needed"),
     ],
 )
 def test_what_cannot_be_done_is_said(

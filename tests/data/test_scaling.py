@@ -79,7 +79,7 @@ def test_the_scaling_is_that_of_sklearn(kind: str, count: int) -> None:
     assert found[-4:, 0].tolist() == [-LIMIT, LIMIT, -LIMIT, LIMIT]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=30),
     st.lists(st.floats(-2e3, 2e3, width=32), max_size=30),
@@ -211,7 +211,7 @@ def test_simulated_jets_lie_in_the_range_of_the_real_ones(shared_data: Path, jag
 SPECIAL = [0.0, -0.0, np.inf, -np.inf, np.nan, 1e-45, -1e-45, 1e-38, -1e-38, 3.4e38, -3.4e38]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=40),
     st.lists(st.floats(width=32), max_size=40),

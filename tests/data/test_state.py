@@ -64,7 +64,7 @@ def test_the_batches_do_not_depend_on_the_number_of_workers(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow])
 @given(
     batch_size=st.integers(1, 130),
     seed=st.integers(0, 2**63 - 1),

@@ -31,7 +31,7 @@ def constituents(sizes, seed, spread=0.15):
     radius=st.sampled_from([0.05, 0.1, 0.4]),
     dtype=st.sampled_from([np.float16, np.float32, np.float64]),
 )
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_they_are_those_of_the_definition(sizes, seed, radius, dtype):
     *columns, sizes = constituents(sizes, seed)
     columns = [column.astype(dtype) for column in columns]

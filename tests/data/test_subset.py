@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from reference.numbered import ALL, SIZES, flat, numbers, write_files
 
@@ -42,7 +42,6 @@ def one_by_one(counts: np.ndarray, cards: int) -> np.ndarray:
 
 
 @given(counts=st.lists(st.integers(0, 9), min_size=1, max_size=6).filter(any), data=st.data())
-@settings(deadline=None)
 def test_cards_are_dealt_in_turns(counts: list[int], data: st.DataObject) -> None:
     cards = data.draw(st.integers(1, sum(counts)))
     piles = np.array(counts)
@@ -50,7 +49,6 @@ def test_cards_are_dealt_in_turns(counts: list[int], data: st.DataObject) -> Non
 
 
 @given(labels=labels_of, seed=st.integers(0, 2**40))
-@settings(deadline=None)
 def test_subsets_are_nested_and_balanced(labels: np.ndarray, seed: int) -> None:
     before: set[int] = set()
     for num_jets in range(1, len(labels) + 1):

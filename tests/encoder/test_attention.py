@@ -69,7 +69,7 @@ def test_the_reference_is_the_definition(causal):
 
 
 @given(sizes=sizes_of_jets, causal=st.booleans())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_padded_self_attention_is_the_reference(sizes, causal):
     queries = pack(sizes)
     same(
@@ -79,7 +79,7 @@ def test_padded_self_attention_is_the_reference(sizes, causal):
 
 
 @given(sizes=st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=12))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_padded_cross_attention_is_the_reference(sizes):
     """Some jets have no keys, some no queries, some neither."""
     queries, keys = pack([size for size, _ in sizes]), pack([size for _, size in sizes])

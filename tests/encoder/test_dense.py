@@ -31,7 +31,7 @@ def padded(encoder, batch, length):
 
 @pytest.mark.parametrize("encoder", ENCODERS, ids=IDS)
 @given(sizes=st.lists(st.integers(0, 20), min_size=1, max_size=8), more=st.integers(0, 9), seed=...)
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @torch.inference_mode()
 def test_dense_is_packed(encoder, sizes: list[int], more: int, seed: bool):
     """Vectors, their means, and what a pool makes of them; jets of none, one and many."""

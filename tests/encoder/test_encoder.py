@@ -63,7 +63,7 @@ def test_a_jet_alone_is_the_same_jet_in_any_batch(encoder):
 
 
 @given(order=st.permutations(range(len(SIZES))))
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @torch.no_grad()
 def test_permuting_the_jets_permutes_the_outputs(order):
     encoder, batch = tiny_encoder(), random_batch(SIZES)

@@ -43,7 +43,7 @@ def test_the_corpus_is_small_and_valid(name: str, tmp_path: Path) -> None:
 def test_a_changed_input_is_valid_or_refused_in_clear_lines(name: str, tmp_path: Path) -> None:
     target, contents = TARGETS[name], seeds(name)
 
-    @settings(max_examples=100, derandomize=True, deadline=None, database=None)
+    @settings(max_examples=100, derandomize=True, database=None)
     @given(st.sampled_from(contents), st.integers(0, 2**32), st.integers(1, 3))
     def check(content: bytes, seed: int, times: int) -> None:
         rng = Random(seed)

@@ -161,7 +161,7 @@ def test_the_teacher_is_in_evaluation_and_gets_no_gradients():
 @given(
     rows=st.integers(1, 12), columns=st.integers(1, 8), steps=st.integers(0, 4), seed=st.integers()
 )
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_sinkhorn_is_the_plain_loop(rows, columns, steps, seed):
     values = 5 * torch.randn(rows, columns, generator=rng(seed % 2**32))
     found = sinkhorn(values, steps)

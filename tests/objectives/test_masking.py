@@ -30,7 +30,7 @@ def pack(sizes):
     percent=st.integers(1, 99),
     seed=st.integers(0, 1000),
 )
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_exactly_the_share_of_each_jet_is_hidden(sizes, percent, seed):
     packing = pack(sizes)
     hidden = random_mask(packing, percent / 100, rng(seed))
@@ -84,7 +84,7 @@ def grouped(sizes, seed, most=6):
     percent=st.integers(1, 99),
     seed=st.integers(0, 1000),
 )
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_exactly_the_share_of_the_groups_is_hidden_and_each_whole(sizes, percent, seed):
     packing, groups = grouped(sizes, seed)
     hidden = group_mask(packing, groups, percent / 100, rng(seed))
@@ -103,7 +103,7 @@ def test_every_choice_of_groups_is_equally_likely_however_large_they_are():
 
 
 @given(sizes=st.lists(st.integers(0, 20), max_size=10), seed=st.integers(0, 100))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_groups_of_one_are_hidden_as_constituents_are(sizes, seed):
     packing = pack(sizes)
     hidden = group_mask(packing, packing.rank, 0.3, rng(seed))

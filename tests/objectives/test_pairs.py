@@ -19,7 +19,7 @@ from jetssl_cli.objectives.pairs import Pairs
 sizes = st.lists(st.integers(0, 9), min_size=1, max_size=6)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(sizes)
 def test_every_pair_of_a_jet_is_there_once_and_in_order(sizes):
     batch = true_batch(sizes)
@@ -29,7 +29,7 @@ def test_every_pair_of_a_jet_is_there_once_and_in_order(sizes):
     assert torch.equal(pairs.jet, batch.packing.owner[pairs.second])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(sizes, st.integers(0, 99), st.floats(0, 1))
 def test_what_is_connected_is_one_group(sizes, seed, share):
     batch = true_batch(sizes)
@@ -54,7 +54,7 @@ def test_a_long_chain_is_one_group():
     assert found.tolist() == [0, 1, 2, *[3] * 200, 203, 204]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(sizes, st.integers(0, 99), st.integers(0, 4))
 def test_adjusted_rand_is_that_of_scikit_learn(sizes, seed, groups):
     rng = torch.Generator().manual_seed(seed)

@@ -256,15 +256,15 @@ def test_fewer_labels_than_a_batch(jagged, backbone, tmp_path, monkeypatch):
 
 def scripted(monkeypatch, losses):
     """Validations that find these losses; returns the weights at each."""
-    weights, right = [], Supervised.loss
+    weights, right = [], Supervised.loss_of
 
-    def loss(self, batch, rng):
+    def loss_of(self, logits, labels):
         if self.training:
-            return right(self, batch, rng)
+            return right(self, logits, labels)
         weights.append({key: value.clone() for key, value in self.state_dict().items()})
         return {"cross_entropy": torch.tensor(losses[len(weights) - 1])}
 
-    monkeypatch.setattr(Supervised, "loss", loss)
+    monkeypatch.setattr(Supervised, "loss_of", loss_of)
     return weights
 
 
@@ -331,8 +331,10 @@ def test_cached_embeddings_give_the_same_run(jagged, backbone, tmp_path, precisi
     weights, expected = (load_file(f / "model.safetensors") for f in (cached, plain))
     assert weights.keys() == expected.keys()
     assert same(encoder_of(cached), encoder_of(plain))
-    for key, value in expected.items():
-        torch.testing.assert_close(weights[key], value, rtol=1e-2, atol=1e-3)
+    if precision == "bf16-mixed":  # which float16 holds
+        assert same(weights, expected)
+    for key, value in expected.items():  # a gradient of 0 may be one of either sign for AdamW
+        assert (weights[key] - value).norm() < 1e-2 * value.norm(), key
 
 
 def test_embeddings_that_do_not_fit(jagged, backbone, tmp_path, monkeypatch):

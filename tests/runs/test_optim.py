@@ -72,7 +72,7 @@ def test_settings_arrive():
 
 
 @given(steps=st.integers(1, 400), warmup=st.integers(0, 100), final=st.floats(0, 1, width=32))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_the_schedule(steps, warmup, final):
     """Rises in at most a tenth of the run, then falls from 1 to its end, and never below."""
     optim = OptimConfig(warmup_steps=warmup, final_lr=final)
@@ -112,7 +112,7 @@ def test_short_runs_have_no_warm_up(steps):
     limit=st.floats(0.5, 500),
     warmup=st.integers(0, 50),
 )
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_the_schedule_of_a_run_that_time_ends(paces, limit, warmup):
     """However the pace changes: it rises in at most a tenth of the time, then falls."""
     optim = OptimConfig(warmup_steps=warmup, final_lr=0.1)

@@ -7,6 +7,7 @@ import math
 import shutil
 
 import h5py
+import numpy as np
 import pytest
 import torch
 from reference.jets import SIZES, random_batch, tiny_config, tiny_encoder
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 
 from jetssl_cli.config import Layer
 from jetssl_cli.data.convert import ConvertConfig, convert
-from jetssl_cli.data.jagged import JaggedFile
+from jetssl_cli.data.jagged import JaggedFile, write
 from jetssl_cli.data.recipe import load_recipe
 from jetssl_cli.data.scaling import fitted_scaling
 from jetssl_cli.encoder.encoder import Encoder
@@ -197,6 +198,16 @@ def test_a_validation_jet_that_is_not_finite_ends_the_run_at_once(jagged, tmp_pa
         file["constituents/features"][5, 0] = math.nan
     with pytest.raises(RunError, match=r"val/.* is not finite after step 3; .* of .*val\.h5 sound"):
         run_pretrain(jagged, tmp_path / "run", data={"val": (spoiled,)})
+
+
+def test_validation_jets_of_one_class_are_told(jagged, tmp_path, capsys):
+    with JaggedFile(jagged / "val.h5") as opened:
+        jets, recipe = opened.read(), opened.recipe
+    with write(tmp_path / "val.h5", recipe, []) as writer:
+        writer.append(jets.take(np.argsort(jets.labels, kind="stable")))
+    few = {"val": (tmp_path / "val.h5",), "num_val_jets": 5}
+    run_pretrain(jagged, tmp_path / "run", data=few, steps=1)
+    assert "the first 5 jets, which alone are used here, are all QCD" in capsys.readouterr().err
 
 
 def test_a_validation_of_a_classifier_encodes_each_jet_once(

@@ -7,6 +7,7 @@ import pytest
 from reference import bootstrap
 from scipy.stats import chi2
 
+from jetssl_cli.scores.auc import placements
 from jetssl_cli.scores.compare import (
     Answers,
     Pairs,
@@ -14,7 +15,7 @@ from jetssl_cli.scores.compare import (
     compare_auc,
     compare_rejection,
 )
-from jetssl_cli.scores.metrics import ONE_SIGMA, discriminants, least_count, placements
+from jetssl_cli.scores.metrics import ONE_SIGMA, discriminants, least_count
 
 CLASSES = ("QCD", "Hbb", "Hcc")
 

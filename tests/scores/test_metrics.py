@@ -11,6 +11,7 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import confusion_matrix, roc_auc_score
 
 from jetssl_cli.scores import metrics
+from jetssl_cli.scores.auc import auc, placements
 from jetssl_cli.scores.metrics import UNDEFINED, WORKING_POINTS, Estimate, Rejection
 
 QCD_HBB = ("QCD", "Hbb")
@@ -21,7 +22,7 @@ def accuracy(scores, labels):
 
 
 def auc_ovo(scores, labels):
-    return metrics.auc(metrics.placements(scores, labels))
+    return auc(placements(scores, labels))
 
 
 def rejection(scores, labels, classes, signal, *, background="QCD", efficiency=0.5, replicas=200):
@@ -320,7 +321,7 @@ class TestPlacements:
     @given(jets)
     def test_single_and_double_precision_agree(self, drawn):
         scores, labels = unpack(drawn)
-        one, other = (metrics.placements(scores.astype(kind), labels) for kind in "fd")
+        one, other = (placements(scores.astype(kind), labels) for kind in "fd")
         assert one.auc == (None if other.auc is None else pytest.approx(other.auc, abs=1e-12))
         np.testing.assert_allclose(one.psi, other.psi, atol=1e-12)
 
@@ -330,7 +331,7 @@ class TestPlacements:
 
     def test_they_sum_to_the_area(self):
         scores, labels = softmax_scores(500, 3, seed=9, steps=2)
-        found = metrics.placements(scores, labels)
+        found = placements(scores, labels)
         sums = [found.psi[labels == c].mean() for c in range(3)]
         assert sum(sums) / 2 == pytest.approx(found.auc)
 

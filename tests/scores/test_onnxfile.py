@@ -33,7 +33,7 @@ def test_the_normal_quantile_is_that_of_erfinv():
     quantiles=st.lists(st.integers(-5, 5), min_size=500, max_size=500),
     values=st.lists(st.floats(-6, 6, width=32), min_size=1),
 )
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_the_scaling_is_the_scaling(quantiles, values):
     """With ties among the quantiles, on the knots, between them and beyond."""
     scaler = QuantileScaler(torch.tensor([sorted(quantiles), range(500)], dtype=torch.float64))

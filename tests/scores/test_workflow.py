@@ -103,6 +103,7 @@ def test_the_jobs_can_be_drawn(jetssl: Run, tmp_path: Path) -> None:
         ({"methods": "mpm,sfm"}, "no method 'sfm'; did you mean 'ssfm'?"),
         ({"methods": "mpm, mpm"}, "a method is named twice"),
         ({"size": "huge"}, "no size 'huge'"),
+        ({"baselines_of": "sfm"}, "no method 'sfm'; did you mean 'ssfm'?"),
         ({"size": "small"}, "size = small: say --size small"),
         ({"pretrain": {"budget": "24 hours"}}, "a time such as 2d, 24h, 1h30m, 90m or 45s"),
         ({"pretrain": {"budget": "0"}}, "Input should be greater than 0"),
@@ -127,8 +128,13 @@ def test_what_is_missing_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
             module.workflow(cfg.model_copy(update={"profile": "slurm"}))
         with pytest.raises(ConfigError, match="container = image: needs Apptainer"):
             module.workflow(cfg.model_copy(update={"container": "image"}))
+        given = cfg.model_copy(update={"jetclass": tmp_path, "out": tmp_path / "made"})
         with pytest.raises(ConfigError, match="has no folder train_100M"):
-            module.workflow(cfg.model_copy(update={"jetclass": tmp_path}))
+            module.workflow(given)
+        (given.out / "data").mkdir(parents=True)
+        for split in ("train", "val", "test"):
+            (given.out / "data" / f"{split}.h5").touch()
+        module._require(given)  # the jets are there already
         for kind, wrong in (("pretrain", "optim.lrr=3"), ("finetune", "optim.lrr=3")):
             typed = load_config(
                 "tiny", options(out=str(tmp_path / "w"), **{kind: {"settings": [wrong]}})
@@ -161,6 +167,10 @@ def test_a_folder_belongs_to_one_workflow_that_can_grow(tmp_path: Path) -> None:
     (tmp_path / "runs" / "ssfm-seed0" / "config.yaml").touch()
     with pytest.raises(ConfigError, match=r"pretrain.budget = 7: .* has 15000; choose"):
         module._as_begun(other)
+    alone = load_config("tiny", options(out=str(tmp_path), methods="mpm"))
+    assert module._as_begun(alone).plain == "ssfm"
+    with pytest.raises(ConfigError, match=r"baselines_of = mpm: .* has ssfm"):
+        module._as_begun(alone.model_copy(update={"baselines_of": "mpm"}))
 
 
 def test_the_config_that_snakemake_gets_is_the_same(tmp_path: Path) -> None:

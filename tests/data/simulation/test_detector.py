@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from jetssl_cli.data.simulation import tracks
@@ -97,7 +97,6 @@ def test_what_begins_outside_is_lost():
 
 
 @pytest.mark.parametrize("calorimeter", [ECAL, HCAL])
-@settings(deadline=None)
 @given(eta=st.floats(-2.94, 2.94), phi=st.floats(-np.pi, np.pi))
 def test_a_place_lies_in_its_tower(calorimeter: Calorimeter, eta: float, phi: float) -> None:
     tower, covered = calorimeter.towers(*one(eta, phi))
