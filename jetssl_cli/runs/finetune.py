@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from pydantic import ByteSize, Field, NonNegativeInt, PositiveInt, model_validator
 
-from jetssl_cli.config import Layer, last_said, load, override_layer, shipped_file
+from jetssl_cli.config import Layer, last_said, load, override_layer, shipped_file, shipped_names
 from jetssl_cli.data.mixed import SAMPLES
 from jetssl_cli.data.recipe import Schema
 from jetssl_cli.data.sample import Sample
@@ -156,7 +156,8 @@ def load_config(
         return cfg
     own_file, words = [Layer.read(config)] if config else [], [*map(override_layer, overrides)]
     named = last_said([*own_file, *words], "objective", "name")
-    if task and named not in (None, _objective_of(task)):
+    known = {_objective_of(name) for name in shipped_names("configs/finetune")}
+    if task and named in known - {_objective_of(task)}:
         raise ConfigError(f"--task {task}: objective.name is {named!r} in {config or 'overrides'}")
     backbone = Path(str(last_said([*own_file, options, *words], "backbone") or backbone))
     source = checkpoint.read_config(backbone, PretrainConfig)

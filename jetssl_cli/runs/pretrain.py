@@ -9,7 +9,15 @@ from typing import Literal
 import torch
 from pydantic import PositiveInt
 
-from jetssl_cli.config import Layer, last_said, load, override_layer, shipped, shipped_file
+from jetssl_cli.config import (
+    Layer,
+    last_said,
+    load,
+    override_layer,
+    shipped,
+    shipped_file,
+    shipped_names,
+)
 from jetssl_cli.data.recipe import Schema
 from jetssl_cli.data.sample import Sample
 from jetssl_cli.data.scaling import SCALING_JETS, Scaling, fitted_scaling
@@ -70,7 +78,7 @@ def load_config(
                 raise ConfigError(f"--size {size}: the run in {run} has another encoder")
         return cfg
     said = last_said([*own_file, *map(override_layer, overrides)], "objective", "name")
-    if method and said not in (None, method):
+    if method and said in set(shipped_names("configs/pretrain")) - {method}:
         where = config or "overrides"
         raise ConfigError(f"--method {method}: objective.name is {said!r} in {where}")
     layers = [*_presets(method or str(said or ""), size or "base"), *own_file, options]
