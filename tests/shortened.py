@@ -19,7 +19,7 @@ SMALLER = {
     "finetune": {"--num-jets": "20", "--num-signal": "10", "--unfreeze-at": "1"},
 }
 LENGTHS = ("--steps", "--jets", "--max-time")
-SETTINGS = ("data.batch_size=10", "data.num_val_jets=20", "tracking=false")
+SETTINGS = ("data.batch_size=10", "data.num_val_jets=40", "tracking=false")
 
 
 def shortened(words: Sequence[str]) -> list[str]:
