@@ -284,12 +284,17 @@ def test_other_data_are_refused(jagged, tmp_path, stop):
         pretrain(resumed(cfg, data=cfg.data.model_copy(update=files)))
 
 
-def test_other_arithmetic_is_told(whole, jagged, tmp_path, stop, capsys):
+def stopped(jagged, tmp_path, stop):
+    """A run after three steps, and its snapshots."""
     cfg = config(jagged, tmp_path / "run")
     stop(3)
     with pytest.raises(Stopped):
         pretrain(cfg)
-    snapshots = Snapshots(cfg.out, cfg.checkpoint)
+    return cfg, Snapshots(cfg.out, cfg.checkpoint)
+
+
+def test_other_arithmetic_is_told(whole, jagged, tmp_path, stop, capsys):
+    cfg, snapshots = stopped(jagged, tmp_path, stop)
     found = snapshots.latest()
     snapshots.write(replace(found, facts={**found.facts, "arithmetic": "bf16-mixed"}))
     same_runs(pretrain(resumed(cfg)), whole)
@@ -297,20 +302,14 @@ def test_other_arithmetic_is_told(whole, jagged, tmp_path, stop, capsys):
 
 
 def test_processes_that_see_other_snapshots_are_refused(jagged, tmp_path, stop, monkeypatch):
-    cfg = config(jagged, tmp_path / "run")
-    stop(3)
-    with pytest.raises(Stopped):
-        pretrain(cfg)
+    cfg, _ = stopped(jagged, tmp_path, stop)
     monkeypatch.setattr(Hosts, "first", lambda _, value: 5.0 if value == 3 else value)
     with pytest.raises(RunError, match="process 0 sees step 3 as the last, the first one 5"):
         pretrain(resumed(cfg))
 
 
 def test_a_cut_schema_is_told_before_the_training_goes_on(jagged, tmp_path, stop):
-    cfg = config(jagged, tmp_path / "run")
-    stop(3)
-    with pytest.raises(Stopped):
-        pretrain(cfg)
+    cfg, _ = stopped(jagged, tmp_path, stop)
     (cfg.out / checkpoint.SCHEMA).write_text("")
     with pytest.raises(ConfigError, match=r"schema\.yaml"):
         pretrain(resumed(cfg))
@@ -340,11 +339,7 @@ def test_encoded_jets_are_of_the_backbone_that_the_run_was_begun_with(
 
 def test_another_kind_of_device_is_refused(jagged, tmp_path, stop):
     """Random numbers of a GPU, whose generator has a state of 16 bytes, are none of a CPU."""
-    cfg = config(jagged, tmp_path / "run")
-    stop(3)
-    with pytest.raises(Stopped):
-        pretrain(cfg)
-    snapshots = Snapshots(cfg.out, cfg.checkpoint)
+    cfg, snapshots = stopped(jagged, tmp_path, stop)
     found = snapshots.latest()
     gpu = {**found.tensors, OWN: torch.zeros(1, 16, dtype=torch.uint8)}
     snapshots.write(replace(found, tensors=gpu))
