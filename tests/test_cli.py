@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import shlex
 import signal
@@ -434,6 +435,22 @@ def test_a_log_that_cannot_be_written_stops_no_work():
         command = [sys.executable, "-c", work]
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=full, check=False)
     assert (done.returncode, done.stdout) == (0, b"done\n")
+
+
+def test_a_terminal_that_closes_stops_no_work():
+    work = (
+        "import os\nfrom jetssl_cli.progress import progress\n"
+        "with progress('c', 1, 'jets') as on: os.write(1, b'begun\\n'); os.read(0, 1); on(1)\n"
+        "os.write(1, b'done\\n')"
+    )
+    master, slave = pty.openpty()
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", work], stderr=slave, text=True, **pipes) as child:
+        os.close(slave)
+        assert child.stdout.readline() == "begun\n"
+        os.close(master)
+        told, _ = child.communicate("\n", timeout=60)
+    assert (child.returncode, told) == (0, "done\n")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")

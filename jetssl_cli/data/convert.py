@@ -15,7 +15,8 @@ from pydantic import PositiveInt
 
 from jetssl_cli.config import Strict
 from jetssl_cli.data.extract import Extracted, extract
-from jetssl_cli.data.jagged import JaggedFile, Precision, find, write
+from jetssl_cli.data.find import find
+from jetssl_cli.data.jagged import JaggedFile, Precision, write
 from jetssl_cli.data.recipe import Recipe
 from jetssl_cli.data.workers import share
 from jetssl_cli.errors import DataError, reason

@@ -14,8 +14,7 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -240,7 +239,7 @@ class JaggedFile:
         return self._attribute("checksum") if "checksum" in self._about else None
 
     def labels(self, start: int = 0, stop: int | None = None) -> NDArray[np.int16]:
-        """The classes of the jets ``start:stop``, of itself of all.
+        """The class of each of the jets ``start:stop``; of all jets if nothing is said.
 
         Raises:
             DataError: a label is not the index of a class.
@@ -335,50 +334,3 @@ class JaggedFile:
                 raise DataError(
                     f"{self.path}: damaged: {name} is {array.dtype}, expected {types[name]}"
                 )
-
-
-def find(sources: Sequence[Path], *suffixes: str) -> list[Path]:
-    """All files that the sources name, each once, sorted by their full path.
-
-    Of a folder, the files that end in the first of the suffixes that occurs in it; links to other
-    folders are followed, what is hidden is not looked at.
-
-    Raises:
-        DataError: no source, one that is missing, a folder that cannot be read, or that holds no
-            such file.
-    """
-    if not sources:
-        raise DataError("no source was given")
-    found: dict[Path, Path] = {}
-    for source in sources:
-        if not source.exists():
-            raise DataError(f"{source}: no such file or folder")
-        files = [source]
-        if source.is_dir():
-            below = list(_below(source))
-            inside = ([file for file in below if file.name.endswith(end)] for end in suffixes)
-            files = next(filter(None, inside), [])
-        if not files:
-            raise DataError(f"{source}: the folder holds no *{' or *'.join(suffixes)} file")
-        for file in files:
-            found.setdefault(file.resolve(), file)
-    return [found[key] for key in sorted(found)]
-
-
-def _below(folder: Path) -> Iterator[Path]:
-    """All files in a folder and below it, those behind links to other folders last."""
-
-    def unreadable(err: OSError) -> None:
-        raise DataError(f"{err.filename}: cannot be read: {err.strerror}")
-
-    seen: set[str] = set()
-    folders = [folder]
-    for each in folders:  # which grows
-        for place, below, files in os.walk(each, onerror=unreadable):
-            if (real := os.path.realpath(place)) in seen:
-                below.clear()
-                continue
-            seen.add(real)
-            yield from (Path(place, name) for name in files if not name.startswith("."))
-            below[:] = [name for name in below if not name.startswith(".")]
-            folders += [link for name in below if (link := Path(place, name)).is_symlink()]

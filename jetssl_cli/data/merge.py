@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from pydantic import ByteSize, NonNegativeInt, PositiveInt
 
 from jetssl_cli.config import Strict
+from jetssl_cli.data.find import find
 from jetssl_cli.data.hdf5 import folder_for
-from jetssl_cli.data.jagged import JaggedFile, JaggedWriter, find, write
+from jetssl_cli.data.jagged import JaggedFile, JaggedWriter, write
 from jetssl_cli.data.jets import JetArrays
 from jetssl_cli.data.recipe import Recipe
 from jetssl_cli.data.shuffle import Buckets, Subset, checksum

@@ -80,12 +80,8 @@ def resumed(options: Layer) -> Path | None:
     return out if options.settings.get("resume") and is_begun(out) else None
 
 
-def continued(
-    cls: type[C], run: Path, options: Layer, overrides: Sequence[str], config: Path | None = None
-) -> C:
+def continued(cls: type[C], run: Path, layers: Sequence[Layer], overrides: Sequence[str]) -> C:
     """The configuration of a run that goes on: its own, where nothing else is said.
-
-    That may be said by the user's file ``config``, by options, and by overrides.
 
     Raises:
         ConfigError: they say something else that would make it another run.
@@ -93,8 +89,7 @@ def continued(
     """
     before = read_config(run, cls)
     own = Layer(str(run / CONFIG), yaml.safe_load(to_yaml(before)))
-    layers = [own, *([Layer.read(config)] if config else []), options]
-    cfg = load(cls, budget.latest(layers, overrides))
+    cfg = load(cls, budget.latest([own, *layers], overrides))
     require_same(run, before, cfg)
     return cfg
 

@@ -148,13 +148,14 @@ def load_config(
             file, or the run that goes on, has.
         RunError: the backbone is not a pretraining run.
     """
+    own_file = [Layer.read(config)] if config else []
     run = checkpoint.resumed(options)
     if run is not None:
-        cfg = checkpoint.continued(FinetuneConfig, run, options, overrides, config)
+        cfg = checkpoint.continued(FinetuneConfig, run, [*own_file, options], overrides)
         if task is not None and (name := cfg.objective.name) != _objective_of(task):
             raise ConfigError(f"--task {task}: the run in {run} is one of {name}")
         return cfg
-    own_file, words = [Layer.read(config)] if config else [], [*map(override_layer, overrides)]
+    words = [*map(override_layer, overrides)]
     named = last_said([*own_file, *words], "objective", "name")
     known = {_objective_of(name) for name in shipped_names("configs/finetune")}
     if task and named in known - {_objective_of(task)}:

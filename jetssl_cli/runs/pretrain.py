@@ -67,7 +67,7 @@ def load_config(
     own_file = [Layer.read(config)] if config else []
     run = checkpoint.resumed(options)
     if run is not None:
-        cfg = checkpoint.continued(PretrainConfig, run, options, overrides, config)
+        cfg = checkpoint.continued(PretrainConfig, run, [*own_file, options], overrides)
         if method not in (None, cfg.objective.name):
             raise ConfigError(f"--method {method}: the run in {run} is one of {cfg.objective.name}")
         if size is not None:

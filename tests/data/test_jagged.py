@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from jetssl_cli.data import hdf5
 from jetssl_cli.data.chunks import Rows
-from jetssl_cli.data.jagged import JaggedFile, find, write
+from jetssl_cli.data.find import find
+from jetssl_cli.data.jagged import JaggedFile, write
 from jetssl_cli.data.jets import FIELDS, JetArrays, concatenate
 from jetssl_cli.data.recipe import load_recipe, schema_of
 from jetssl_cli.errors import DataError
