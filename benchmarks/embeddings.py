@@ -18,7 +18,8 @@ from pathlib import Path
 from statistics import median
 
 from jetssl_cli.config import Layer
-from jetssl_cli.runs.finetune import finetune, load_config, mode
+from jetssl_cli.runs.finetune import finetune
+from jetssl_cli.runs.finetune_config import load_config, mode
 
 BATCH = 100
 BAR, TOLERANCE = 2.0, 0.01

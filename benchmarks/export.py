@@ -35,7 +35,8 @@ from jetssl_cli.data.scaling import fit_scaling
 from jetssl_cli.data.stream import to_batch
 from jetssl_cli.objectives.supervised import Supervised, SupervisedConfig
 from jetssl_cli.runs import checkpoint
-from jetssl_cli.runs.finetune import FinetuneConfig, load_classifier
+from jetssl_cli.runs.finetune import load_classifier
+from jetssl_cli.runs.finetune_config import FinetuneConfig
 from jetssl_cli.runs.pretrain import build_encoder, load_config
 from jetssl_cli.scores.export import ExportConfig, export
 

@@ -172,7 +172,7 @@ def finetune(
     --unfreeze-at, --lora, --from-scratch and --random.
     """
     from jetssl_cli.runs.finetune import finetune as run
-    from jetssl_cli.runs.finetune import load_config, mode
+    from jetssl_cli.runs.finetune_config import load_config, mode
 
     words: dict[str, Any] = {"backbone": str(backbone)} if backbone else {}
     words |= mode(

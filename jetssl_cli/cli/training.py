@@ -15,7 +15,7 @@ from jetssl_cli.errors import ConfigError
 from jetssl_cli.progress import number_of_process
 
 if TYPE_CHECKING:
-    from jetssl_cli.runs.finetune import FinetuneConfig
+    from jetssl_cli.runs.finetune_config import FinetuneConfig
     from jetssl_cli.runs.pretrain import PretrainConfig
 
 Overrides = Annotated[

@@ -31,12 +31,13 @@ from jetssl_cli.errors import RunError, enough_memory
 from jetssl_cli.objectives.objective import Objective
 from jetssl_cli.runs import checkpoint, finetune, pretrain, processes
 from jetssl_cli.runs.budget import Budget
-from jetssl_cli.runs.finetune import FinetuneConfig
+from jetssl_cli.runs.finetune_config import FinetuneConfig
 from jetssl_cli.runs.pretrain import PretrainConfig
 from jetssl_cli.runs.probe import Probe
 from jetssl_cli.runs.processes import Place
+from jetssl_cli.runs.run_config import RunConfig
 from jetssl_cli.runs.snapshot import Snapshots
-from jetssl_cli.runs.training import Prepared, RunConfig, advice, check
+from jetssl_cli.runs.training import Prepared, advice, check
 
 COUNTED_JETS = 200
 """FLOPs are counted on so many jets of the first batch."""

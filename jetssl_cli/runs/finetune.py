@@ -2,193 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
-from pydantic import ByteSize, Field, NonNegativeInt, PositiveInt, model_validator
 
-from jetssl_cli.config import Layer, last_said, load, override_layer, shipped_file, shipped_names
 from jetssl_cli.data.mixed import SAMPLES
 from jetssl_cli.data.recipe import Schema
 from jetssl_cli.data.sample import Sample
 from jetssl_cli.data.scaling import SCALING_JETS, Scaling, fitted_scaling
 from jetssl_cli.data.stream import JetStream
-from jetssl_cli.encoder.encoder import Encoder, EncoderConfig
-from jetssl_cli.encoder.lora import LoRAConfig
-from jetssl_cli.errors import ConfigError, RunError
-from jetssl_cli.objectives import TaskConfig
+from jetssl_cli.encoder.encoder import Encoder
+from jetssl_cli.errors import RunError
 from jetssl_cli.objectives.downstream import Downstream, JetClassifier
-from jetssl_cli.objectives.supervised import SupervisedConfig
 from jetssl_cli.progress import note
-from jetssl_cli.runs import budget, checkpoint
-from jetssl_cli.runs.budget import Budget
+from jetssl_cli.runs import checkpoint
 from jetssl_cli.runs.embeddings import embedded
-from jetssl_cli.runs.optim import OptimConfig, Pace
-from jetssl_cli.runs.pretrain import PretrainConfig, build_encoder
-from jetssl_cli.runs.training import (
-    Prepared,
-    Readers,
-    RunConfig,
-    TrainConfig,
-    check,
-    read_schema,
-    run,
-)
+from jetssl_cli.runs.finetune_config import FinetuneConfig, check_mode
+from jetssl_cli.runs.pretrain import build_encoder
+from jetssl_cli.runs.training import Prepared, Readers, check, read_schema, run
 from jetssl_cli.runs.transfer import Transfer, load_backbone, transfer
-from jetssl_cli.safeyaml import read_yaml
-
-EMBEDDINGS_MEMORY = ByteSize(8 * 2**30)
-
-
-class FinetuneConfig(RunConfig):
-    """Everything that defines a finetuning run."""
-
-    command: Literal["finetune"] = "finetune"
-    optim: OptimConfig = OptimConfig(weight_decay=0.01)
-    train: TrainConfig = TrainConfig(steps=20_000, keep="best")
-    backbone: Path
-    """Folder of the pretraining run whose encoder is used."""
-    random: bool = False
-    """Take the architecture and the scaling of the backbone, but not its weights."""
-    unfreeze_at: PositiveInt | None = None
-    """Keep the backbone frozen before this step."""
-    catch_up_steps: NonNegativeInt = 1000
-    """Then its learning rate rises to that of the head over so many steps, but at most a tenth of
-    those that are left."""
-    layer_decay: float = Field(default=1.0, gt=0, le=1)
-    """The learning rate falls by this factor from block to block, from the last one down."""
-    lora: LoRAConfig | None = None
-    """Train low-rank adapters of the blocks instead of the backbone."""
-    rescale: bool = False
-    """Fit the scaling of the features anew, on the first million of the training jets."""
-    cache_embeddings: bool = False
-    """Encode all jets once, with a frozen backbone, and hold the answers in memory."""
-    embeddings_memory: ByteSize = EMBEDDINGS_MEMORY
-    """Most memory that they may take."""
-    encoder: EncoderConfig
-    """The encoder of the backbone."""
-    objective: TaskConfig = SupervisedConfig()
-    """The task."""
-
-    @model_validator(mode="after")
-    def _mixture_of_cwola(self) -> FinetuneConfig:
-        if (self.objective.name == "cwola") != (self.data.mixture is not None):
-            raise ValueError(
-                "the task cwola, and no other, needs data.mixture (--signal and --num-signal)"
-            )
-        return self
-
-    @property
-    def pace(self) -> Pace:
-        """How the backbone learns beside the head."""
-        return Pace(self.unfreeze_at or 0, self.catch_up_steps, self.layer_decay)
-
-
-def mode(
-    *,
-    frozen: bool = False,
-    full: bool = False,
-    from_scratch: bool = False,
-    random: bool = False,
-    unfreeze_at: int | None = None,
-    lora: int | None = None,
-) -> dict[str, Any]:
-    """The settings of one way to treat the backbone; none where nothing is asked for.
-
-    Args:
-        frozen: keep it as it is.
-        full: train all of it from the start.
-        from_scratch: the same, with new weights.
-        random: new weights, frozen: a baseline.
-        unfreeze_at: frozen before this step.
-        lora: train adapters of this rank.
-
-    Raises:
-        ConfigError: two are given.
-    """
-    ways = {
-        "--frozen": frozen,
-        "--full": full,
-        "--from-scratch": from_scratch,
-        "--random": random,
-        "--unfreeze-at": unfreeze_at is not None,
-        "--lora": lora is not None,
-    }
-    given = [name for name, asked in ways.items() if asked]
-    if len(given) > 1:
-        raise ConfigError(f"{' and '.join(given)} are both given; they exclude each other")
-    if not given:
-        return {}
-    return {
-        "random": from_scratch or random,
-        "unfreeze_at": unfreeze_at,
-        "lora": None if lora is None else {"rank": lora},
-        "objective": {"frozen": frozen or random},
-    }
-
-
-def load_config(
-    backbone: Path | None,
-    options: Layer,
-    *,
-    task: str | None = None,
-    config: Path | None = None,
-    overrides: Sequence[str] = (),
-) -> FinetuneConfig:
-    """Lay the preset, what the backbone fixes, the user's file, options and overrides in order.
-
-    The preset is that of the task, which is that of the user's file or classification if not given.
-    The backbone may be that of the file, or of an override.
-
-    Raises:
-        ConfigError: no such task, a setting that is not valid, or what is asked for is not what the
-            file, or the run that goes on, has.
-        RunError: the backbone is not a pretraining run.
-    """
-    own_file = [Layer.read(config)] if config else []
-    run = checkpoint.resumed(options)
-    if run is not None:
-        cfg = checkpoint.continued(FinetuneConfig, run, [*own_file, options], overrides)
-        if task is not None and (name := cfg.objective.name) != _objective_of(task):
-            raise ConfigError(f"--task {task}: the run in {run} is one of {name}")
-        return cfg
-    words = [*map(override_layer, overrides)]
-    named = last_said([*own_file, *words], "objective", "name")
-    known = {_objective_of(name) for name in shipped_names("configs/finetune")}
-    if task and named in known - {_objective_of(task)}:
-        raise ConfigError(f"--task {task}: objective.name is {named!r} in {config or 'overrides'}")
-    backbone = Path(str(last_said([*own_file, options, *words], "backbone") or backbone))
-    source = checkpoint.read_config(backbone, PretrainConfig)
-    task = task or ("classify" if named in (None, "supervised") else str(named))
-    return on_backbone(source, backbone, [*own_file, options], task=task, overrides=overrides)
-
-
-def on_backbone(
-    source: PretrainConfig,
-    backbone: Path,
-    layers: Sequence[Layer],
-    *,
-    task: str = "classify",
-    overrides: Sequence[str] = (),
-) -> FinetuneConfig:
-    """Lay the preset of a task, what a backbone fixes, layers and overrides in order.
-
-    Raises:
-        ConfigError: no such task, or a setting that is not valid.
-    """
-    preset = Layer.read(shipped_file("configs/finetune", task, "task"))
-    inherited = {
-        "encoder": source.encoder.model_dump(mode="json", exclude={"attention"}),
-        "data": {
-            "batch_size": source.data.batch_size,
-            "max_constituents": source.data.max_constituents,
-        },
-    }
-    layers = [preset, Layer(str(backbone / checkpoint.CONFIG), inherited), *layers]
-    return load(FinetuneConfig, budget.latest(layers, overrides))
 
 
 def finetune(cfg: FinetuneConfig) -> Path:
@@ -217,7 +50,7 @@ def prepare(cfg: FinetuneConfig, *, trial: bool = False) -> Prepared:
         DataError: the data cannot be read, or lack the truth or the classes that the task needs.
         RunError: the data do not fit the backbone.
     """
-    _check_mode(cfg)
+    check_mode(cfg)
     schema = read_schema(cfg.data)
     known = checkpoint.read_schema(cfg.backbone)
     how = transfer(schema, known, str(cfg.data.train[0]), cfg.backbone)
@@ -284,62 +117,3 @@ def _embedded(cfg: FinetuneConfig, encoder: Encoder, readers: Readers) -> Reader
     half = cfg.train.arithmetic == "bf16-mixed"
     train, val = embedded(encoder, readers, half=half, limit=cfg.embeddings_memory)
     return train, val
-
-
-def _check_mode(cfg: FinetuneConfig) -> None:
-    """Refuse settings that contradict each other.
-
-    Raises:
-        ConfigError: names both.
-    """
-    frozen, late = cfg.objective.frozen, cfg.unfreeze_at or 0
-    last = Budget(cfg.train, cfg.data.batch_size).last_step
-    rules = (
-        (frozen and late, "unfreeze_at", "a backbone with objective.frozen is never trained"),
-        (frozen and cfg.lora, "lora", "a backbone with objective.frozen is never trained"),
-        (
-            frozen and cfg.layer_decay < 1,
-            "layer_decay",
-            "with objective.frozen no layer is trained",
-        ),
-        (late and cfg.lora, "unfreeze_at", "with lora the backbone itself is never trained"),
-        (late and cfg.random, "unfreeze_at", "a random backbone is either frozen or trained"),
-        (cfg.lora and cfg.random, "lora", "adapters are for a trained backbone, not a random one"),
-        (
-            last is not None and late >= last,
-            "unfreeze_at",
-            f"the run ends after step {last}",
-        ),
-        (
-            cfg.cache_embeddings and not frozen,
-            "cache_embeddings",
-            "the backbone has to be frozen (--frozen, --random)",
-        ),
-        (
-            cfg.cache_embeddings and cfg.objective.name != "supervised",
-            "cache_embeddings",
-            f"is not made for objective.name = {cfg.objective.name}",
-        ),
-        (
-            cfg.cache_embeddings and not cfg.data.in_memory,
-            "cache_embeddings",
-            "needs data.in_memory = true, whose batches it has",
-        ),
-        (
-            cfg.cache_embeddings and cfg.data.workers > 0,
-            "cache_embeddings",
-            "needs data.workers = 0: nothing is left to read",
-        ),
-        (
-            cfg.cache_embeddings and (cfg.train.devices != 1 or cfg.train.nodes != 1),
-            "cache_embeddings",
-            "is for a single device (train.devices = 1): the head alone is trained",
-        ),
-    )
-    for broken, name, rule in rules:
-        if broken:
-            raise ConfigError(f"{name} = {getattr(cfg, name)}: {rule}")
-
-
-def _objective_of(task: str) -> str:
-    return str(read_yaml(shipped_file("configs/finetune", task, "task"))["objective"]["name"])

@@ -24,8 +24,8 @@ from jetssl_cli.runs.budget import Budget
 from jetssl_cli.runs.keeper import Keeper
 from jetssl_cli.runs.optim import OptimConfig, Pace
 from jetssl_cli.runs.probe import Probe, effective_rank, feature_std, jet_vectors
+from jetssl_cli.runs.run_config import TrainConfig
 from jetssl_cli.runs.tracking import Tracker
-from jetssl_cli.runs.training import TrainConfig
 
 JETS_FOR_RANK = 5_000
 """Signs of collapse are measured on so many validation jets."""

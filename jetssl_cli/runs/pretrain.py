@@ -27,14 +27,8 @@ from jetssl_cli.errors import ConfigError
 from jetssl_cli.objectives import ObjectiveConfig
 from jetssl_cli.objectives.objective import Objective
 from jetssl_cli.runs import budget, checkpoint
-from jetssl_cli.runs.training import (
-    Prepared,
-    RunConfig,
-    check,
-    note_single_class,
-    read_schema,
-    run,
-)
+from jetssl_cli.runs.run_config import RunConfig
+from jetssl_cli.runs.training import Prepared, check, note_single_class, read_schema, run
 
 
 class PretrainConfig(RunConfig):

@@ -11,7 +11,8 @@ import threading
 
 from jetssl_cli.config import Layer, load
 from jetssl_cli.errors import JetSSLError
-from jetssl_cli.runs.finetune import FinetuneConfig, finetune
+from jetssl_cli.runs.finetune import finetune
+from jetssl_cli.runs.finetune_config import FinetuneConfig
 from jetssl_cli.runs.launch import END_OF_CONFIG
 from jetssl_cli.runs.pretrain import PretrainConfig, pretrain
 from jetssl_cli.safeyaml import parse_yaml

@@ -27,7 +27,8 @@ from jetssl_cli.encoder.encoder import Encoder
 from jetssl_cli.encoder.pool import AttentionPool
 from jetssl_cli.errors import ConfigError, RunError
 from jetssl_cli.runs import checkpoint
-from jetssl_cli.runs.finetune import FinetuneConfig, load_classifier
+from jetssl_cli.runs.finetune import load_classifier
+from jetssl_cli.runs.finetune_config import FinetuneConfig
 from jetssl_cli.runs.pretrain import PretrainConfig, build_encoder
 from jetssl_cli.runs.probe import jet_vectors
 

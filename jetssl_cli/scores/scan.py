@@ -29,7 +29,7 @@ from jetssl_cli.data.workers import share
 from jetssl_cli.errors import ConfigError, DataError, suggest
 from jetssl_cli.progress import progress
 from jetssl_cli.runs import checkpoint
-from jetssl_cli.runs.finetune import load_config, mode
+from jetssl_cli.runs.finetune_config import load_config, mode
 from jetssl_cli.runs.pretrain import PretrainConfig
 from jetssl_cli.scores.metrics import WORKING_POINTS
 from jetssl_cli.scores.scanpoint import Measured, Point, measure

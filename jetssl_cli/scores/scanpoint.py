@@ -10,7 +10,8 @@ from pathlib import Path
 from jetssl_cli.config import Strict
 from jetssl_cli.data.hdf5 import attributes_of, open_complete, readable
 from jetssl_cli.runs import checkpoint
-from jetssl_cli.runs.finetune import FinetuneConfig, finetune
+from jetssl_cli.runs.finetune import finetune
+from jetssl_cli.runs.finetune_config import FinetuneConfig
 from jetssl_cli.scores.evaluate import EvaluateConfig, evaluate
 from jetssl_cli.scores.export import ExportConfig, export
 from jetssl_cli.scores.provenance import sha256

@@ -8,7 +8,7 @@ from pathlib import Path
 from jetssl_cli.data.hdf5 import attributes_of, open_foreign, readable
 from jetssl_cli.errors import DataError
 from jetssl_cli.runs import checkpoint
-from jetssl_cli.runs.finetune import FinetuneConfig
+from jetssl_cli.runs.finetune_config import FinetuneConfig
 from jetssl_cli.scores import sic, tracks, vertices
 from jetssl_cli.scores.foreign import is_foreign
 from jetssl_cli.scores.taskrows import TaskRow

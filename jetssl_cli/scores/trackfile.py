@@ -36,7 +36,7 @@ from jetssl_cli.errors import DataError, RunError, printable
 from jetssl_cli.objectives.downstream import Downstream
 from jetssl_cli.progress import progress
 from jetssl_cli.runs.checkpoint import MODEL, match
-from jetssl_cli.runs.finetune import FinetuneConfig
+from jetssl_cli.runs.finetune_config import FinetuneConfig
 from jetssl_cli.scores.provenance import provenance
 
 FORMAT = "jetssl-track-scores"

@@ -213,14 +213,14 @@ def _require(cfg: WorkflowConfig) -> None:
 
 def _require_trainings(cfg: WorkflowConfig) -> None:
     """Check the settings of all trainings, hours before the first one begins."""
-    from jetssl_cli.runs import finetune, pretrain
+    from jetssl_cli.runs import finetune_config, pretrain
 
     data = {"train": ["train.h5"], "val": ["val.h5"]}
     for method in cfg.methods:
         words = Layer("pretrain.settings", {"out": method, "data": data})
         source = pretrain.load_config(method, cfg.size, words, overrides=cfg.pretrain.settings)
         words = Layer("finetune.settings", {"out": method, "backbone": method, "data": data})
-        finetune.on_backbone(source, Path(method), [words], overrides=cfg.finetune.settings)
+        finetune_config.on_backbone(source, Path(method), [words], overrides=cfg.finetune.settings)
 
 
 def _as_begun(cfg: WorkflowConfig) -> WorkflowConfig:

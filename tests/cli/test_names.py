@@ -16,7 +16,7 @@ from jetssl_cli.data import report
 from jetssl_cli.data.simulation.datasets import Split
 from jetssl_cli.encoder.attention import Backend
 from jetssl_cli.errors import suggest
-from jetssl_cli.runs.training import TrainConfig
+from jetssl_cli.runs.run_config import TrainConfig
 from jetssl_cli.scores import scan, tables
 
 NEW = "pretrain --method ssfm --train train.h5 --val val.h5 --out run"

@@ -22,7 +22,7 @@ from jetssl_cli.data.jets import JetArrays
 from jetssl_cli.data.recipe import load_recipe, schema_of
 from jetssl_cli.data.state import Origin
 from jetssl_cli.runs import checkpoint
-from jetssl_cli.runs.finetune import FinetuneConfig
+from jetssl_cli.runs.finetune_config import FinetuneConfig
 from jetssl_cli.runs.pretrain import load_config
 from jetssl_cli.runs.snapshot import CheckpointConfig, Snapshot, Snapshots
 from jetssl_cli.scores import trackfile

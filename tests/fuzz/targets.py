@@ -19,7 +19,7 @@ from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.data.recipe import Recipe, load_recipe, parse_recipe, schema_of
 from jetssl_cli.errors import JetSSLError
 from jetssl_cli.runs import checkpoint, snapshot
-from jetssl_cli.runs.finetune import FinetuneConfig
+from jetssl_cli.runs.finetune_config import FinetuneConfig
 from jetssl_cli.runs.keeper import reader_state
 from jetssl_cli.runs.pretrain import PretrainConfig, load_config
 from jetssl_cli.scores.scorefile import read_scores

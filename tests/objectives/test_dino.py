@@ -36,8 +36,8 @@ from jetssl_cli.runs.checkpoint import BACKBONE, MODEL
 from jetssl_cli.runs.loaders import DataConfig
 from jetssl_cli.runs.optim import OptimConfig
 from jetssl_cli.runs.pretrain import PretrainConfig, pretrain
+from jetssl_cli.runs.run_config import TrainConfig
 from jetssl_cli.runs.tracking import METRICS
-from jetssl_cli.runs.training import TrainConfig
 
 GOLDEN = Path(__file__).with_name("golden_dino.json")
 """Losses of 20 steps. To write it anew, after a change that is meant to change them:

@@ -12,10 +12,11 @@ from jetssl_cli.data.jagged import write
 from jetssl_cli.data.jets import JetArrays
 from jetssl_cli.data.recipe import Recipe, load_recipe
 from jetssl_cli.objectives.mpm import MPMConfig
-from jetssl_cli.runs.finetune import finetune, load_config
+from jetssl_cli.runs.finetune import finetune
+from jetssl_cli.runs.finetune_config import load_config
 from jetssl_cli.runs.loaders import DataConfig
 from jetssl_cli.runs.pretrain import PretrainConfig, pretrain
-from jetssl_cli.runs.training import TrainConfig
+from jetssl_cli.runs.run_config import TrainConfig
 
 RECIPE = load_recipe("btag")
 MEANS = np.array([0.0, 0.6, 1.5, -1.0])

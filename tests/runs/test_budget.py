@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from jetssl_cli.config import Layer, Strict, load, to_yaml
 from jetssl_cli.errors import ConfigError
 from jetssl_cli.runs.budget import KINDS, Budget, BudgetConfig, latest, seconds
-from jetssl_cli.runs.finetune import FinetuneConfig
+from jetssl_cli.runs.finetune_config import FinetuneConfig
 from jetssl_cli.runs.optim import OptimConfig
 from jetssl_cli.runs.pretrain import PretrainConfig, load_config
 

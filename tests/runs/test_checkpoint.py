@@ -18,7 +18,7 @@ from jetssl_cli.errors import ConfigError, RunError
 from jetssl_cli.objectives.masking import RandomMaskConfig
 from jetssl_cli.objectives.ssfm import SSFMConfig
 from jetssl_cli.runs import checkpoint
-from jetssl_cli.runs.finetune import FinetuneConfig
+from jetssl_cli.runs.finetune_config import FinetuneConfig
 from jetssl_cli.runs.loaders import DataConfig
 from jetssl_cli.runs.pretrain import PretrainConfig
 

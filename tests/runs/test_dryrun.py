@@ -23,7 +23,7 @@ from jetssl_cli.objectives.ssfm import SSFMConfig
 from jetssl_cli.objectives.supervised import SupervisedConfig
 from jetssl_cli.runs import dryrun, pretrain
 from jetssl_cli.runs.dryrun import count_flops, dry_run
-from jetssl_cli.runs.finetune import FinetuneConfig
+from jetssl_cli.runs.finetune_config import FinetuneConfig
 from jetssl_cli.runs.pretrain import PretrainConfig
 
 

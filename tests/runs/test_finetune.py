@@ -20,13 +20,14 @@ from jetssl_cli.objectives.ssfm import SSFMConfig
 from jetssl_cli.objectives.supervised import Supervised, SupervisedConfig
 from jetssl_cli.runs import checkpoint
 from jetssl_cli.runs import finetune as finetune_module
-from jetssl_cli.runs.finetune import FinetuneConfig, finetune, load_classifier, mode
+from jetssl_cli.runs.finetune import finetune, load_classifier
+from jetssl_cli.runs.finetune_config import FinetuneConfig, mode
 from jetssl_cli.runs.loaders import DataConfig
 from jetssl_cli.runs.module import JetModule
 from jetssl_cli.runs.optim import OptimConfig
 from jetssl_cli.runs.pretrain import PretrainConfig, pretrain
+from jetssl_cli.runs.run_config import TrainConfig
 from jetssl_cli.runs.tracking import METRICS
-from jetssl_cli.runs.training import TrainConfig
 
 STEPS = 6
 CLOCK = ("time", "train/jets_per_second")

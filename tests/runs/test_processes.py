@@ -19,13 +19,14 @@ from jetssl_cli.errors import ConfigError, RunError
 from jetssl_cli.objectives.ssfm import SSFM, SSFMConfig
 from jetssl_cli.objectives.supervised import SupervisedConfig
 from jetssl_cli.progress import progress
-from jetssl_cli.runs.finetune import FinetuneConfig, finetune
+from jetssl_cli.runs.finetune import finetune
+from jetssl_cli.runs.finetune_config import FinetuneConfig
 from jetssl_cli.runs.loaders import DataConfig
 from jetssl_cli.runs.optim import OptimConfig
 from jetssl_cli.runs.pretrain import PretrainConfig, pretrain
 from jetssl_cli.runs.processes import DeviceConfig, find
+from jetssl_cli.runs.run_config import TrainConfig
 from jetssl_cli.runs.tracking import METRICS
-from jetssl_cli.runs.training import TrainConfig
 
 pytestmark = pytest.mark.slow
 

@@ -18,7 +18,8 @@ from jetssl_cli.objectives.ssfm import SSFMConfig
 from jetssl_cli.objectives.supervised import SupervisedConfig
 from jetssl_cli.runs import checkpoint
 from jetssl_cli.runs.budget import Budget
-from jetssl_cli.runs.finetune import FinetuneConfig, finetune
+from jetssl_cli.runs.finetune import finetune
+from jetssl_cli.runs.finetune_config import FinetuneConfig
 from jetssl_cli.runs.keeper import OWN
 from jetssl_cli.runs.optim import OptimConfig
 from jetssl_cli.runs.pretrain import PretrainConfig, pretrain

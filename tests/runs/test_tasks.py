@@ -17,10 +17,11 @@ from jetssl_cli.data.convert import ConvertConfig, convert
 from jetssl_cli.data.recipe import load_recipe
 from jetssl_cli.errors import ConfigError, DataError
 from jetssl_cli.objectives.mpm import MPMConfig
-from jetssl_cli.runs.finetune import finetune, load_config, load_finetuned
+from jetssl_cli.runs.finetune import finetune, load_finetuned
+from jetssl_cli.runs.finetune_config import load_config
 from jetssl_cli.runs.loaders import DataConfig
 from jetssl_cli.runs.pretrain import PretrainConfig, pretrain
-from jetssl_cli.runs.training import TrainConfig
+from jetssl_cli.runs.run_config import TrainConfig
 from jetssl_cli.scores.evaluate import EvaluateConfig, evaluate
 from jetssl_cli.scores.export import ExportConfig, export
 

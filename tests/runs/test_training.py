@@ -27,14 +27,15 @@ from jetssl_cli.objectives.supervised import Supervised, SupervisedConfig
 from jetssl_cli.runs import checkpoint, training
 from jetssl_cli.runs import pretrain as pretrain_module
 from jetssl_cli.runs.budget import Budget
-from jetssl_cli.runs.finetune import FinetuneConfig, finetune, load_classifier
+from jetssl_cli.runs.finetune import finetune, load_classifier
+from jetssl_cli.runs.finetune_config import FinetuneConfig
 from jetssl_cli.runs.keeper import Keeper
 from jetssl_cli.runs.loaders import DataConfig
 from jetssl_cli.runs.module import JetModule
 from jetssl_cli.runs.optim import OptimConfig
 from jetssl_cli.runs.pretrain import PretrainConfig, load_config, pretrain
+from jetssl_cli.runs.run_config import TrainConfig
 from jetssl_cli.runs.tracking import METRICS, Tracker
-from jetssl_cli.runs.training import TrainConfig
 
 STEPS = 6
 

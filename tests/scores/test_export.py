@@ -24,12 +24,13 @@ from jetssl_cli.encoder.pool import PoolConfig
 from jetssl_cli.errors import ConfigError, DataError, OutOfMemoryError, RunError
 from jetssl_cli.objectives.ssfm import SSFMConfig
 from jetssl_cli.objectives.supervised import SupervisedConfig
-from jetssl_cli.runs.finetune import FinetuneConfig, finetune, load_classifier
+from jetssl_cli.runs.finetune import finetune, load_classifier
+from jetssl_cli.runs.finetune_config import FinetuneConfig
 from jetssl_cli.runs.loaders import DataConfig
 from jetssl_cli.runs.optim import OptimConfig
 from jetssl_cli.runs.pretrain import PretrainConfig, load_pretrained, pretrain
 from jetssl_cli.runs.probe import jet_vectors
-from jetssl_cli.runs.training import TrainConfig
+from jetssl_cli.runs.run_config import TrainConfig
 from jetssl_cli.scores.export import ExportConfig, export
 from jetssl_cli.scores.network import Predictor, load_network
 from jetssl_cli.scores.onnxfile import padded

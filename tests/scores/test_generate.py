@@ -19,7 +19,7 @@ from jetssl_cli.objectives.ssfm import SSFMConfig
 from jetssl_cli.runs.loaders import DataConfig
 from jetssl_cli.runs.optim import OptimConfig
 from jetssl_cli.runs.pretrain import PretrainConfig, load_config, load_pretrained, pretrain
-from jetssl_cli.runs.training import TrainConfig
+from jetssl_cli.runs.run_config import TrainConfig
 from jetssl_cli.scores.generate import GenerateConfig, _without_truth, generate
 
 MOST = 12

@@ -14,7 +14,7 @@ from jetssl_cli.errors import ConfigError, DataError, RunError
 from jetssl_cli.objectives.ssfm import SSFMConfig
 from jetssl_cli.runs.loaders import DataConfig
 from jetssl_cli.runs.pretrain import PretrainConfig, pretrain
-from jetssl_cli.runs.training import TrainConfig
+from jetssl_cli.runs.run_config import TrainConfig
 from jetssl_cli.scores import scanpoint
 from jetssl_cli.scores.scan import Measured, ScanConfig, plan, scan, summarise
 from jetssl_cli.scores.scanplot import plot

@@ -24,12 +24,13 @@ from jetssl_cli.objectives.ssfm import SSFMConfig
 from jetssl_cli.objectives.supervised import SupervisedConfig
 from jetssl_cli.runs import checkpoint
 from jetssl_cli.runs import pretrain as pretrained
-from jetssl_cli.runs.finetune import FinetuneConfig, finetune
+from jetssl_cli.runs.finetune import finetune
+from jetssl_cli.runs.finetune_config import FinetuneConfig
 from jetssl_cli.runs.loaders import DataConfig
 from jetssl_cli.runs.pretrain import PretrainConfig, pretrain
+from jetssl_cli.runs.run_config import TrainConfig
 from jetssl_cli.runs.snapshot import CheckpointConfig, Snapshot, Snapshots
 from jetssl_cli.runs.tracking import METRICS
-from jetssl_cli.runs.training import TrainConfig
 from jetssl_cli.scores import onnxfile
 from jetssl_cli.scores.export import ExportConfig, export
 from jetssl_cli.scores.verify import VerifyConfig, verify

@@ -18,7 +18,7 @@ import pytest
 
 from jetssl_cli.config import Layer, load, to_yaml
 from jetssl_cli.errors import ConfigError
-from jetssl_cli.runs import checkpoint, finetune, pretrain
+from jetssl_cli.runs import checkpoint, finetune_config, pretrain
 from jetssl_cli.scores import workflow as module
 from jetssl_cli.scores.budgets import spent
 from jetssl_cli.scores.groups import common_name
@@ -203,8 +203,8 @@ def test_runs_of_the_workflow_differ_by_their_seed_alone(
         for mode, ways in (("frozen", {"frozen": True}), ("random", {"random": True})):
             own = Path(f"runs/{method}-{mode}-seed{seed}")
             own.mkdir()
-            more = {"out": str(own), "backbone": str(run), **finetune.mode(**ways)}
-            tuned = finetune.load_config(run, Layer("words", {**words.settings, **more}))
+            more = {"out": str(own), "backbone": str(run), **finetune_config.mode(**ways)}
+            tuned = finetune_config.load_config(run, Layer("words", {**words.settings, **more}))
             (own / checkpoint.CONFIG).write_text(to_yaml(tuned))
     assert group(Path("runs/ssfm-frozen-seed0")) == group(Path("runs/ssfm-frozen-seed1"))
     assert group(Path("runs/ssfm-frozen-seed0")) != group(Path("runs/mpm-frozen-seed0"))
