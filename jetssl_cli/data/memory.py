@@ -15,9 +15,10 @@ from torch.utils.data import IterableDataset
 from jetssl_cli.batch import JetBatch
 from jetssl_cli.data import order
 from jetssl_cli.data.jets import JetArrays, concatenate
+from jetssl_cli.data.reader import before, endless, pieces
 from jetssl_cli.data.recipe import Schema
 from jetssl_cli.data.state import Origin, ReaderState
-from jetssl_cli.data.stream import JetStream, before, endless, pieces
+from jetssl_cli.data.stream import JetStream
 
 JETS_PER_READ = 10_000
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from jetssl_cli.data.jagged import JaggedFile, write
-from jetssl_cli.data.stream import JetReader
+from jetssl_cli.data.reader import JetReader
 from jetssl_cli.errors import JetSSLError
 from jetssl_cli.progress import warn
 

@@ -24,7 +24,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from jetssl_cli.batch import JetBatch
 from jetssl_cli.config import Strict
 from jetssl_cli.data.memory import JetsInMemory
-from jetssl_cli.data.stream import JetReader, JetStream
+from jetssl_cli.data.reader import JetReader
+from jetssl_cli.data.stream import JetStream
 from jetssl_cli.encoder.attention import HALF_PRECISION
 from jetssl_cli.encoder.transformer import compile_parts
 from jetssl_cli.errors import RunError, enough_memory

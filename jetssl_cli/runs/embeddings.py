@@ -16,7 +16,8 @@ import torch
 from jetssl_cli.batch import JetBatch, Packing
 from jetssl_cli.data.jets import JetArrays
 from jetssl_cli.data.memory import JetsInMemory
-from jetssl_cli.data.stream import JetReader, JetStream, to_batch
+from jetssl_cli.data.reader import JetReader
+from jetssl_cli.data.stream import JetStream, to_batch
 from jetssl_cli.encoder.encoder import EncodedBatch, Encoder
 from jetssl_cli.errors import RunError
 from jetssl_cli.progress import progress

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from jetssl_cli import __version__
+from jetssl_cli.data.reader import JetReader
 from jetssl_cli.data.state import ReaderState
-from jetssl_cli.data.stream import JetReader
 from jetssl_cli.errors import RunError
 from jetssl_cli.progress import warn
 from jetssl_cli.runs import signals

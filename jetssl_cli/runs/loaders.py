@@ -16,8 +16,9 @@ from jetssl_cli.batch import JetBatch
 from jetssl_cli.config import Strict
 from jetssl_cli.data.memory import JetsInMemory
 from jetssl_cli.data.mixed import MixedJets, Mixture
+from jetssl_cli.data.reader import Endless, JetReader
 from jetssl_cli.data.state import ReaderState
-from jetssl_cli.data.stream import Endless, JetReader, JetStream
+from jetssl_cli.data.stream import JetStream
 from jetssl_cli.data.subset import draw
 from jetssl_cli.data.truth import Wanted
 from jetssl_cli.data.watch import Watch

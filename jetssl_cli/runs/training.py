@@ -21,10 +21,11 @@ from torch.utils.data import DataLoader
 
 from jetssl_cli.batch import JetBatch
 from jetssl_cli.data.jagged import JaggedFile
+from jetssl_cli.data.reader import JetReader
 from jetssl_cli.data.recipe import Schema
 from jetssl_cli.data.sample import Sample
 from jetssl_cli.data.state import require_same_files
-from jetssl_cli.data.stream import JetReader, look
+from jetssl_cli.data.stream import look
 from jetssl_cli.encoder.transformer import compile_parts
 from jetssl_cli.errors import RunError, enough_memory
 from jetssl_cli.objectives.objective import Objective

@@ -18,7 +18,7 @@ from jetssl_cli.encoder.attention import Backend
 from jetssl_cli.errors import ConfigError, DataError, RunError, enough_memory
 from jetssl_cli.progress import progress
 from jetssl_cli.runs import checkpoint
-from jetssl_cli.scores import onnxfile
+from jetssl_cli.scores import onnxfile, onnxnetwork
 from jetssl_cli.scores.friendtree import write_tree
 from jetssl_cli.scores.network import Answers, Network, Precision, Predictor, load_network
 from jetssl_cli.scores.provenance import Provenance, provenance, sha256
@@ -225,7 +225,7 @@ def _export_onnx(cfg: ExportConfig, network: Network, file: JaggedFile, count: i
         "run": str(cfg.run),
         "weights_hash": sha256(cfg.run / network.weights),
     }
-    dense = onnxfile.DenseNetwork(network.encoder.cpu(), network.head.cpu()).eval()
+    dense = onnxnetwork.DenseNetwork(network.encoder.cpu(), network.head.cpu()).eval()
     return onnxfile.write_onnx(cfg.onnx, dense, network.schema, jets, wanted, about)
 
 

@@ -10,7 +10,8 @@ from reference.numbered import ALL, flat, numbers, write_files
 
 from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.data.memory import JetsInMemory
-from jetssl_cli.data.stream import JetReader, JetStream
+from jetssl_cli.data.reader import JetReader
+from jetssl_cli.data.stream import JetStream
 
 
 @pytest.fixture(scope="module")

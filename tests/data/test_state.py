@@ -17,8 +17,9 @@ from jetssl_cli.batch import JetBatch
 from jetssl_cli.data import order
 from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.data.memory import JetsInMemory
+from jetssl_cli.data.reader import Endless, JetReader
 from jetssl_cli.data.state import Origin, ReaderState
-from jetssl_cli.data.stream import Endless, JetReader, JetStream
+from jetssl_cli.data.stream import JetStream
 from jetssl_cli.errors import DataError
 
 SMALL = partial(order.Pools, jets_per_block=8, jets_per_pool=21, lanes=4)

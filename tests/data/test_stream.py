@@ -15,8 +15,9 @@ from jetssl_cli.data import order
 from jetssl_cli.data import stream as stream_module
 from jetssl_cli.data.jagged import write
 from jetssl_cli.data.memory import JetsInMemory
+from jetssl_cli.data.reader import Endless, JetReader
 from jetssl_cli.data.recipe import load_recipe, schema_of
-from jetssl_cli.data.stream import Endless, JetReader, JetStream, look
+from jetssl_cli.data.stream import JetStream, look
 from jetssl_cli.errors import DataError
 
 

@@ -17,7 +17,8 @@ from jetssl_cli.data import stream as stream_module
 from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.data.jets import FIELDS
 from jetssl_cli.data.memory import JetsInMemory
-from jetssl_cli.data.stream import JetReader, JetStream
+from jetssl_cli.data.reader import JetReader
+from jetssl_cli.data.stream import JetStream
 from jetssl_cli.data.subset import balanced, deal, draw
 from jetssl_cli.errors import DataError
 

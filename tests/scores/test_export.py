@@ -33,7 +33,7 @@ from jetssl_cli.runs.probe import jet_vectors
 from jetssl_cli.runs.run_config import TrainConfig
 from jetssl_cli.scores.export import ExportConfig, export
 from jetssl_cli.scores.network import Predictor, load_network
-from jetssl_cli.scores.onnxfile import padded
+from jetssl_cli.scores.onnxnetwork import padded
 from jetssl_cli.scores.provenance import group
 from jetssl_cli.scores.scorefile import read_scores
 

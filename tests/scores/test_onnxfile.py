@@ -16,7 +16,7 @@ from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.data.scaling import LIMIT, QuantileScaler
 from jetssl_cli.encoder.pool import PoolConfig
 from jetssl_cli.errors import ConfigError, RunError
-from jetssl_cli.scores import onnxfile
+from jetssl_cli.scores import onnxfile, onnxnetwork
 
 TREE = Path(__file__).parent.parent
 
@@ -26,7 +26,7 @@ def test_the_normal_quantile_is_that_of_erfinv():
                        1 - torch.logspace(-16, -1, 500, dtype=torch.float64)])  # fmt: skip
     share = torch.cat([share, -share])
     wanted = np.sqrt(2) * share.erfinv()
-    torch.testing.assert_close(onnxfile.normal_quantile(share), wanted, rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(onnxnetwork.normal_quantile(share), wanted, rtol=1e-14, atol=1e-14)
 
 
 @given(
@@ -39,20 +39,20 @@ def test_the_scaling_is_the_scaling(quantiles, values):
     scaler = QuantileScaler(torch.tensor([sorted(quantiles), range(500)], dtype=torch.float64))
     given = torch.tensor([*values, *range(-6, 7)], dtype=torch.float32)
     given = torch.stack([given, 40 * given + 200], dim=1)
-    found, wanted = onnxfile.IndexedScaler(scaler)(given), scaler(given)
+    found, wanted = onnxnetwork.IndexedScaler(scaler)(given), scaler(given)
     torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
     assert found.abs().max() <= LIMIT
 
 
 def network():
     head = randomise(PoolConfig(width=8, heads=2).build(16, 10))
-    return onnxfile.DenseNetwork(tiny_encoder(), head).eval()
+    return onnxnetwork.DenseNetwork(tiny_encoder(), head).eval()
 
 
 @torch.inference_mode()
 def test_the_dense_network_is_the_packed_one():
     dense, batch = network(), random_batch(SIZES)
-    inputs = onnxfile.padded(batch, 14)
+    inputs = onnxnetwork.padded(batch, 14)
     scores, logits = dense(**inputs)
     torch.testing.assert_close(logits, dense.head(dense.encoder(batch)), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(scores, logits.softmax(-1))
