@@ -6,8 +6,8 @@
 FOLDER has train.h5 and test.h5, as ``make demo`` leaves them. The method is trained as by ``jetssl
 pretrain``, on 100 jets of at most 32 constituents in a step; with ``--steps 0`` the encoder stays
 as it begins. Before, and ``--times`` times on the way (half-way and at the end), one JSON object is
-printed: the loss (mean of 30 steps), the diagnostics of the method, effective rank and standard
-deviation of the exported encoder's jets, and accuracies on 3,000 test jets of logistic regressions
+printed: the loss (mean of 30 steps), and of 3,000 test jets the method's diagnostics, effective
+rank and standard deviation of the exported encoder's jets, and accuracies of logistic regressions
 fitted on 6,000 training jets, of
 
     vectors        means of registers and of constituents, standard deviation of constituents
@@ -102,6 +102,13 @@ def measured(
     objective: Objective, train: list[JetBatch], test: list[JetBatch]
 ) -> dict[str, object]:
     """Diagnostics, signs of collapse and accuracies."""
+    objective.eval()
+    rng = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for batch in test:
+            objective.loss(batch, rng)
+    diagnostics = objective.diagnostics()
+    objective.train()
     encoder = objective.exported()
     vectors, _, features, labels = described(encoder, train)
     test_vectors, test_jets, test_features, test_labels = described(encoder, test)
@@ -111,7 +118,7 @@ def measured(
         "both": (torch.cat([vectors, features], 1), torch.cat([test_vectors, test_features], 1)),
     }
     return {
-        "diagnostics": objective.diagnostics(),
+        "diagnostics": diagnostics,
         "effective_rank": effective_rank(test_jets),
         "feature_std": feature_std(test_jets),
         "accuracy": {

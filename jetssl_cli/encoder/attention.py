@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from importlib.util import find_spec
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -56,8 +57,8 @@ def reference(queries: Packing, keys: Packing, causal: bool) -> Attend:
 
     def attend(q: Heads, k: Keys, v: Keys) -> Heads:
         out = []
-        bounds = zip(queries.offsets.unfold(0, 2, 1), keys.offsets.unfold(0, 2, 1), strict=True)
-        for (q0, q1), (k0, k1) in bounds:
+        bounds = (pairwise(side.host.tolist()) for side in (queries, keys))
+        for (q0, q1), (k0, k1) in zip(*bounds, strict=True):
             logits = torch.einsum("qhd,khd->hqk", q[q0:q1], k[k0:k1]) / q.shape[-1] ** 0.5
             if causal:
                 later = torch.ones_like(logits[0], dtype=torch.bool).triu(1)
@@ -86,6 +87,8 @@ def varlen(queries: Packing, keys: Packing, causal: bool) -> Attend:
     from torch.nn.attention.varlen import varlen_attn
 
     _take_newest_flash()
+    if not (queries.total and keys.total):
+        return _nothing
     q_bounds, k_bounds = queries.offsets.int(), keys.offsets.int()
 
     def attend(q: Heads, k: Keys, v: Keys) -> Heads:
@@ -105,6 +108,8 @@ def flash_attn(queries: Packing, keys: Packing, causal: bool) -> Attend:
     """FlashAttention from the ``flash-attn`` package; CUDA, half precision."""
     from flash_attn import flash_attn_varlen_func
 
+    if not (queries.total and keys.total):
+        return _nothing
     return partial(
         flash_attn_varlen_func,
         cu_seqlens_q=queries.offsets.int(),
@@ -113,6 +118,11 @@ def flash_attn(queries: Packing, keys: Packing, causal: bool) -> Attend:
         max_seqlen_k=keys.longest,
         causal=causal,
     )
+
+
+def _nothing(q: Heads, k: Keys, v: Keys) -> Heads:
+    """Attention where there are no queries, or no keys: kernels need both."""
+    return q * 0 + 0 * (k.sum() + v.sum())
 
 
 _PLANS: dict[str, Callable[[Packing, Packing, bool], Attend]] = {

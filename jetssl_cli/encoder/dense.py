@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import silu
 
 from jetssl_cli.batch import Packing
 from jetssl_cli.encoder.attention import Attend
@@ -57,7 +58,7 @@ def encode(
     registers = encoder.registers.to(tokens.dtype).expand(tokens.shape[0], -1, -1)
     x = torch.cat([registers, tokens], 1)
     real = torch.cat([mask.new_ones(registers.shape[:2]), mask], 1)
-    context = Context(encoder.embed_jet(jets)[:, None], None) if encoder.embed_jet else None
+    context = Context(silu(encoder.embed_jet(jets))[:, None], None) if encoder.embed_jet else None
     attend = plan(real, causal=encoder.cfg.causal)
     for block in encoder.blocks:
         x = block(x, context, attend)

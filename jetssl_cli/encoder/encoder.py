@@ -9,12 +9,15 @@ A jet is a set: unless the encoder is causal, nothing in it depends on the place
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from pydantic import NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor, nn
+from torch.nn.functional import silu
 from torch.utils.checkpoint import checkpoint as recomputed
 
 from jetssl_cli.batch import JetBatch, Packing
@@ -91,8 +94,6 @@ class Encoded:
     """Those that belong to constituents, in their order."""
     backend: Backend = "auto"
     """Attention back end for what reads the tokens."""
-    layers: tuple[Float[Tensor, "T D"], ...] = ()
-    """What went into the first block and what came out of each, where it was asked for."""
 
     @property
     def tokens(self) -> Float[Tensor, "T D"]:
@@ -167,25 +168,39 @@ class Encoder(nn.Module):
             return batch.encoded(self.cfg)
         return self.encode(self.scale(batch))
 
-    def encode(self, scaled: JetBatch, *, layers: bool = False) -> Encoded:
-        """Encode a batch whose features are scaled already, and keep all layers if asked to."""
+    def encode(self, scaled: JetBatch) -> Encoded:
+        """Encode a batch whose features are scaled already."""
+        packing, rows, layers = self.layers(scaled)
+        (last,) = deque(layers, maxlen=1)
+        return Encoded(self.out(self.norm(last)), packing, rows, self.cfg.attention)
+
+    def layers(
+        self, scaled: JetBatch
+    ) -> tuple[Packing, Int[Tensor, " constituents"], Iterator[Float[Tensor, "rows D"]]]:
+        """What goes into the first block, and what comes out of each, one after the other.
+
+        Returns:
+            The packing of registers and constituents; the rows of the constituents; the layers.
+        """
         tokens = self.embed(scaled.packing.pad(scaled.features))[: scaled.packing.total]
         if self.embed_id is not None:
             tokens = tokens + self.embed_id(scaled.ids).to(tokens.dtype)
-        packing, x, rows = self._with_registers(tokens, scaled.packing)
+        packing, first, rows = self._with_registers(tokens, scaled.packing)
+        return packing, rows, self._blocks(first, packing, scaled.jets)
+
+    def _blocks(
+        self, x: Float[Tensor, "rows D"], packing: Packing, jets: Float[Tensor, "J G"]
+    ) -> Iterator[Tensor]:
         owner = packing.row_owner
-        context = Context(self.embed_jet(scaled.jets), owner) if self.embed_jet else None
+        context = Context(silu(self.embed_jet(jets)), owner) if self.embed_jet else None
         attend = plan(packing, causal=self.cfg.causal, backend=self.cfg.attention)
-        kept = [x] if layers else []
+        yield x
         for block in self.blocks:
             if self.cfg.recompute and torch.is_grad_enabled():
                 x = recomputed(block, x, context, attend, use_reentrant=False)
             else:
                 x = block(x, context, attend)
-            if layers:
-                kept.append(x)
-        of_tokens = tuple(layer[: packing.total] for layer in kept)
-        return Encoded(self.out(self.norm(x)), packing, rows, self.cfg.attention, of_tokens)
+            yield x
 
     def _with_registers(
         self, tokens: Float[Tensor, "T D"], packing: Packing

@@ -20,6 +20,8 @@ from jetssl_cli.batch import Packing
 _softmax_backward = torch.ops.aten._softmax_backward_data
 
 JETS_PER_BOX = 64
+MOST_LOGITS = 64 * 192**2
+"""Of a head, in all jets of a box: a single very long jet shall not fill the memory."""
 STEP = 16
 """Lengths of boxes are multiples of this, apart from 1."""
 
@@ -53,7 +55,7 @@ class Side:
         """Lay out the jets of each box; of numbers beyond the last jet there is none."""
         per_box, spare = jets.shape[1], jets.numel() - packing.num_jets
         sizes = torch.nn.functional.pad(packing.host_sizes, (0, spare))[jets]
-        lengths = torch.tensor([_rounded(int(size)) for size in sizes.amax(1)])
+        lengths = torch.tensor([_rounded(int(size)) for size in sizes.amax(1)], dtype=torch.int64)
         bounds = torch.nn.functional.pad((lengths * per_box * heads).cumsum(0), (1, 0))
         first = bounds[:-1, None] + torch.arange(per_box) * heads * lengths[:, None]
         of_jet = torch.empty(2, jets.numel(), dtype=torch.int64)
@@ -112,12 +114,12 @@ class Side:
 def _own_first(
     packing: Packing, jets: Int[Tensor, "boxes jets"], lengths: Int[Tensor, " boxes"], heads: int
 ) -> Int[Tensor, " slots"]:
-    """For every slot, the first token of its jet, or the last of all where its jet has none."""
+    """For every slot, that head of the first token of its jet, or of the last of all without."""
     last = max(packing.total - 1, 0)
     first = torch.nn.functional.pad(packing.host[:-1], (0, jets.numel() - packing.num_jets))
-    each = first.clamp(max=last)[jets].flatten() * heads
-    repeats = (lengths * heads)[:, None].expand_as(jets).flatten()
-    return each.repeat_interleave(repeats).to(packing.device, non_blocking=True)
+    each = first.clamp(max=last)[jets][..., None] * heads + torch.arange(heads)
+    repeats = lengths[:, None, None].expand_as(each).flatten()
+    return each.flatten().repeat_interleave(repeats).to(packing.device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,8 @@ class Boxes:
             dtype: of the logits.
         """
         order = (queries.host_sizes + keys.host_sizes).argsort(descending=True)
-        per_box = max(1, min(JETS_PER_BOX, len(order)))
+        longest = max(queries.longest, keys.longest, 1)
+        per_box = max(1, min(JETS_PER_BOX, len(order), MOST_LOGITS // longest**2))
         spare = torch.arange(len(order), -(-len(order) // per_box) * per_box)
         jets = torch.cat([order, spare]).view(-1, per_box)
         of_queries = Side.of(queries, jets, heads, rows[0])
@@ -173,7 +176,7 @@ def _bias(
     sizes: Int[Tensor, " jets"], queries: int, keys: int, causal: bool, heads: int
 ) -> Float[Tensor, "_ N M"]:
     place = torch.arange(keys)
-    seen = (place < sizes[:, None])[:, None, :].expand(-1, queries, -1)
+    seen = (place < sizes[:, None])[:, None, :]  # the same for all queries
     if causal:
         seen = seen & (place <= torch.arange(queries)[:, None])
     bias = torch.where(seen, 0.0, -3e4)  # finite in half precision: jets may have no keys at all

@@ -8,13 +8,17 @@ from itertools import pairwise
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import silu
+from torch.nn.functional import linear
 
 from jetssl_cli.encoder.attention import Attend
 from jetssl_cli.encoder.functions import gated, modulated_norm, rms_norm, swiglu
 
 Tokens = Float[Tensor, "*T D"]
 """Packed, (T, D), or padded, (J, N, D)."""
+Rows = Int[Tensor, " chosen"]
+"""Numbers of packed tokens."""
+Chosen = Float[Tensor, "*C D"]
+"""All tokens, or those of the rows that were asked for."""
 
 
 class ZeroLinear(nn.Linear):
@@ -49,11 +53,21 @@ class SelfAttention(nn.Module):
         self.norm = RMSNorm(width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tokens, attend: Attend) -> Tokens:
-        """Mix the tokens of each jet."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(-3)  # (T, H, K) each
+    def forward(self, x: Tokens, attend: Attend, rows: Rows | None = None) -> Chosen:
+        """Mix the tokens of each jet; with ``rows``, for these tokens alone."""
+        q, k, v = self._of_all(x) if rows is None else self._of_some(x, rows)  # (T, H, K) each
         mixed = attend(self.norm_q(q).to(v.dtype), self.norm_k(k).to(v.dtype), v)
         return self.out(self.norm(mixed.flatten(-2)))
+
+    def _of_all(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(-3)
+
+    def _of_some(self, x: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
+        width, layer = x.shape[-1], self.qkv
+        shape = self.heads, width // self.heads
+        q = linear(x.index_select(0, rows), layer.weight[:width], layer.bias[:width])
+        kv = linear(x, layer.weight[width:], layer.bias[width:])
+        return q.view(-1, *shape), *kv.view(-1, 2, *shape).unbind(1)
 
 
 class CrossAttention(nn.Module):
@@ -94,6 +108,7 @@ class Context:
     """What modulates the blocks: one vector for each jet."""
 
     vectors: Float[Tensor, "*J X"]
+    """silu(c), where c is the context of the jet."""
     owner: Int[Tensor, " T"] | None
     """The jet that each token belongs to; None where the vectors have the shape (J, 1, X)."""
 
@@ -115,12 +130,21 @@ class Branch(nn.Module):
         self.modulation = ZeroLinear(context_width, 3 * width) if context_width else None
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tokens, context: Context | None, *inputs: object) -> Tokens:
-        """Add the branch to ``x``; ``inputs`` go to the layer."""
+    def forward(
+        self, x: Tokens, context: Context | None, *inputs: object, rows: Rows | None = None
+    ) -> Chosen:
+        """Add the branch to ``x``; ``inputs`` go to the layer.
+
+        Without a context, it can be asked for some ``rows`` alone; they go to the layer too.
+        """
+        if rows is not None:
+            assert self.modulation is None
+            added = self.layer(self.norm(x), *inputs, rows)
+            return x.index_select(0, rows) + self.dropout(added)
         if self.modulation is None:
             return x + self.dropout(self.layer(self.norm(x), *inputs))
         assert context is not None
-        scale, shift, gate = self.modulation(silu(context.vectors)).to(x.dtype).chunk(3, -1)
+        scale, shift, gate = self.modulation(context.vectors).to(x.dtype).chunk(3, -1)
         scale = ((1 + scale) * self.norm.weight).to(x.dtype)
         normed = modulated_norm(x, scale, shift, context.owner)
         return gated(x, self.dropout(self.layer(normed, *inputs)).to(x.dtype), gate, context.owner)
@@ -148,9 +172,13 @@ class Block(nn.Module):
         attend: Attend,
         attend_memory: Attend | None = None,
         memory: Tensor | None = None,
-    ) -> Tokens:
-        """Transform packed tokens."""
-        x = self.attention(x, context, attend)
+        rows: Rows | None = None,
+    ) -> Chosen:
+        """Transform packed tokens.
+
+        With ``rows``, only these come out, and only they ask: ``attend`` has them as its queries.
+        """
+        x = self.attention(x, context, attend, rows=rows)
         if self.cross is not None:
             x = self.cross(x, context, attend_memory, memory)
         return self.feed_forward(x, context)

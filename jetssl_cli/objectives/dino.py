@@ -127,7 +127,7 @@ class DINO(Objective):
         seen = self.encoder.encode(split.seen)
         jets = register_means(seen)
         answers = self.token_head(self.out(self.predictor(seen, unseen)))[: unseen.total]
-        spread = self.cfg.koleo * parallel.mean(koleo(jets.float()))
+        spread = self.cfg.koleo * parallel.mean(koleo(jets))
         return {
             "dino": self._distil("jet", jet_logits, self.jet_head(jets)),
             "ibot": self._distil("token", token_logits, answers),
@@ -144,7 +144,7 @@ class DINO(Objective):
         return self.teacher.encoder
 
     def diagnostics(self) -> dict[str, float]:
-        """For jets and for hidden constituents, how the prototypes are used.
+        """For jets and hidden constituents it was evaluated on, how the prototypes are used.
 
         Occupancy is exp(entropy of the shares of prototypes that are nearest to the teacher's
         vectors) / K: 1 where all are used alike, 1/K when collapsed. The entropies of the targets
@@ -165,15 +165,16 @@ class DINO(Objective):
         self, name: str, teacher: Float[Tensor, "N K"], student: Float[Tensor, "N K"]
     ) -> Float[Tensor, ""]:
         """Mean cross-entropy -sum_k q_k log p_k."""
-        wanted = sinkhorn(teacher.float() / self.cfg.teacher_temperature)
-        log_p = (student.float() / self.cfg.student_temperature).log_softmax(-1)
-        self.totals.add(
-            **{
-                f"{name}_nearest": _counts(teacher.argmax(-1), teacher.shape[1]),
-                f"{name}_teacher": torch.special.entr(wanted).sum(),
-                f"{name}_student": -(log_p.detach().exp() * log_p.detach()).sum(),
-            }
-        )
+        wanted = sinkhorn(teacher / self.cfg.teacher_temperature)
+        log_p = (student / self.cfg.student_temperature).log_softmax(-1)
+        if not self.training:
+            self.totals.add(
+                **{
+                    f"{name}_nearest": _counts(teacher.argmax(-1), teacher.shape[1]),
+                    f"{name}_teacher": torch.special.entr(wanted).sum(),
+                    f"{name}_student": -(log_p.detach().exp() * log_p.detach()).sum(),
+                }
+            )
         return parallel.mean(-(wanted * log_p).sum(-1))
 
 
@@ -186,8 +187,10 @@ class Head(nn.Module):
         self.prototypes = nn.Parameter(torch.randn(prototypes, bottleneck))
 
     def forward(self, vectors: Float[Tensor, "N D"]) -> Float[Tensor, "N K"]:
-        """Logits, before any temperature."""
-        return linear(normalize(self.mlp(vectors), dim=-1), normalize(self.prototypes, dim=-1))
+        """Logits in float32, before any temperature: cosines lie close together."""
+        vectors = self.mlp(vectors)
+        with torch.autocast(vectors.device.type, enabled=False):
+            return linear(normalize(vectors.float(), dim=-1), normalize(self.prototypes, dim=-1))
 
 
 @torch.no_grad()

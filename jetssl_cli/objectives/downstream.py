@@ -50,8 +50,9 @@ class Downstream(Objective):
         """The vector of each constituent, and behind it the mean over those of its jet."""
         x = self.encode(batch).constituents
         packing = batch.packing
-        total = x.new_zeros(packing.num_jets, x.shape[1]).index_add(0, packing.owner, x)
-        mean = total / packing.sizes.clamp_min(1)[:, None].to(x.dtype)
+        nothing = torch.zeros(packing.num_jets, x.shape[1], device=x.device)
+        total = nothing.index_add(0, packing.owner, x.float())  # bf16 would round each addition
+        mean = (total / packing.sizes.clamp_min(1)[:, None]).to(x.dtype)
         return torch.cat([x, mean.index_select(0, packing.owner)], dim=1)
 
 

@@ -27,7 +27,8 @@ class Teacher(nn.Module):
     """Copies of parts of a student, under the names that they have there.
 
     Its weights are a part of the state of the student's objective, so that a run can go on. The
-    scaling is copied too, not shared: what is exported must stand by itself.
+    scaling, which no training changes, is copied too, not shared: what is exported must stand by
+    itself.
     """
 
     steps: Int[Tensor, ""]
@@ -54,19 +55,24 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def follow(self, student: nn.Module, power: float) -> None:
-        """Move all weights towards those of the student; copy the buffers.
+        """Move all weights towards those of the student; copy the buffers, but the scaling's.
 
         Args:
             student: has the parts of the teacher as submodules.
             power: the teacher remembers about one ``power``-th of all steps so far.
         """
         self.steps += 1
-        share = 1 - (1 - 1 / self.steps.float()) ** power
+        share = -torch.expm1(power * torch.log1p(-1 / self.steps.double()))  # 1 in the first step
         originals = [student.get_submodule(name) for name in self.parts]
         ours: list[Tensor] = list(self.parts.parameters())
         ways = torch._foreach_sub([p for part in originals for p in part.parameters()], ours)
-        torch._foreach_mul_(ways, share)
+        torch._foreach_mul_(ways, share.float())
         torch._foreach_add_(ours, ways)
-        copies = [b for part in originals for b in part.buffers()]
-        for mine, copied in zip(self.parts.buffers(), copies, strict=True):
-            mine.copy_(copied)
+        copies = [b for part in originals for b in _buffers(part)]
+        mine = [b for part in self.parts.values() for b in _buffers(part)]
+        for own, copied in zip(mine, copies, strict=True):
+            own.copy_(copied)
+
+
+def _buffers(part: nn.Module) -> list[Tensor]:
+    return [buffer for name, buffer in part.named_buffers() if not name.startswith("scaling.")]

@@ -31,7 +31,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, smooth_l1_loss
@@ -107,21 +107,26 @@ class JEPA(Objective):
         """Smooth L1 over the numbers of all hidden constituents, and the term that spreads jets."""
         scaled = self.encoder.scale(batch)
         split = self.cfg.mask.split(scaled, rng)
-        wanted = self.targets(scaled).index_select(0, split.hidden_rows)
-        self._watch(wanted)
+        wanted = self.targets(scaled, split.hidden_rows)
+        if not self.training:
+            self._watch(wanted)
         seen = self.encoder.encode(split.seen)
         answers = self.out(self.predictor(seen, split.unseen.packing))[: len(wanted)].float()
         errors = smooth_l1_loss(answers, wanted, reduction="none")
-        spread = parallel.mean(koleo(register_means(seen).float()))
+        spread = parallel.mean(koleo(register_means(seen)))
         return {"smooth_l1": parallel.mean(errors), "koleo": self.cfg.koleo * spread}
 
     @torch.no_grad()
-    def targets(self, scaled: JetBatch) -> Float[Tensor, "T D"]:
-        """What the teacher makes of each constituent: mean 0 and variance 1 over D."""
-        encoded = self.teacher.encoder.encode(scaled, layers=True)
-        rows = encoded.constituent_rows
-        layers = [_normalised(layer.index_select(0, rows).float()) for layer in encoded.layers]
-        return _normalised(torch.stack(layers).mean(0))
+    def targets(
+        self, scaled: JetBatch, chosen: Int[Tensor, " hidden"]
+    ) -> Float[Tensor, "hidden D"]:
+        """What the teacher makes of the chosen constituents: mean 0 and variance 1 over D."""
+        _, rows, layers = self.teacher.encoder.layers(scaled)
+        rows = rows.index_select(0, chosen)
+        total = torch.zeros(len(rows), self.encoder.width, device=rows.device)
+        for layer in layers:
+            total += _normalised(layer.index_select(0, rows).float())
+        return _normalised(total / (self.encoder.cfg.depth + 1))
 
     def after_step(self, progress: float) -> None:
         """The teacher follows."""
@@ -133,7 +138,10 @@ class JEPA(Objective):
         return self.teacher.encoder
 
     def diagnostics(self) -> dict[str, float]:
-        """Standard deviation of the targets over hidden constituents, from 0 (collapsed) to 1."""
+        """Standard deviation of the targets over hidden constituents, from 0 (collapsed) to 1.
+
+        Of the jets it was evaluated on since this was last asked for.
+        """
         found = self.totals.take()
         count = found["count"].clamp_min(1)
         variance = found["squares"] / count - (found["sums"] / count).square()

@@ -80,7 +80,10 @@ class Objective(nn.Module):
         raise NotImplementedError(type(self).__name__)
 
     def loss(self, batch: JetBatch, rng: torch.Generator) -> dict[str, Float[Tensor, ""]]:
-        """The terms to minimise, which the loop adds up. All randomness comes from ``rng``."""
+        """The terms to minimise, which the loop adds up.
+
+        All randomness but that of dropout comes from ``rng``.
+        """
         raise NotImplementedError(type(self).__name__)
 
     def generate(self, batch: JetBatch, rng: torch.Generator, how: Sampling) -> Generated:

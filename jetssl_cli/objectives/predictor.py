@@ -36,7 +36,8 @@ class Predictor(nn.Module):
     def forward(self, visible: Encoded, hidden: Packing) -> Float[Tensor, "rows E"]:
         """Vectors of the hidden constituents, in their order, and what lies behind them.
 
-        The rows are those of ``hidden.rows``: a head runs on all, and cuts its output.
+        The rows are those of ``hidden.rows``: a head runs on all, and cuts its output. Of the last
+        block they alone are computed: of the others, nobody reads what comes out.
         """
         packing, rows, hidden_rows = visible.packing.join(hidden)
         seen = self.project(visible.rows)[: visible.packing.total]
@@ -44,7 +45,9 @@ class Predictor(nn.Module):
         masked = self.mask_tokens.index_select(0, places).to(seen.dtype)  # gradients in float32
         x = seen.new_zeros(packing.rows, seen.shape[1])
         x.index_copy_(0, rows, seen).index_copy_(0, hidden_rows, masked)
-        attend = plan(packing, backend=visible.backend)
-        for block in self.blocks:
+        *blocks, last = self.blocks
+        attend = plan(packing, backend=visible.backend) if blocks else None
+        for block in blocks:
             x = block(x, None, attend)
-        return self.norm(hidden.pad(x.index_select(0, hidden_rows)))
+        rows = torch.nn.functional.pad(hidden_rows, (0, hidden.rows - hidden.total))
+        return self.norm(last(x, None, plan(hidden, packing, backend=visible.backend), rows=rows))

@@ -17,13 +17,14 @@ from jetssl_cli.encoder.encoder import Encoded
 
 
 def register_means(encoded: Encoded) -> Float[Tensor, "J D"]:
-    """The mean of the registers of each jet."""
+    """The mean of the registers of each jet, in float32."""
     is_register = torch.ones(len(encoded.tokens), dtype=torch.bool, device=encoded.tokens.device)
     is_register[encoded.constituent_rows] = False
     jets = encoded.packing.num_jets
     count = len(encoded.tokens) - len(encoded.constituent_rows)
     rows = torch.nonzero_static(is_register, size=count)[:, 0]
-    return encoded.tokens.index_select(0, rows).view(jets, -1, encoded.tokens.shape[1]).mean(1)
+    registers = encoded.tokens.index_select(0, rows).float()
+    return registers.view(jets, -1, registers.shape[1]).mean(1)
 
 
 def koleo(vectors: Float[Tensor, "J D"]) -> Float[Tensor, " J"]:

@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float
 from pydantic import PositiveInt
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
+from torch.nn.functional import one_hot, silu
 
 from jetssl_cli.batch import JetBatch, Packing
 from jetssl_cli.config import Strict
@@ -166,7 +166,8 @@ class FlowDecoder(nn.Module):
         memory: Encoded,
     ) -> Float[Tensor, "T outputs"]:
         """Predict the velocity at the point ``xt``."""
-        context = Context(self.embed_time(fourier(t, self.time_features)), packing.row_owner)
+        of_time = silu(self.embed_time(fourier(t, self.time_features)))
+        context = Context(of_time, packing.row_owner)
         attend = plan(packing, backend=self.attention)
         attend_memory = plan(packing, memory.packing, backend=self.attention)
         x = self.embed(packing.pad(xt))

@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jetssl_cli.batch import Packing
-from jetssl_cli.encoder import attention
+from jetssl_cli.encoder import attention, padded
 from jetssl_cli.encoder.attention import plan
-from jetssl_cli.encoder.padded import JETS_PER_BOX
+from jetssl_cli.encoder.padded import JETS_PER_BOX, Boxes
 from jetssl_cli.errors import ConfigError
 
 HEADS, HEAD_WIDTH = 2, 4
 
-sizes_of_jets = st.lists(st.integers(0, 9), min_size=1, max_size=12)
+sizes_of_jets = st.lists(st.integers(0, 9), max_size=12)
 
 
 def pack(sizes):
@@ -78,7 +78,7 @@ def test_padded_self_attention_is_the_reference(sizes, causal):
     )
 
 
-@given(sizes=st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=12))
+@given(sizes=st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=12))
 @settings(max_examples=60)
 def test_padded_cross_attention_is_the_reference(sizes):
     """Some jets have no keys, some no queries, some neither."""
@@ -86,6 +86,44 @@ def test_padded_cross_attention_is_the_reference(sizes):
     same(
         values_and_gradients("padded", queries, keys),
         values_and_gradients("reference", queries, keys),
+    )
+
+
+@pytest.mark.parametrize(("queries", "keys"), [([0, 0], [3, 1]), ([2, 1], [0, 0]), ([0], [0])])
+def test_where_a_side_is_empty_attention_is_zero(monkeypatch, queries, keys):
+    """What the kernels of a GPU, which need both sides, are spared."""
+    sides = pack(queries), pack(keys)
+    wanted = values_and_gradients("reference", *sides)
+    monkeypatch.setattr(attention, "_take_newest_flash", lambda: None)
+    same(values_and_gradients("varlen", *sides), wanted)
+
+
+def test_a_slot_without_a_token_holds_its_own_head_of_its_own_jet():
+    sizes, heads = [3, 17, 1, 0, 20], 3
+    packing = pack(sizes)
+    side = Boxes.of(
+        packing, packing, causal=False, heads=heads, rows=(41, 41), dtype=torch.float32
+    ).keys
+    numbers = torch.arange(41.0 * heads).view(41, heads, 1)
+    for box in side.views(side.fill(numbers)):
+        row, head = box[..., 0].long() // heads, box[..., 0].long() % heads
+        assert (head == torch.arange(side.stacked)[:, None] % heads).all()
+        jets = packing.owner[row]
+        assert (jets == jets[:, :1]).all()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_long_jet_does_not_fill_the_memory(monkeypatch, causal):
+    sizes = [200, 3, 0, 7, 5]
+    monkeypatch.setattr(padded, "MOST_LOGITS", 2 * 200**2)
+    packing, most = pack(sizes), HEADS * 2 * 208**2
+    boxes = Boxes.of(
+        packing, packing, causal=causal, heads=HEADS, rows=(215, 215), dtype=torch.float32
+    )
+    assert max(boxes.keys.stacked * n**2 for n in boxes.keys.lengths) <= most
+    same(
+        values_and_gradients("padded", packing, None, causal),
+        values_and_gradients("reference", packing, None, causal),
     )
 
 

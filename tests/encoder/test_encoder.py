@@ -23,6 +23,7 @@ from reference.jets import (
     tiny_config,
     tiny_encoder,
 )
+from torch.nn.functional import silu
 
 from jetssl_cli.batch import JetBatch
 from jetssl_cli.encoder.attention import plan
@@ -216,7 +217,7 @@ def test_a_branch_is_its_equation():
     branch = randomise(Block(16, 2, 8)).feed_forward
     x = torch.randn(packing.total, 16, generator=torch.Generator().manual_seed(0))
     context = torch.randn(len(SIZES), 8, generator=torch.Generator().manual_seed(1))
-    found = branch(x, Context(context, packing.owner))
+    found = branch(x, Context(silu(context), packing.owner))
     for row, jet in enumerate(packing.owner.tolist()):
         vector = context[jet] * context[jet].sigmoid()
         scale, shift, gate = (branch.modulation.weight @ vector + branch.modulation.bias).view(

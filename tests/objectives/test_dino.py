@@ -261,9 +261,11 @@ def test_the_order_of_the_jets_does_not_matter():
 
 
 def test_diagnostics_tell_how_prototypes_are_used_since_they_were_last_read():
-    objective, batch = tiny_dino(prototypes=4), random_batch(SIZES)
+    objective, batch = tiny_dino(prototypes=4).eval(), random_batch(SIZES)
     objective.loss(random_batch(SIZES, 3), rng(1))
     objective.diagnostics()
+    objective.train().loss(random_batch(SIZES, 4), rng(1))  # does not count
+    objective.eval()
     objective.loss(batch, rng(2))
     found = objective.diagnostics()
     whole = objective.teacher.encoder(batch)

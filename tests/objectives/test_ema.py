@@ -77,6 +77,17 @@ def test_it_remembers_the_same_share_of_a_run_of_any_length(steps):
     assert teacher.parts["weight"].weight.item() == pytest.approx(0.9 * steps, rel=0.02)
 
 
+def test_the_share_of_a_late_step_keeps_its_digits():
+    student = nn.Module()
+    student.weight = nn.Linear(1, 1, bias=False)
+    teacher = Teacher({"weight": student.weight})
+    nn.init.zeros_(teacher.parts["weight"].weight)
+    nn.init.ones_(student.weight.weight)
+    teacher.steps += 10**7 - 1
+    teacher.follow(student, 10.0)
+    assert teacher.parts["weight"].weight.item() == pytest.approx(1e-6, rel=1e-5)
+
+
 def test_the_student_is_left_alone():
     student, teacher = pair()
     before = state(student)

@@ -135,13 +135,13 @@ def test_only_the_teacher_sees_hidden_constituents(monkeypatch):
     objective, batch = tiny_jepa(), random_batch(SIZES)
     given = {}
     for name, encoder in (("student", objective.encoder), ("teacher", objective.teacher.encoder)):
-        encode = encoder.encode
+        layers = encoder.layers
 
-        def spy(scaled, *, name=name, encode=encode, **settings):
+        def spy(scaled, *, name=name, layers=layers):
             given[name] = scaled
-            return encode(scaled, **settings)
+            return layers(scaled)
 
-        monkeypatch.setattr(encoder, "encode", spy)
+        monkeypatch.setattr(encoder, "layers", spy)
     objective.loss(batch, rng(3))
     hidden = random_mask(batch.packing, 0.5, rng(3))
     scaled = objective.encoder.scale(batch)
@@ -152,7 +152,8 @@ def test_only_the_teacher_sees_hidden_constituents(monkeypatch):
 
 def test_targets_are_standardised_and_no_gradient_reaches_the_teacher():
     objective, batch = tiny_jepa(), random_batch(SIZES)
-    targets = objective.targets(objective.encoder.scale(batch))
+    chosen = torch.arange(batch.packing.total).flip(0)
+    targets = objective.targets(objective.encoder.scale(batch), chosen)
     torch.testing.assert_close(targets.mean(1), torch.zeros(len(targets)), rtol=0, atol=1e-5)
     torch.testing.assert_close(
         targets.var(1, correction=0), torch.ones(len(targets)), rtol=1e-3, atol=0
@@ -227,14 +228,16 @@ def test_the_order_of_the_jets_does_not_matter():
 
 
 def test_diagnostics_are_the_spread_of_the_targets_since_they_were_last_read():
-    objective, batch = tiny_jepa(), random_batch(SIZES)
+    objective, batch = tiny_jepa().eval(), random_batch(SIZES)
     objective.loss(random_batch(SIZES, 4), rng(1))
     objective.diagnostics()
+    objective.train().loss(random_batch(SIZES, 5), rng(1))  # does not count
+    objective.eval()
     wanted = []
     for seed in (2, 3):
         objective.loss(batch, rng(seed))
-        hidden = random_mask(batch.packing, 0.5, rng(seed))
-        wanted.append(objective.targets(objective.encoder.scale(batch))[hidden])
+        hidden = random_mask(batch.packing, 0.5, rng(seed)).nonzero()[:, 0]
+        wanted.append(objective.targets(objective.encoder.scale(batch), hidden))
     spread = torch.cat(wanted).var(0, correction=0).mean().sqrt()
     assert objective.diagnostics() == {"target_std": pytest.approx(float(spread), rel=1e-5)}
     assert objective.diagnostics() == {"target_std": 0}
@@ -319,7 +322,7 @@ def test_it_learns_without_collapse(jagged):
         loss = float(objective.loss(batch, rng(1))["smooth_l1"])
         scaled = objective.encoder.scale(batch)
         split = objective.cfg.mask.split(scaled, rng(1))
-        wanted = objective.targets(scaled)[split.hidden_rows]
+        wanted = objective.targets(scaled, split.hidden_rows)
         ranks = split.unseen.packing.rank
         sums = torch.zeros(int(ranks.max()) + 1, wanted.shape[1]).index_add(0, ranks, wanted)
         means = sums / torch.bincount(ranks)[:, None]

@@ -34,7 +34,11 @@ def _run(rank: int, folder: Path, function: Callable[..., object], arguments) ->
 def loss_and_gradients(
     objective: Objective, batch: JetBatch, skip: int
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, float]]:
-    """Terms of the loss, their gradients and diagnostics; ``skip`` random numbers come before."""
+    """Terms of the loss, their gradients and diagnostics; ``skip`` random numbers come before.
+
+    In evaluation, where alone diagnostics are kept.
+    """
+    objective.eval()
     rng = torch.Generator().manual_seed(3)
     torch.rand(skip, generator=rng, dtype=torch.float64)
     objective.zero_grad()
