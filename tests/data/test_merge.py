@@ -182,7 +182,7 @@ def test_every_place_is_equally_likely(
     (tmp_path / "in").mkdir()
     sources = [save(tmp_path / "in" / f"{i}.h5", 30 * i, 30) for i in range(20)]
     counts = np.zeros((20, 6))  # file -> sixth of the output
-    seeds = 20
+    seeds = 10
     place = np.arange(600) // 100
     for seed in range(seeds):
         run(*sources, out=tmp_path / "out.h5", seed=seed, overwrite=True)
