@@ -52,7 +52,7 @@ demo: $(BIN)/.installed
 	$(JETSSL) evaluate $(DEMO)/scores/frozen.h5 $(DEMO)/scores/random.h5 --out $(DEMO)/tables
 
 test quick: $(BIN)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $$(($$(nproc) + 1)) --dist worksteal $(QUICK)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $$($(BIN)/python -c 'import os; print((os.cpu_count() or 1) + 1)') --dist worksteal $(QUICK)
 
 quick: QUICK := -m "not slow"
 
