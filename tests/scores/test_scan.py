@@ -12,9 +12,12 @@ from reference.jets import tiny_config
 from jetssl_cli.config import Layer, load
 from jetssl_cli.errors import ConfigError, DataError, RunError
 from jetssl_cli.objectives.ssfm import SSFMConfig
+from jetssl_cli.runs import checkpoint
+from jetssl_cli.runs.finetune import finetune
 from jetssl_cli.runs.loaders import DataConfig
 from jetssl_cli.runs.pretrain import PretrainConfig, pretrain
 from jetssl_cli.runs.run_config import TrainConfig
+from jetssl_cli.runs.sources import hash_of_backbone, require_same_sources
 from jetssl_cli.scores import scanpoint
 from jetssl_cli.scores.scan import Measured, ScanConfig, plan, scan, summarise
 from jetssl_cli.scores.scanplot import plot
@@ -116,6 +119,67 @@ def test_a_scan_goes_on_where_it_was(jagged, backbones, tmp_path, monkeypatch):
     assert [x.accuracy for x in back.points] != [x.accuracy for x in other.points]
     with pytest.raises(ConfigError, match=r"train\.steps = 5: the run in .* has 4"):
         scan(cfg.model_copy(update={"steps": 5}))
+
+
+@pytest.mark.parametrize("way", ["frozen", "random"])
+def test_numbers_of_other_data_or_another_backbone_are_not_taken_for_these(
+    jagged, backbones, tmp_path, way
+):
+    """The names are the same: of a folder, or a file, that was made anew."""
+    source, train = tmp_path / "one", tmp_path / "train.h5"
+    shutil.copytree(backbones / "one", source)
+    shutil.copy(jagged / "train.h5", train)
+    cfg = config(jagged, tmp_path / "scan", source, num_jets="10", seeds=1, modes=way)
+    cfg = cfg.model_copy(update={"train": train})
+    (point,) = plan(cfg)
+    measured = scanpoint.measure(point, None)
+    shutil.copytree(backbones / "one", source, dirs_exist_ok=True)  # the same, written again
+    assert scanpoint.measure(point, None) == measured
+
+    retrained(source, "registers" if way == "frozen" else "scaling")
+    made = rf"the run in {point.cfg.out} was made with"
+    with pytest.raises(ConfigError, match=f"{made} another backbone than the one in {source}"):
+        scanpoint.measure(point, None)
+    with pytest.raises(ConfigError, match="another backbone"):
+        finetune(point.cfg.model_copy(update={"resume": True}))
+    shutil.copytree(backbones / "one", source, dirs_exist_ok=True)
+    shutil.copy(jagged / "val.h5", train)
+    with pytest.raises(ConfigError, match=f"{made} other jets than those in {train}"):
+        scanpoint.measure(point, None)
+    both = point.cfg.data.model_copy(update={"val": (train, train)})
+    shutil.copy(jagged / "train.h5", train)
+    with pytest.raises(ConfigError, match=f"{made} 1 files in the place of {train}, not 2"):
+        require_same_sources(point.cfg.out, point.cfg.model_copy(update={"data": both}))
+
+    model = point.cfg.out / checkpoint.MODEL
+    weights, facts = checkpoint.read_weights(model)
+    kept = {key: facts[key] for key in ("recipe", "classes")}
+    retrained(source, "scaling")
+    checkpoint.save(model, weights, kept)  # as an earlier version did
+    scanpoint.measure(point, None)
+    checkpoint.save(model, weights, {**kept, "train": 3})
+    with pytest.raises(RunError, match=r"do not tell what it was made of: train"):
+        scanpoint.measure(point, None)
+
+
+def test_baselines_are_of_the_scaling_alone(jagged, backbones, tmp_path):
+    source = tmp_path / "one"
+    shutil.copytree(backbones / "one", source)
+    (point,) = plan(config(jagged, tmp_path, source, num_jets="10", seeds=1, modes="random"))
+    known = hash_of_backbone(point.cfg)
+    retrained(source, "registers")
+    assert hash_of_backbone(point.cfg) == known
+    retrained(source, "scaling")
+    assert hash_of_backbone(point.cfg) != known
+
+
+def retrained(run, part):
+    """Change some of the weights of a backbone, as another training would."""
+    path = run / checkpoint.BACKBONE
+    weights, facts = checkpoint.read_weights(path)
+    found = {name: value + 1 if name.startswith(part) else value for name, value in weights.items()}
+    assert any(name.startswith(part) for name in weights), sorted(weights)
+    checkpoint.save(path, found, {key: facts[key] for key in ("recipe", "classes")})
 
 
 @pytest.mark.slow
