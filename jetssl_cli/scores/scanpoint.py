@@ -13,7 +13,7 @@ from jetssl_cli.runs import checkpoint
 from jetssl_cli.runs.finetune import finetune
 from jetssl_cli.runs.finetune_config import FinetuneConfig
 from jetssl_cli.runs.sources import require_same_sources
-from jetssl_cli.scores.evaluate import EvaluateConfig, evaluate
+from jetssl_cli.scores.evaluate import FEWEST_REPLICAS, EvaluateConfig, evaluate
 from jetssl_cli.scores.export import ExportConfig, export
 from jetssl_cli.scores.provenance import sha256
 from jetssl_cli.scores.rows import Row
@@ -75,7 +75,9 @@ def measure(point: Point, rejection: str | None) -> Measured:
     if not _are_of(point.scores, point.test):
         point.scores.parent.mkdir(parents=True, exist_ok=True)
         export(ExportConfig(run=run, data=point.test, out=point.scores, overwrite=True))
-    (row,) = evaluate(EvaluateConfig(scores=(point.scores,), tracking=False))
+    (row,) = evaluate(
+        EvaluateConfig(scores=(point.scores,), replicas=FEWEST_REPLICAS, tracking=False)
+    )  # of which the values are taken, and no interval
     assert isinstance(row, Row)
     assert row.accuracy.value is not None
     found = row.rejection.get(rejection) if rejection else None

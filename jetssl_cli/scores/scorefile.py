@@ -81,10 +81,18 @@ def same_jets(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
     The labels have to agree, and the data or, where only one file tells its data, all jet features
     that both have. Labels alone say nothing.
     """
+    return bool(_common(one, other)) and not differ(one, other)
+
+
+def differ(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    """Whether two identities cannot be those of the same jets in the same order."""
+    return any(one[name] != other[name] for name in (*_common(one, other), HASH_OF_LABELS))
+
+
+def _common(one: Mapping[str, str], other: Mapping[str, str]) -> set[str]:
+    """What both tell of their jets beside the labels, or that of it which says all."""
     common = one.keys() & other.keys() - {HASH_OF_LABELS}
-    if HASH_OF_DATA in common:
-        common = {HASH_OF_DATA}
-    return bool(common) and all(one[name] == other[name] for name in (*common, HASH_OF_LABELS))
+    return {HASH_OF_DATA} if HASH_OF_DATA in common else common
 
 
 class ScoreWriter:

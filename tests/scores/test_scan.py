@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 
 import pytest
 from reference.jets import tiny_config
+from reference.numbered import RECIPE, jets_of
 
 from jetssl_cli.config import Layer, load
+from jetssl_cli.data.jagged import write
 from jetssl_cli.errors import ConfigError, DataError, RunError
 from jetssl_cli.objectives.ssfm import SSFMConfig
 from jetssl_cli.runs import checkpoint
@@ -221,9 +224,46 @@ def test_means_and_standard_deviations(tmp_path):
     bound = points[0].model_copy(update={"rejection": 100.0, "rejection_bound": True})
     (row,) = summarise([none, *points])
     assert (row.rejection, row.rejection_std) == (None, None)
-    (row,) = summarise([bound, bound])  # their equality says nothing
-    assert (row.rejection, row.rejection_std, row.rejection_bound) == (100, None, True)
-    assert all(path.stat().st_size for path in plot([row], tmp_path / "s", note="", rejection="b"))
+    (mixed,) = summarise([bound, *points])
+    assert (mixed.rejection, mixed.rejection_std, mixed.rejection_bound) == (None, None, False)
+    (row,) = summarise([bound, bound.model_copy(update={"rejection": 90.0})])
+    assert (row.rejection, row.rejection_std, row.rejection_bound) == (90, None, True)
+    assert all(
+        path.stat().st_size for path in plot([row, mixed], tmp_path / "s", note="", rejection="b")
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "name", "option"),
+    [
+        ("train.seed=5", "train.seed", "--seeds"),
+        ("train={seed: 5}", "train.seed", "--seeds"),
+        ("data.subset=null", "data.subset", "--num-jets"),
+        ("data.train=[val.h5]", "data.train", "--train"),
+        ("data.val=val.h5", "data.val", "--val"),
+        ("out=elsewhere", "out", "--out"),
+        ("backbone=other", "backbone", "--backbone"),
+        ("random=true", "random", "--modes"),
+        ("lora.rank=4", "lora", "--modes"),
+        ("unfreeze_at=2", "unfreeze_at", "--modes"),
+        ("objective.frozen=true", "objective.frozen", "--modes"),
+        ("cache_embeddings=false", "cache_embeddings", "--modes"),
+        ("train.steps=3", "train.steps", "--steps"),
+        ("train.patience=3", "train.patience", "--patience"),
+    ],
+)
+def test_what_a_scan_varies_is_not_overridden(jagged, backbones, tmp_path, override, name, option):
+    overrides = (*OVERRIDES, override)
+    told = re.escape(f"override {override}: a scan sets {name} itself; use {option}")
+    with pytest.raises(ConfigError, match=told):
+        plan(config(jagged, tmp_path, backbones / "one", overrides=overrides))
+
+
+def test_other_settings_are_those_of_all_trainings(jagged, backbones, tmp_path):
+    words = ("train.keep=last", "data.batch_size=8", "embeddings_memory=1GiB", "tracking=true")
+    points = plan(config(jagged, tmp_path, backbones / "one", overrides=(*OVERRIDES, *words)))
+    found = {(x.cfg.train.keep, x.cfg.data.batch_size, x.cfg.embeddings_memory) for x in points}
+    assert found == {("last", 8, 2**30)}
 
 
 @pytest.mark.parametrize(("last", "step"), [({}, 8), ({"best/loss": 1.0, "step": 4}, 4)])
@@ -249,4 +289,10 @@ def test_mistakes_are_told_before_any_training(jagged, backbones, tmp_path, monk
         scan(config(jagged, tmp_path, one, rejection="Hbc"))
     with pytest.raises(RunError, match="no such run folder"):
         scan(config(jagged, tmp_path, tmp_path / "none"))
+    signal = tmp_path / "signal.h5"
+    with write(signal, RECIPE, []) as writer:
+        writer.append(jets_of(1, 1))
+    with pytest.raises(ConfigError, match=rf"no rejection of 'Hbb'; {signal} has none"):
+        plan(config(jagged, tmp_path, one, rejection="Hbb", test=str(signal)))
+    signal.unlink()
     assert not list(tmp_path.iterdir())
