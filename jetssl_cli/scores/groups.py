@@ -52,13 +52,7 @@ def grouped(runs: Sequence[Evaluated], patterns: Sequence[str]) -> list[Row]:
             raise ConfigError(f"group {pattern!r}: {names[min(taken)]} is in another group already")
         if len(members) == 1:
             note(f"group {pattern!r}: matches {names[members[0]]} alone; nothing is averaged")
-        first = runs[members[0]]
-        for other in (runs[place] for place in members[1:]):
-            if differ(first.jets, other.jets):
-                raise DataError(
-                    f"{other.row.scores}: its jets are not those of {first.row.scores}; "
-                    "only runs on the same jets can be averaged"
-                )
+        _require_same_jets([runs[place] for place in members])
         groups.append((name, members))
     left = set(range(len(runs))) - {place for _, members in groups for place in members}
     for members in _by_seed(runs, sorted(left)):
@@ -70,6 +64,16 @@ def grouped(runs: Sequence[Evaluated], patterns: Sequence[str]) -> list[Row]:
     ]
     several = {score for row in rows for score in row.seeds}
     return rows + [run.row for run in runs if run.row.scores not in several]
+
+
+def _require_same_jets(runs: Sequence[Evaluated]) -> None:
+    first, *others = runs
+    for other in others:
+        if differ(first.jets, other.jets):
+            raise DataError(
+                f"{other.row.scores}: its jets are not those of {first.row.scores}; "
+                "only runs on the same jets can be averaged"
+            )
 
 
 def _by_seed(runs: Sequence[Evaluated], places: Sequence[int]) -> list[list[int]]:
