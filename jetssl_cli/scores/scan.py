@@ -285,6 +285,8 @@ def _point(
     }
     options = Layer("the scan", settings)
     resolved = load_config(backbone, options, overrides=cfg.overrides)
+    if (task := resolved.objective.name) != "supervised":
+        raise ConfigError(f"objective.name = {task}: a scan is of classifiers of jets")
     scores = cfg.out / "scores" / f"{name}.h5"
     return Point(line, resolved, cfg.test, scores)
 

@@ -264,6 +264,8 @@ def test_other_settings_are_those_of_all_trainings(jagged, backbones, tmp_path):
     points = plan(config(jagged, tmp_path, backbones / "one", overrides=(*OVERRIDES, *words)))
     found = {(x.cfg.train.keep, x.cfg.data.batch_size, x.cfg.embeddings_memory) for x in points}
     assert found == {("last", 8, 2**30)}
+    with pytest.raises(ConfigError, match="a scan is of classifiers of jets"):
+        plan(config(jagged, tmp_path, backbones / "one", overrides=("objective.name=vertex",)))
 
 
 @pytest.mark.parametrize(("last", "step"), [({}, 8), ({"best/loss": 1.0, "step": 4}, 4)])
