@@ -381,8 +381,11 @@ def test_run_folders_and_weights_are_as_told(prepared: Path) -> None:
     assert {path.name for run in runs for path in run.iterdir()} <= names
     known = {SNAPSHOTS, DIVERGED, RUN_ID, SENT, STATUS, LOCK, METRICS, CONFIG, SCHEMA}
     assert names == known | {MODEL, BACKBONE}
-    told = json.loads(facts(prepared / "runs" / "ssfm" / BACKBONE)[FACTS])
+    weights = [prepared / "runs" / "ssfm" / BACKBONE, prepared / "runs" / "frozen" / MODEL]
+    pretrained, told = (json.loads(facts(path)[FACTS]) for path in weights)
     assert set(told) == {name for name, *_ in tables("file-formats.md", "Weights")["key"]}
+    assert told["backbone"] == pretrained["sha256"]
+    assert told.keys() - pretrained.keys() == {"backbone"}
     keys = {name for name, *_ in tables("file-formats.md", "Snapshot")["key"]}
     assert keys == {*Facts.model_fields, "val"}
     for name, tensor, kind, shape, _ in tables("file-formats.md", "Caches")["file"]:

@@ -38,6 +38,8 @@ LAYOUT = "1"
 """Of the weights: counted up when a network of the same config has other weights."""
 PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 """How pickles begin, in the zip files of ``torch.save`` and bare."""
+UNREADABLE = (OSError, SafetensorError, ValueError, TypeError, RecursionError)
+"""What reading safetensors may raise."""
 MODEL = "model.safetensors"
 BACKBONE = "backbone.safetensors"
 CONFIG = "config.yaml"
@@ -208,6 +210,23 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         RunError: not safetensors, of another version, or not what was saved.
     """
+    facts = read_facts(path)
+    try:
+        weights: dict[str, Tensor] = load_file(path)
+    except UNREADABLE as err:
+        raise RunError(f"{path}: not a readable safetensors file: {reason(err)}") from None
+    told = {key: value for key, value in facts.items() if key != HASH}
+    if HASH in facts and facts[HASH] != content_hash(weights, json.dumps(told)):
+        raise RunError(f"{path}: is damaged: its hash is not that of its content")
+    return weights, facts
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """What a file of weights tells of them; the weights themselves are not read.
+
+    Raises:
+        RunError: not safetensors, or of another version.
+    """
     if is_pickle(path):
         raise RunError(
             f"{path}: not a readable safetensors file: it is a pickle, which can run any code and "
@@ -217,8 +236,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, framework="pt") as file:
             said = file.metadata() or {}
         facts = dict(json.loads(said[FACTS])) if FACTS in said else dict(said)
-        weights: dict[str, Tensor] = load_file(path)
-    except (OSError, SafetensorError, ValueError, TypeError, RecursionError) as err:
+    except UNREADABLE as err:
         raise RunError(f"{path}: not a readable safetensors file: {reason(err)}") from None
     layout = facts.get("layout")
     if layout != LAYOUT:
@@ -227,10 +245,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{path}: has weights of layout {found[0]}, expected {LAYOUT}: it was saved by another "
             f"version of jetssl ({found[1]}; this is {__version__})"
         )
-    told = {key: value for key, value in facts.items() if key != HASH}
-    if HASH in facts and facts[HASH] != content_hash(weights, json.dumps(told)):
-        raise RunError(f"{path}: is damaged: its hash is not that of its content")
-    return weights, facts
+    return facts
 
 
 def is_pickle(path: Path) -> bool:

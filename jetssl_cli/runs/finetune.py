@@ -20,6 +20,7 @@ from jetssl_cli.runs import checkpoint
 from jetssl_cli.runs.embeddings import embedded
 from jetssl_cli.runs.finetune_config import FinetuneConfig, check_mode
 from jetssl_cli.runs.pretrain import build_encoder
+from jetssl_cli.runs.sources import hash_of_backbone, require_same_sources
 from jetssl_cli.runs.training import Prepared, Readers, check, read_schema, run
 from jetssl_cli.runs.transfer import Transfer, load_backbone, transfer
 
@@ -28,14 +29,15 @@ def finetune(cfg: FinetuneConfig) -> Path:
     """Finetune, and return the folder of the run; there is nothing to do for a complete one.
 
     Raises:
-        ConfigError: the devices are not there, or cannot share a batch evenly, or settings
-            contradict each other.
+        ConfigError: the devices are not there, or cannot share a batch evenly, settings contradict
+            each other, or a complete run was made of other data or another backbone.
         DataError: the data cannot be read, or lack the truth or the classes that the task needs.
         RunError: the data do not fit the backbone, the folder holds a run already, or the
             training had to stop.
     """
     check(cfg)
     if cfg.resume and checkpoint.is_complete(cfg.out):
+        require_same_sources(cfg.out, cfg)
         return cfg.out
     return run(prepare(cfg))
 
@@ -74,7 +76,8 @@ def prepare(cfg: FinetuneConfig, *, trial: bool = False) -> Prepared:
     if cfg.lora is not None:
         cfg.lora.add_to(encoder)
     through = partial(_embedded, cfg, encoder) if cfg.cache_embeddings else None
-    return Prepared(cfg, schema, objective, {checkpoint.MODEL: objective}, through)
+    weights = {checkpoint.MODEL: objective}
+    return Prepared(cfg, schema, objective, weights, through, hash_of_backbone(cfg))
 
 
 def load_finetuned(run: Path) -> tuple[FinetuneConfig, Schema, Downstream]:

@@ -21,7 +21,6 @@ from jetssl_cli.errors import RunError
 from jetssl_cli.progress import warn
 from jetssl_cli.runs import signals
 from jetssl_cli.runs.diverged import set_aside, told
-from jetssl_cli.runs.embeddings import EmbeddedJets
 from jetssl_cli.runs.processes import Hosts
 from jetssl_cli.runs.signals import Asked, Stopped
 from jetssl_cli.runs.snapshot import Snapshot, Snapshots
@@ -45,6 +44,7 @@ class Keeper:
         *,
         asked: Asked,
         hosts: Hosts,
+        backbone: str | None,
         start: Snapshot | None,
     ) -> None:
         """Begin where ``start`` was, or at the beginning.
@@ -55,10 +55,12 @@ class Keeper:
             seed: of the reader.
             asked: whether the user, or the batch system, has asked to stop.
             hosts: the other processes.
+            backbone: hash of what the backbone gives, if there is one.
             start: where the training goes on.
         """
         self._snapshots, self._readers, self._seed = snapshots, readers, seed
         self._asked, self._hosts, self._start = asked, hosts, start
+        self._backbone = backbone
 
     @property
     def val_files(self) -> str:
@@ -83,8 +85,6 @@ class Keeper:
         if start is None:
             return False
         facts, folder = start.facts, self._snapshots.folder
-        if isinstance(self._readers[0], EmbeddedJets):
-            _require_same_encoder(module, start, folder)
         arithmetic = module.train_cfg.arithmetic
         if facts.get("arithmetic") not in (None, arithmetic) and not module.global_rank:
             warn(f"{folder}: goes on in {arithmetic}; it was in {facts['arithmetic']}")
@@ -162,6 +162,7 @@ class Keeper:
             "steps": budget.steps,
             "seconds": budget.seconds,
             "arithmetic": module.train_cfg.arithmetic,
+            "backbone": self._backbone,
             "reader": self._readers[0].origin.state_after(self._seed, batches).to_dict(),
             "val": self._readers[1].origin.files,
             "latest": module.latest,
@@ -193,12 +194,14 @@ def reader_state(start: Snapshot | None) -> ReaderState | None:
     return None if start is None else ReaderState.from_dict(start.facts["reader"])
 
 
-def _require_same_encoder(module: JetModule, start: Snapshot, folder: Path) -> None:
-    """Check that jets were encoded with the encoder that the run was begun with."""
-    weights = _under(f"{MODULE}objective.encoder.", start.tensors)
-    for name, value in module.objective.encoder.state_dict().items():
-        if name in weights and not torch.equal(value.cpu(), weights[name]):
-            raise RunError(f"{folder}: the backbone is not the one that the run was begun with")
+def require_same_backbone(now: str | None, start: Snapshot, folder: Path) -> None:
+    """Check that the backbone of a run that goes on, by its hash, is that of its snapshot.
+
+    Raises:
+        RunError: it is another one.
+    """
+    if start.facts.get("backbone") not in (None, now):
+        raise RunError(f"{folder}: the backbone is not the one that the run was begun with")
 
 
 def _restore(module: JetModule, start: Snapshot, folder: Path) -> None:

@@ -68,6 +68,8 @@ class Facts(BaseModel):
     """State of the reader; see ``ReaderState``."""
     arithmetic: str | None = None
     """What the run computed in."""
+    backbone: str | None = None
+    """Hash of what its backbone gave, if it has one."""
     latest: dict[str, float]
     """The last measurements."""
     best: tuple[float, int, int]

@@ -32,7 +32,7 @@ from jetssl_cli.objectives.objective import Objective
 from jetssl_cli.progress import note, progress
 from jetssl_cli.runs import checkpoint, processes
 from jetssl_cli.runs.budget import Budget
-from jetssl_cli.runs.keeper import Keeper, reader_state
+from jetssl_cli.runs.keeper import Keeper, reader_state, require_same_backbone
 from jetssl_cli.runs.launch import together
 from jetssl_cli.runs.loaders import DataConfig, reading
 from jetssl_cli.runs.lock import locked
@@ -101,6 +101,8 @@ class Prepared:
     """What is saved in the end: file name -> module."""
     through: Callable[[Readers], Readers] | None = None
     """The readers go through this function, if there is one."""
+    backbone: str | None = None
+    """Hash of what its backbone gives, if it has one."""
 
     @property
     def reads_classes(self) -> bool:
@@ -183,6 +185,7 @@ def _run(prepared: Prepared) -> Path:
         start = snapshots.latest() if cfg.resume else None
         if start is not None:
             require_same_files(val_reader.files, val_reader.origin.files, start.facts["val"])
+            require_same_backbone(prepared.backbone, start, snapshots.folder)
         folder = cfg.out if place.first else None
         if place.first and cfg.resume:
             steps = start.facts["steps"] if start else 0
@@ -203,6 +206,7 @@ def _run(prepared: Prepared) -> Path:
                 cfg.train.seed,
                 asked=asked,
                 hosts=hosts,
+                backbone=prepared.backbone,
                 start=start,
             ),
             pace=cfg.pace,
@@ -218,7 +222,11 @@ def _run(prepared: Prepared) -> Path:
         if place.first:
             if cfg.train.keep == "best":
                 tracker.metrics({"best/loss": module.best.loss}, module.best.step)
-            about = checkpoint.facts_of(cfg.out, schema, recipe)
+            about = checkpoint.facts_of(cfg.out, schema, recipe) | {
+                "train": reader.origin.files,
+                "val": val_reader.origin.files,
+                **({} if prepared.backbone is None else {"backbone": prepared.backbone}),
+            }
             for name in sorted(weights, key=lambda name: name == checkpoint.MODEL):
                 trained = weights[name]
                 checkpoint.save(cfg.out / name, module.best.weights.get(name) or trained, about)

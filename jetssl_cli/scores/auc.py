@@ -80,7 +80,7 @@ def placements(scores: Float[np.ndarray, "J C"], labels: Int[np.ndarray, " J"]) 
     if pairs == 0:
         return Placements(None, psi, labels)
     share = 1 / np.maximum(counts, 1)
-    small = labels.astype(np.min_scalar_type(len(counts)))
+    small = labels.astype(np.min_scalar_type(-len(counts)))
 
     def placed_by(a: int) -> tuple[NDArray[np.uint32], NDArray[np.float64], float]:
         """The order of p_a, the placements in it, and the sum over b of A(a|b)."""
@@ -103,7 +103,7 @@ def placements(scores: Float[np.ndarray, "J C"], labels: Int[np.ndarray, " J"]) 
                 psi[order] += placed
                 total += part
     psi /= pairs
-    return Placements(total / pairs, psi, labels)
+    return Placements(total / pairs, psi, small)
 
 
 @dataclass(frozen=True)

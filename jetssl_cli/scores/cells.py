@@ -24,6 +24,10 @@ BEST_NOTE = (
     "jets of the paired one."
 )
 SEEDS_NOTE = "Rows of several seeds: mean and standard deviation over the seeds."
+NO_MEAN_NOTE = (
+    "A dash in such a row: not all seeds have the figure, or some of them, but not all, as a "
+    "bound. A bound there is the smallest of the seeds."
+)
 COMPARED_NOTE = (
     "On the same jets. Accuracy and AUC: the difference; p of McNemar's exact test and of "
     "DeLong's. Rejections: the ratio, or its limit at 95 % where no background jet passes in one "
@@ -68,8 +72,14 @@ def notes(rows: Rows) -> list[str]:
         CAPTION,
         *(note for mark, note in marks.items() if mark in cells),
         *([SEEDS_NOTE] if any(row.seeds for row in jets) else []),
+        *([NO_MEAN_NOTE] if any(row.seeds and not _all_known(row) for row in jets) else []),
         *([BEST_NOTE] if any(row.best for row in jets) else []),
     ]
+
+
+def _all_known(row: Row) -> bool:
+    """Whether a row has all rejections, and no bound."""
+    return all(found is not None and not found.bound for found in row.rejection.values())
 
 
 def comparisons(rows: Rows) -> list[list[str]]:

@@ -24,6 +24,9 @@ from jetssl_cli.scores.tables import to_csv, to_json, to_latex, to_markdown, wri
 from jetssl_cli.scores.taskrows import TaskRow
 from jetssl_cli.scores.tasks import evaluate_tasks
 
+FEWEST_REPLICAS = 100
+"""Of which the ends of an interval can be told."""
+
 
 class EvaluateConfig(Strict):
     """Which score files to evaluate."""
@@ -40,7 +43,7 @@ class EvaluateConfig(Strict):
     """Two runs to compare, by score file or name; else each is compared with the best."""
     groups: tuple[str, ...] = ()
     """``NAME=PATTERN``: runs to average over, by their name or their score file."""
-    replicas: int = Field(default=REPLICAS, ge=100)
+    replicas: int = Field(default=REPLICAS, ge=FEWEST_REPLICAS)
     """Replicas of the bootstrap."""
     seed: NonNegativeInt = 0
     """Seed of the bootstrap."""

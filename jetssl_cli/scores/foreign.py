@@ -18,7 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jetssl_cli.errors import DataError, suggest
-from jetssl_cli.scores.scorefile import ScoreSet, check, check_labels, hash_of, read_scores
+from jetssl_cli.scores.scorefile import (
+    EXPECTED,
+    ScoreSet,
+    check,
+    check_labels,
+    exact_hash_of,
+    hash_of,
+    read_scores,
+)
 
 SCORE, LABEL, JET = "score_", "label_", "jet_"
 TRUTH, ABOUT = "label", "about"
@@ -51,14 +59,18 @@ def read_any(path: Path) -> ScoreSet:
         raise DataError(f"{path}: has no scores; {CONVENTION}")
     if not len(columns[scored[0]]):
         raise DataError(f"{path}: holds no jets")
+    for name in scored:
+        if columns[name].dtype == np.float16:
+            raise DataError(f"{path}: {name}: {EXPECTED}")
     scores = np.stack([_numbers(path, columns, name) for name in names.values()], axis=1)
     labels = _labels(path, columns, list(names))
     check(path, tuple(names), scores, labels)
-    jets = {
-        name: hash_of(values)
-        for name, values in columns.items()
-        if name.startswith(JET) and values.dtype.kind in "biuf"
-    }
+    jets = {}
+    for name, values in columns.items():
+        if name.startswith(JET) and values.dtype.kind in "biuf":
+            jets[name] = hash_of(values)
+            exact = exact_hash_of(values)
+            jets |= {} if exact is None else {f"{name}, exact": exact}
     return ScoreSet(path, "", "", tuple(names), scores, labels, jets)
 
 
@@ -162,7 +174,12 @@ def _csv(path: Path) -> Columns:
     import pyarrow.csv
 
     try:
-        return _of_arrow(pyarrow.csv.read_csv(path))
+        with pyarrow.csv.open_csv(path) as reader:  # of which the header is read
+            wanted = _wanted(reader.schema.names)
+        if not wanted:
+            return {}
+        options = pyarrow.csv.ConvertOptions(include_columns=wanted)
+        return _of_arrow(pyarrow.csv.read_csv(path, convert_options=options))
     except (OSError, ValueError, KeyError) as err:  # pyarrow's own errors are of these kinds
         raise _unreadable(path, "CSV", err) from None
 

@@ -7,7 +7,8 @@ import statistics
 from collections.abc import Sequence
 from fnmatch import fnmatch
 
-from jetssl_cli.errors import ConfigError, suggest
+from jetssl_cli.errors import ConfigError, DataError, suggest
+from jetssl_cli.progress import note
 from jetssl_cli.scores.metrics import (
     UNDEFINED,
     WORKING_POINTS,
@@ -16,7 +17,7 @@ from jetssl_cli.scores.metrics import (
     Rejection,
 )
 from jetssl_cli.scores.rows import Row, run_names
-from jetssl_cli.scores.scorefile import same_jets
+from jetssl_cli.scores.scorefile import differ, same_jets
 from jetssl_cli.scores.single import Evaluated
 
 
@@ -29,6 +30,7 @@ def grouped(runs: Sequence[Evaluated], patterns: Sequence[str]) -> list[Row]:
 
     Raises:
         ConfigError: a pattern that means nothing, or two that mean the same run.
+        DataError: runs of a pattern are not on the same jets.
     """
     names = run_names([run.row for run in runs])
     groups: list[tuple[str, list[int]]] = []
@@ -48,6 +50,9 @@ def grouped(runs: Sequence[Evaluated], patterns: Sequence[str]) -> list[Row]:
         taken = {place for _, others in groups for place in others}.intersection(members)
         if taken:
             raise ConfigError(f"group {pattern!r}: {names[min(taken)]} is in another group already")
+        if len(members) == 1:
+            note(f"group {pattern!r}: matches {names[members[0]]} alone; nothing is averaged")
+        _require_same_jets([runs[place] for place in members])
         groups.append((name, members))
     left = set(range(len(runs))) - {place for _, members in groups for place in members}
     for members in _by_seed(runs, sorted(left)):
@@ -59,6 +64,16 @@ def grouped(runs: Sequence[Evaluated], patterns: Sequence[str]) -> list[Row]:
     ]
     several = {score for row in rows for score in row.seeds}
     return rows + [run.row for run in runs if run.row.scores not in several]
+
+
+def _require_same_jets(runs: Sequence[Evaluated]) -> None:
+    first, *others = runs
+    for other in others:
+        if differ(first.jets, other.jets):
+            raise DataError(
+                f"{other.row.scores}: its jets are not those of {first.row.scores}; "
+                "only runs on the same jets can be averaged"
+            )
 
 
 def _by_seed(runs: Sequence[Evaluated], places: Sequence[int]) -> list[list[int]]:
@@ -119,22 +134,24 @@ def common_name(names: Sequence[str]) -> str:
 
 
 def _mean(estimates: Sequence[Estimate]) -> Estimate:
+    """Of figures from 0 to 1."""
     values = [found.value for found in estimates if found.value is not None]
     if len(values) < len(estimates):
         return UNDEFINED
     mean, spread = statistics.fmean(values), statistics.stdev(values)
-    return Estimate(mean, mean - spread, mean + spread)
+    return Estimate(mean, max(mean - spread, 0.0), min(mean + spread, 1.0))
 
 
 def _mean_rejection(rejections: Sequence[Rejection | None]) -> Rejection | None:
-    """A bound among them makes the mean a bound."""
+    """Of bounds the smallest, which is one for all; bounds and numbers have no mean."""
     there = [found for found in rejections if found is not None]
-    if len(there) < len(rejections):
+    bounds = [found.value for found in there if found.bound]
+    if len(there) < len(rejections) or 0 < len(bounds) < len(there):
         return None
-    mean = statistics.fmean(found.value for found in there)
     efficiency = statistics.fmean(found.efficiency for found in there)
-    if any(found.bound for found in there):
-        return Rejection(mean, mean, None, efficiency, bound=True)
+    if bounds:
+        return Rejection(min(bounds), min(bounds), None, efficiency, bound=True)
+    mean = statistics.fmean(found.value for found in there)
     spread = statistics.stdev(found.value for found in there)
     return Rejection(mean, mean - spread, mean + spread, efficiency, bound=False)
 

@@ -14,7 +14,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from pydantic import BeforeValidator, Field, PositiveInt
 
-from jetssl_cli.config import Layer, Strict, parts
+from jetssl_cli.config import Layer, Strict, override_layer, parts
+from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.data.stream import look
 from jetssl_cli.data.workers import share
 from jetssl_cli.errors import ConfigError, DataError, suggest
@@ -31,7 +32,7 @@ from jetssl_cli.progress import progress
 from jetssl_cli.runs import checkpoint
 from jetssl_cli.runs.finetune_config import load_config, mode
 from jetssl_cli.runs.pretrain import PretrainConfig
-from jetssl_cli.scores.metrics import WORKING_POINTS
+from jetssl_cli.scores.metrics import BACKGROUND, WORKING_POINTS
 from jetssl_cli.scores.scanpoint import Measured, Point, measure
 from jetssl_cli.scores.tables import write_all
 
@@ -39,6 +40,20 @@ Mode = Literal["frozen", "full", "from-scratch", "random"]
 BASELINES: tuple[Mode, ...] = ("from-scratch", "random")
 """They take the architecture of a backbone, and none of its weights."""
 VALIDATIONS = 40
+OPTIONS = {
+    "backbone": "--backbone",
+    "out": "--out",
+    "data.train": "--train",
+    "data.val": "--val",
+    "data.subset": "--num-jets",
+    "train.seed": "--seeds",
+    "train.steps": "--steps",
+    "train.patience": "--patience",
+    **dict.fromkeys(
+        ("random", "unfreeze_at", "lora", "objective.frozen", "cache_embeddings"), "--modes"
+    ),
+}
+"""What a scan says of its trainings by options of its own, and names them by."""
 
 
 class ScanConfig(Strict):
@@ -71,7 +86,7 @@ class ScanConfig(Strict):
     rejection: str | None = None
     """Also plot the background rejection of this class."""
     overrides: tuple[str, ...] = ()
-    """Settings of every training, as ``section.key=value``."""
+    """Settings of every training, as ``section.key=value``; none of ``OPTIONS``."""
 
 
 class Summary(Strict):
@@ -83,10 +98,10 @@ class Summary(Strict):
     accuracy: float
     accuracy_std: float | None
     rejection: float | None
-    """None where a seed has none."""
+    """None where a seed has none, or some of the seeds, but not all, have a bound alone."""
     rejection_std: float | None
     rejection_bound: bool
-    """There are bounds among the seeds, so that the mean is one."""
+    """All seeds have a bound alone: it is the smallest of these."""
 
 
 class ScanReport(Strict):
@@ -130,7 +145,7 @@ def scan(cfg: ScanConfig) -> ScanReport:
         else f"{cfg.test.name}; one seed"
     )
     if any(each.rejection_bound for each in summary):
-        note += "; arrows: lower bounds at 95 %, where no background jet passes"
+        note += "; arrows: lower bounds at 95 %, where no background jet passes in any seed"
     plots = plot(summary, cfg.out / "scan", note=note, rejection=cfg.rejection)
     as_json = report.model_dump_json(indent=2, exclude={"files"}) + "\n"
     tables = {"scan.csv": _csv(measured), "scan.json": as_json}
@@ -145,10 +160,12 @@ def plan(cfg: ScanConfig) -> list[Point]:
     Baselines are made once for all backbones of one architecture.
 
     Raises:
-        ConfigError: two backbones have the same name, or a setting is not valid.
-        DataError: the data cannot be read, or have too few jets or no such class.
+        ConfigError: two backbones have the same name, the data have no such class to reject, or a
+            setting is not valid or is that of an option.
+        DataError: the data cannot be read, or have too few jets.
         RunError: a backbone is no pretraining run.
     """
+    _refuse_options(cfg.overrides)
     names = [path.resolve().name for path in cfg.backbones]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -158,12 +175,8 @@ def plan(cfg: ScanConfig) -> list[Point]:
         look([file])
     if max(cfg.num_jets) > sum(sizes):
         raise DataError(f"{cfg.train}: has {sum(sizes)} jets, {max(cfg.num_jets)} are wanted")
-    rejected = [name for name in schema.classes if name in WORKING_POINTS]
-    if cfg.rejection is not None and cfg.rejection not in rejected:
-        raise ConfigError(
-            f"no rejection of {cfg.rejection!r}; "
-            + (suggest(cfg.rejection, rejected) if rejected else "the data have none")
-        )
+    if cfg.rejection is not None:
+        _require_rejection(cfg.rejection, schema.classes, cfg.test)
     kinds: dict[str, str] = {}
     lines: list[tuple[str, Path, Mode]] = []
     for name, path in zip(names, cfg.backbones, strict=True):
@@ -180,8 +193,34 @@ def plan(cfg: ScanConfig) -> list[Point]:
     ]
 
 
+def _refuse_options(overrides: Sequence[str]) -> None:
+    """Raises ConfigError if one says what an option of the scan says."""
+    for layer in map(override_layer, overrides):
+        for name, option in OPTIONS.items():
+            *sections, key = name.split(".")
+            inside = layer.get(*sections)
+            if isinstance(inside, Mapping) and key in inside:  # be it null
+                raise ConfigError(f"{layer.source}: a scan sets {name} itself; use {option}")
+
+
+def _require_rejection(name: str, classes: Sequence[str], test: Path) -> None:
+    """Raises ConfigError if the test jets cannot have a rejection of this class."""
+    with JaggedFile(test) as file:
+        there = {file.schema.classes[label] for label in np.unique(file.labels())}
+    there &= set(classes)
+    rejected = [each for each in WORKING_POINTS if each in there and BACKGROUND in there]
+    if name not in rejected:
+        raise ConfigError(
+            f"no rejection of {name!r}; "
+            + (suggest(name, rejected) if rejected else f"{test} has none")
+        )
+
+
 def summarise(points: Sequence[Measured]) -> list[Summary]:
-    """Mean and standard deviation over the seeds of each line and number of labels."""
+    """Mean and standard deviation over the seeds of each line and number of labels.
+
+    Of bounds the smallest is one for all seeds; bounds and numbers have no mean.
+    """
     groups: dict[tuple[str, int], list[Measured]] = {}
     for point in points:
         groups.setdefault((point.line, point.num_jets), []).append(point)
@@ -189,8 +228,9 @@ def summarise(points: Sequence[Measured]) -> list[Summary]:
     for (line, num_jets), group in groups.items():
         accuracy, spread = _mean([point.accuracy for point in group])
         rejections = [point.rejection for point in group if point.rejection is not None]
-        bound = any(point.rejection_bound for point in group)
-        rejection, its_spread = _mean(rejections if len(rejections) == len(group) else [])
+        bounds = sum(point.rejection_bound for point in group)
+        bound, whole = bounds == len(group), len(rejections) == len(group)
+        rejection, its_spread = _mean(rejections if whole and not bounds else [])
         assert accuracy is not None
         found.append(
             Summary(
@@ -199,8 +239,8 @@ def summarise(points: Sequence[Measured]) -> list[Summary]:
                 seeds=len(group),
                 accuracy=accuracy,
                 accuracy_std=spread,
-                rejection=rejection,
-                rejection_std=None if bound else its_spread,
+                rejection=min(rejections) if bound else rejection,
+                rejection_std=its_spread,
                 rejection_bound=bound,
             )
         )
@@ -245,6 +285,8 @@ def _point(
     }
     options = Layer("the scan", settings)
     resolved = load_config(backbone, options, overrides=cfg.overrides)
+    if (task := resolved.objective.name) != "supervised":
+        raise ConfigError(f"objective.name = {task}: a scan is of classifiers of jets")
     scores = cfg.out / "scores" / f"{name}.h5"
     return Point(line, resolved, cfg.test, scores)
 

@@ -12,7 +12,8 @@ from jetssl_cli.data.hdf5 import attributes_of, open_complete, readable
 from jetssl_cli.runs import checkpoint
 from jetssl_cli.runs.finetune import finetune
 from jetssl_cli.runs.finetune_config import FinetuneConfig
-from jetssl_cli.scores.evaluate import EvaluateConfig, evaluate
+from jetssl_cli.runs.sources import require_same_sources
+from jetssl_cli.scores.evaluate import FEWEST_REPLICAS, EvaluateConfig, evaluate
 from jetssl_cli.scores.export import ExportConfig, export
 from jetssl_cli.scores.provenance import sha256
 from jetssl_cli.scores.rows import Row
@@ -61,18 +62,22 @@ def measure(point: Point, rejection: str | None) -> Measured:
     """Finetune and export a point, as far as that is not done, and evaluate it.
 
     Raises:
-        ConfigError: the folder holds another training.
+        ConfigError: the folder holds another training, or one of other jets or another backbone.
     """
     run = point.cfg.out
     if checkpoint.is_begun(run):
         checkpoint.require_same(run, checkpoint.read_config(run, FinetuneConfig), point.cfg)
-    if not checkpoint.is_complete(run):
+    if checkpoint.is_complete(run):
+        require_same_sources(run, point.cfg)
+    else:
         point.scores.unlink(missing_ok=True)
         finetune(point.cfg.model_copy(update={"resume": True}))
     if not _are_of(point.scores, point.test):
         point.scores.parent.mkdir(parents=True, exist_ok=True)
         export(ExportConfig(run=run, data=point.test, out=point.scores, overwrite=True))
-    (row,) = evaluate(EvaluateConfig(scores=(point.scores,), tracking=False))
+    (row,) = evaluate(
+        EvaluateConfig(scores=(point.scores,), replicas=FEWEST_REPLICAS, tracking=False)
+    )  # of which the values are taken, and no interval
     assert isinstance(row, Row)
     assert row.accuracy.value is not None
     found = row.rejection.get(rejection) if rejection else None

@@ -40,6 +40,8 @@ VECTORS_FORMAT = "jetssl-embeddings"
 VERSION = 1
 SUM_TOLERANCE = 1e-3
 """How far the scores of one jet may sum from 1."""
+EXPECTED = "expected a float32 for each jet and class"
+"""Of scores; float16 ties what differs, and loses the smallest."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,10 +83,18 @@ def same_jets(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
     The labels have to agree, and the data or, where only one file tells its data, all jet features
     that both have. Labels alone say nothing.
     """
+    return bool(_common(one, other)) and not differ(one, other)
+
+
+def differ(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    """Whether two identities cannot be those of the same jets in the same order."""
+    return any(one[name] != other[name] for name in (*_common(one, other), HASH_OF_LABELS))
+
+
+def _common(one: Mapping[str, str], other: Mapping[str, str]) -> set[str]:
+    """What both tell of their jets beside the labels, or that of it which says all."""
     common = one.keys() & other.keys() - {HASH_OF_LABELS}
-    if HASH_OF_DATA in common:
-        common = {HASH_OF_DATA}
-    return bool(common) and all(one[name] == other[name] for name in (*common, HASH_OF_LABELS))
+    return {HASH_OF_DATA} if HASH_OF_DATA in common else common
 
 
 class ScoreWriter:
@@ -227,8 +237,26 @@ def check(path: Path, classes: Sequence[str], scores: NDArray[Any], labels: NDAr
 
 
 def hash_of(values: NDArray[Any]) -> str:
-    """Of one jet feature, in float32."""
-    return hashlib.blake2b(values.astype(np.float32).tobytes(), digest_size=16).hexdigest()
+    """Of one jet feature, in float32 as our own files have it."""
+    return _digest(values.astype(np.float32))
+
+
+def exact_hash_of(values: NDArray[Any]) -> str | None:
+    """Of one jet feature in whole numbers, as integers or in float64; None where it is none.
+
+    In float32, numbers of events from 2^24 on are those of their neighbours as well. What is no
+    whole number counts in float32 alone: the same feature is printed with more or fewer digits.
+    """
+    is_float = values.dtype.kind == "f"
+    if is_float and values.dtype.itemsize < 8:
+        return None
+    with np.errstate(invalid="ignore"):
+        whole = values.astype(np.int64)
+    return None if is_float and (whole != values).any() else _digest(whole)
+
+
+def _digest(values: NDArray[Any]) -> str:
+    return hashlib.blake2b(values.tobytes(), digest_size=16).hexdigest()
 
 
 def _hashes(jets: Rows, columns: Sequence[str]) -> dict[str, str]:
@@ -275,14 +303,18 @@ def check_labels(path: Path, labels: NDArray[Any], num_classes: int) -> None:
         raise DataError(f"{path}: jet {jet}: label {labels[jet]} is not in 0..{num_classes - 1}")
 
 
-def check_scores(path: Path, scores: NDArray[Any], classes: Sequence[str]) -> None:
+def check_scores(
+    path: Path, scores: NDArray[Any], classes: Sequence[str], *, before: int = 0
+) -> None:
     """There are a score of each class for each jet, finite, not negative, and they sum to 1.
+
+    ``before`` says how many jets of the file come before these, which are at least one.
 
     Raises:
         DataError: they are not.
     """
     if scores.ndim != 2 or scores.dtype.kind != "f" or scores.dtype.itemsize < 4:
-        raise DataError(f"{path}: scores: expected a float32 for each jet and class")
+        raise DataError(f"{path}: scores: {EXPECTED}")
     if scores.shape[1] != len(classes):
         raise DataError(
             f"{path}: {scores.shape[1]} scores a jet for {len(classes)} classes: "
@@ -290,15 +322,15 @@ def check_scores(path: Path, scores: NDArray[Any], classes: Sequence[str]) -> No
         )
     with np.errstate(invalid="ignore"):
         total: NDArray[Any] = scores @ np.ones(scores.shape[1], scores.dtype)
-    _refuse(path, scores, ~np.isfinite(total), "a score is not finite")
+    found = {"a score is not finite": ~np.isfinite(total)}
     if scores.min() < 0:
-        _refuse(path, scores, scores.min(axis=1) < 0, "a score is negative")
-    problem = f"the scores do not sum to 1 within {SUM_TOLERANCE:g}"
-    _refuse(path, scores, np.abs(total - 1) > SUM_TOLERANCE, problem)
-
-
-def _refuse(path: Path, scores: NDArray[Any], broken: NDArray[np.bool_], problem: str) -> None:
-    jets = np.flatnonzero(broken)
-    if len(jets):
-        listed = ", ".join(f"{score:.6g}" for score in scores[jets[0]])
-        raise DataError(f"{path}: jet {jets[0]}: {problem} ({len(jets)} such jets): {listed}")
+        found["a score is negative"] = scores.min(axis=1) < 0
+    found[f"the scores do not sum to 1 within {SUM_TOLERANCE:g}"] = abs(total - 1) > SUM_TOLERANCE
+    for problem, broken in found.items():
+        jets = np.flatnonzero(broken)
+        if len(jets):
+            listed = ", ".join(f"{score:.6g}" for score in scores[jets[0]])
+            raise DataError(
+                f"{path}: jet {before + jets[0]}: {problem} ({len(jets)} such jets among "
+                f"{len(scores)}): {listed}"
+            )

@@ -6,27 +6,28 @@ background raises S / sqrt(B) (Gallicchio and Schwartz, arXiv:1107.5325).
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from jetssl_cli.config import Strict
 from jetssl_cli.data.hdf5 import attributes_of, open_complete, readable
 from jetssl_cli.data.jagged import JaggedFile
+from jetssl_cli.data.mixed import Mixture
 from jetssl_cli.data.stream import to_batch
-from jetssl_cli.errors import DataError, RunError
+from jetssl_cli.errors import DataError, RunError, printable
 from jetssl_cli.progress import progress
 from jetssl_cli.runs.checkpoint import MODEL, match
 from jetssl_cli.runs.finetune import load_classifier
 from jetssl_cli.scores.auc import auc, placements
-from jetssl_cli.scores.metrics import UNDEFINED, Estimate
+from jetssl_cli.scores.metrics import UNDEFINED, Estimate, discriminants
 from jetssl_cli.scores.provenance import provenance
 from jetssl_cli.scores.scorefile import FORMAT, VERSION, read_scores, write_scores
 from jetssl_cli.scores.taskrows import Cell, TaskRow
@@ -145,32 +146,31 @@ def export(run: Path, data: Path, out: Path, batch_size: int) -> int:
 
 
 def evaluate(path: Path) -> SICRow:
-    """All figures of one score file.
+    """All figures of one score file, of jets in the order of p_signal / p_background.
 
     Raises:
         DataError: it is not one, or has no jets of one of the classes.
     """
     found = read_scores(path)
     with open_complete(path, FORMAT, VERSION) as file, readable(path):
-        mixture = json.loads(attributes_of(file)["mixture"])
-        names = [mixture[name] for name in ("background", "signal")]
-        background, signal = (
-            found.scores[found.labels == c, 1] for c in map(found.classes.index, names)
-        )
-    for name, jets in zip(names, (background, signal), strict=True):
-        if len(jets) == 0:
-            raise DataError(f"{path}: holds no jets of {name}")
-    best, at = improvements(signal, background)
+        mixture, background = _mixture(path, attributes_of(file))
+    names = mixture.signal, mixture.background
+    odds = discriminants(found.scores, found.labels, found.classes, *names)
+    if odds is None:
+        raise DataError(f"{path}: holds no jets of {names[0]}, or none of {names[1]}")
+    best, at = improvements(odds.signal, odds.background)
+    ordered = np.concatenate([odds.background, odds.signal])
+    is_signal = np.repeat([0, 1], [len(odds.background), len(odds.signal)])
     return SICRow(
         scores=str(path),
         run=found.run,
         num_jets=len(found.labels),
-        signal=names[1],
-        background=names[0],
-        num_signal=mixture["num_signal"],
-        num_background=mixture["num_background"],
-        seed=mixture["seed"],
-        auc=auc(placements(found.scores, found.labels)),
+        signal=mixture.signal,
+        background=mixture.background,
+        num_signal=mixture.num_signal,
+        num_background=background,
+        seed=mixture.seed,
+        auc=auc(placements(np.column_stack([-ordered, ordered]), is_signal)),
         best=best,
         at=at,
     )
@@ -207,6 +207,19 @@ def improvements(
         allowed = np.flatnonzero(enough & (fpr <= 1 / rejection))
         at[rejection] = point(int(allowed[-1])) if len(allowed) else None
     return point(int(sic.argmax())), at
+
+
+def _mixture(path: Path, about: Mapping[str, Any]) -> tuple[Mixture, int]:
+    """What the network was trained on, as the score file tells it, and its background jets."""
+    try:
+        found = Mixture.model_validate_json(str(about.get("mixture", "{}")))
+    except ValidationError as err:
+        first = err.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "not JSON"
+        raise DataError(f"{path}: damaged: mixture: {printable(place)}: {first['msg']}") from None
+    if found.num_background is None:
+        raise DataError(f"{path}: damaged: mixture: num_background: how many is not told")
+    return found, found.num_background
 
 
 def _number(file: JaggedFile, name: str, labels: NDArray[np.int16]) -> int:

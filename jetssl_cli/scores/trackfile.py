@@ -143,24 +143,36 @@ def read_tracks(path: Path, task: str, *names: str, optional: tuple[str, ...] = 
     """
     with open_complete(path, FORMAT, VERSION) as file, readable(path):
         about = attributes_of(file)
-        offsets, truth = Rows(file["offsets"]).read(), Rows(file["truth"]).read()
-        arrays = {n: Rows(file[n]).read() for n in (*names, *optional) if n in file}
+        tables = {n: Rows(file[n]) for n in ("offsets", "truth", *names, *optional) if n in file}
+        if about.get("task") != task or not tables.keys() >= set(names):
+            raise DataError(f"{path}: holds no scores of the task {task}")
+        offsets = offsets_of(path, tables)
+        truth = tables["truth"].read()
+        arrays = {n: tables[n].read() for n in (*names, *optional) if n in tables}
         run = printable(str(about["run"]))
-    if about.get("task") != task or not arrays.keys() >= set(names):
-        raise DataError(f"{path}: holds no scores of the task {task}")
-    for name, array in {"offsets": offsets, "truth": truth, **arrays}.items():
-        if array.dtype != TYPES[name] or array.ndim != 1 + (name == "scores"):
+    return TrackSet(path, run, offsets, truth, arrays, about)
+
+
+def offsets_of(path: Path, tables: Mapping[str, Rows]) -> NDArray[np.int64]:
+    """Read the offsets of the jets, and check that arrays of tracks have their types and lengths.
+
+    Raises:
+        DataError: they do not.
+    """
+    for name, table in tables.items():
+        if table.dtype != TYPES[name] or len(table.shape) != 1 + (name == "scores"):
             raise DataError(
-                f"{path}: damaged: {name} is {array.dtype} {array.shape}, expected a row of "
+                f"{path}: damaged: {name} is {table.dtype} {table.shape}, expected a row of "
                 f"{TYPES[name]} for each track"
             )
+    offsets: NDArray[np.int64] = tables["offsets"].read()
+    if len(offsets) == 1 and not len(tables["truth"]):
+        raise DataError(f"{path}: holds no jets")
     if len(offsets) < 2 or offsets[0] != 0 or (np.diff(offsets) < 0).any():
         raise DataError(f"{path}: damaged: its offsets are not those of any jets")
-    if len(truth) != offsets[-1]:
-        raise DataError(f"{path}: damaged: {len(truth)} tracks have truth, expected {offsets[-1]}")
-    for name, array in arrays.items():
-        if len(array) != len(truth):
+    for name, table in tables.items():
+        if name != "offsets" and len(table) != offsets[-1]:
             raise DataError(
-                f"{path}: damaged: {len(array)} tracks have {name}, expected {len(truth)}"
+                f"{path}: damaged: {len(table)} tracks have {name}, expected {offsets[-1]}"
             )
-    return TrackSet(path, run, offsets, truth, arrays, about)
+    return offsets

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,11 @@ CONFIG = "config"
 HDF5, ONNX, WEIGHTS = ".h5", ".onnx", ".safetensors"
 PICKLED = (".ckpt", ".pkl", ".pickle", ".pt", ".pth")
 
+ROWS = 2**16
+"""So many rows of a score file are looked at at a time."""
+
 Attributes = Mapping[str, Any]
-Arrays = Mapping[str, NDArray[Any]]
+Tables = Mapping[str, Rows]
 
 
 class VerifyConfig(Strict):
@@ -129,65 +132,75 @@ def _verify_hdf5(path: Path) -> str:
     with open_complete(path, kind, version) as file, readable(path):
         about = attributes_of(file)
         check_attributes(path, about)
-        arrays = {name: Rows(file[name]).read() for name in file if name != CONFIG}
         if CONFIG in file:
             _check_config(path, read_texts(file[CONFIG])[0], about)
-        told = look(path, about, arrays)
+        told = look(path, about, {name: Rows(file[name]) for name in file if name != CONFIG})
     return f"{told}{_made_of(path, about)}"
 
 
-def _scores(path: Path, attributes: Attributes, arrays: Arrays) -> str:
+def _scores(path: Path, attributes: Attributes, tables: Tables) -> str:
     classes = scorefile.names_of(path, str(attributes.get("classes", "[]")))
-    scores, logits = arrays["scores"], arrays["logits"]
-    _jets(path, attributes, arrays, len(classes), {"scores": scores, "logits": logits})
-    scorefile.check_scores(path, scores, classes)
-    _finite(path, "logits", logits)
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    wanted = powers / powers.sum(axis=1, keepdims=True)
-    if not np.allclose(scores, wanted, atol=scorefile.SUM_TOLERANCE):
-        jet = int(np.abs(scores - wanted).max(axis=1).argmax())
-        raise DataError(f"{path}: damaged: jet {jet}: its scores are not those of its logits")
+    _jets(path, attributes, tables, len(classes), ("scores", "logits"))
+    for first, (scores, logits) in _parts(tables["scores"], tables["logits"]):
+        scorefile.check_scores(path, scores, classes, before=first)
+        _finite(path, "logits", logits, first)
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        wanted = powers / powers.sum(axis=1, keepdims=True)
+        if not np.allclose(scores, wanted, atol=scorefile.SUM_TOLERANCE):
+            jet = first + int(np.abs(scores - wanted).max(axis=1).argmax())
+            raise DataError(f"{path}: damaged: jet {jet}: its scores are not those of its logits")
     task = f"of the task {printable(str(attributes['task']))}, " if "task" in attributes else ""
-    told = f"{task}{len(scores):,} jets of {len(classes)} classes"
+    told = f"{task}{len(tables['scores']):,} jets of {len(classes)} classes"
     return f"score file, version {scorefile.VERSION}, {told}"
 
 
-def _vectors(path: Path, attributes: Attributes, arrays: Arrays) -> str:
+def _vectors(path: Path, attributes: Attributes, tables: Tables) -> str:
     classes = scorefile.names_of(path, str(attributes.get("classes", "[]")))
-    vectors = arrays["vectors"]
-    _jets(path, attributes, arrays, len(classes), {"vectors": vectors})
-    _finite(path, "vectors", vectors)
+    _jets(path, attributes, tables, len(classes), ("vectors",))
+    for first, (vectors,) in _parts(tables["vectors"]):
+        _finite(path, "vectors", vectors, first)
+    number, width = tables["vectors"].shape
     return (
-        f"vectors, version {scorefile.VERSION}, {len(vectors):,} jets of {len(classes)} classes, "
-        f"{vectors.shape[1]} numbers each"
+        f"vectors, version {scorefile.VERSION}, {number:,} jets of {len(classes)} classes, "
+        f"{width} numbers each"
     )
 
 
-def _tracks(path: Path, attributes: Attributes, arrays: Arrays) -> str:
+def _tracks(path: Path, attributes: Attributes, tables: Tables) -> str:
     task = str(attributes.get("task"))
     names = {tracks.TASK: ("scores",), vertices.TASK: ("vertices",)}.get(task)
     if names is None:
         raise DataError(f"{path}: is of the task {task!r}, which is none with tracks")
-    found = trackfile.read_tracks(path, task, *names, optional=("displaced",))
+    each = {n: tables[n] for n in ("truth", *names, "displaced") if n in tables}
+    offsets = trackfile.offsets_of(path, {"offsets": tables["offsets"], **each})
     classes = scorefile.names_of(path, str(attributes.get("jet_classes", "[]")))
-    _jets(path, attributes, arrays, len(classes), {"offsets": found.offsets[1:]})
-    sizes = np.diff(found.offsets)
+    _jets(path, attributes, tables, len(classes), (), num_jets=len(offsets) - 1)
     if task == tracks.TASK:
         origins = scorefile.names_of(path, str(attributes.get("classes", "[]")))
-        scorefile.check_scores(path, arrays["scores"], origins)
+        for first, (scores, *_) in _parts(*(each[name] for name in ("scores", "truth"))):
+            scorefile.check_scores(path, scores, origins, before=first)
     else:
-        pairs, expected = arrays["pairs"], int((sizes * (sizes - 1) // 2).sum())
-        if len(pairs) != expected or not ((pairs >= 0) & (pairs <= 1)).all():
-            raise DataError(f"{path}: damaged: expected {expected} scores of pairs, from 0 to 1")
-        number = found.arrays["vertices"]
-        if not ((number >= 0) & (number < sizes[found.owner])).all():
+        _vertices(path, offsets, each, tables["pairs"])
+    return (
+        f"score file, version {trackfile.VERSION}, of the task {task}, {len(offsets) - 1:,} jets "
+        f"with {len(each['truth']):,} tracks"
+    )
+
+
+def _vertices(path: Path, offsets: NDArray[np.int64], each: Tables, pairs: Rows) -> None:
+    """Check vertices and pairs, and read the other arrays that have a row for each track."""
+    sizes = np.diff(offsets)
+    expected = int((sizes * (sizes - 1) // 2).sum())
+    between = (((part >= 0) & (part <= 1)).all() for _, (part,) in _parts(pairs))
+    if len(pairs) != expected or not all(between):
+        raise DataError(f"{path}: damaged: expected {expected} scores of pairs, from 0 to 1")
+    for first, parts in _parts(*each.values()):
+        number = parts[list(each).index("vertices")]
+        owner = np.searchsorted(offsets, first + np.arange(len(number)), side="right") - 1
+        if not ((number >= 0) & (number < sizes[owner])).all():
             raise DataError(
                 f"{path}: damaged: a vertex has a number that its jet has no tracks for"
             )
-    return (
-        f"score file, version {trackfile.VERSION}, of the task {task}, {found.num_jets:,} jets "
-        f"with {len(found.truth):,} tracks"
-    )
 
 
 KINDS = {
@@ -198,29 +211,44 @@ KINDS = {
 """Format -> its version, and what looks at it."""
 
 
+def _parts(*tables: Rows) -> Iterator[tuple[int, list[NDArray[Any]]]]:
+    """The number of a row, and the rows of each table that begin there."""
+    for first in range(0, len(tables[0]), ROWS):
+        yield first, [table.read(first, first + ROWS) for table in tables]
+
+
 def _jets(
-    path: Path, attributes: Attributes, arrays: Arrays, num_classes: int, answers: Arrays
+    path: Path,
+    attributes: Attributes,
+    tables: Tables,
+    num_classes: int,
+    answers: Sequence[str],
+    num_jets: int | None = None,
 ) -> None:
     """Labels, jet features and answers are those of one number of jets; labels may be unknown."""
-    labels, jets = arrays["labels"], arrays["jets"]
-    lengths = {"labels": len(labels), "jets": len(jets)} | {k: len(v) for k, v in answers.items()}
+    lengths = {name: len(tables[name]) for name in ("labels", "jets", *answers)}
+    lengths |= {"offsets": num_jets} if num_jets is not None else {}
     if len(set(lengths.values())) > 1:
         listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
         raise DataError(f"{path}: damaged: different numbers of jets: {listed}")
+    if lengths["labels"] == 0:
+        raise DataError(f"{path}: holds no jets")
+    labels = tables["labels"].read()
     if not (labels == -1).all():
         scorefile.check_labels(path, labels, num_classes)
-    columns = json.loads(str(attributes.get("jet_columns", "[]")))
-    if jets.ndim != 2 or jets.shape[1] != len(columns):
-        raise DataError(
-            f"{path}: damaged: jets has the shape {jets.shape} for {len(columns)} names"
-        )
-    _finite(path, "jets", jets)
+    columns, shape = json.loads(str(attributes.get("jet_columns", "[]"))), tables["jets"].shape
+    if len(shape) != 2 or shape[1] != len(columns):
+        raise DataError(f"{path}: damaged: jets has the shape {shape} for {len(columns)} names")
+    for first, (jets,) in _parts(tables["jets"]):
+        _finite(path, "jets", jets, first)
 
 
-def _finite(path: Path, name: str, table: NDArray[Any]) -> None:
+def _finite(path: Path, name: str, table: NDArray[Any], first: int) -> None:
     wrong = np.flatnonzero(~np.isfinite(table).all(axis=1))
     if len(wrong):
-        raise DataError(f"{path}: damaged: jet {wrong[0]}: a number of {name} is not finite")
+        raise DataError(
+            f"{path}: damaged: jet {first + wrong[0]}: a number of {name} is not finite"
+        )
 
 
 def _check_config(path: Path, config: str, attributes: Attributes) -> None:

@@ -316,8 +316,9 @@ def test_a_cut_schema_is_told_before_the_training_goes_on(jagged, tmp_path, stop
         pretrain(resumed(cfg))
 
 
-def test_encoded_jets_are_of_the_backbone_that_the_run_was_begun_with(
-    whole, jagged, tmp_path, stop
+@pytest.mark.parametrize("encoded", [True, False])
+def test_a_finetuning_goes_on_with_the_backbone_that_it_was_begun_with(
+    whole, jagged, tmp_path, stop, encoded
 ):
     cfg = FinetuneConfig(
         out=tmp_path / "run",
@@ -326,7 +327,7 @@ def test_encoded_jets_are_of_the_backbone_that_the_run_was_begun_with(
         objective=SupervisedConfig(frozen=True, pool=PoolConfig(width=8, heads=2)),
         data=data_config(jagged, in_memory=True),
         train=train_config(steps=STEPS, precision="32"),
-        cache_embeddings=True,
+        cache_embeddings=encoded,
         tracking=False,
     )
     stop(4)

@@ -9,8 +9,9 @@ from sklearn.metrics import accuracy_score, roc_auc_score
 
 from jetssl_cli.data.hdf5 import create
 from jetssl_cli.errors import DataError
-from jetssl_cli.scores.evaluate import EvaluateConfig, evaluate
-from jetssl_cli.scores.metrics import WORKING_POINTS
+from jetssl_cli.scores.evaluate import FEWEST_REPLICAS, EvaluateConfig, evaluate
+from jetssl_cli.scores.metrics import REPLICAS, WORKING_POINTS
+from jetssl_cli.scores.rows import figure, figures
 from jetssl_cli.scores.scorefile import FORMAT, VERSION, read_scores, write_scores
 from jetssl_cli.scores.tables import to_json
 
@@ -46,6 +47,18 @@ def jets():
 
 
 class TestEvaluate:
+    def test_no_value_depends_on_the_number_of_replicas(self, tmp_path, jets):
+        path = write(tmp_path / "a.h5", jets)
+        few, many = (
+            evaluate(EvaluateConfig(tracking=False, scores=[path], replicas=number))[0]
+            for number in (FEWEST_REPLICAS, REPLICAS)
+        )
+        for name in figures([few]):
+            assert figure(few, name).value == figure(many, name).value
+            assert getattr(figure(few, name), "bound", None) == getattr(
+                figure(many, name), "bound", None
+            )
+
     def test_figures_equal_sklearn(self, tmp_path, jets):
         scores, _, labels, _ = jets
         (row,) = evaluate(EvaluateConfig(tracking=False, scores=[write(tmp_path / "a.h5", jets)]))
@@ -93,8 +106,8 @@ class TestEvaluate:
         assert set(row) == ROW
         assert (row["scores"], row["run"], row["num_jets"]) == (str(path), "runs/a", 3000)
         assert set(row["accuracy"]) == set(row["auc"]) == ESTIMATE
-        for figure in row["rejection"].values():
-            assert set(figure) == ESTIMATE | {"efficiency", "bound"}
+        for cut in row["rejection"].values():
+            assert set(cut) == ESTIMATE | {"efficiency", "bound"}
 
     def test_a_class_without_jets_is_undefined_and_an_unknown_one_left_out(self, tmp_path):
         scores, logits, labels, features = sample(300, 3, seed=2)

@@ -13,6 +13,7 @@ import pytest
 import uproot
 
 from jetssl_cli.errors import DataError
+from jetssl_cli.scores import foreign
 from jetssl_cli.scores.evaluate import EvaluateConfig, evaluate
 from jetssl_cli.scores.foreign import read_any
 from jetssl_cli.scores.scorefile import same_jets, write_scores
@@ -113,6 +114,49 @@ def test_other_jets_are_not_compared(tmp_path, jets):
     assert not any(row.comparisons for row in rows)
     with pytest.raises(DataError, match=r"a\.csv: its jets are not those of .*b\.csv"):
         evaluate(EvaluateConfig(scores=paths, compare=("a.csv", "b.csv"), tracking=False))
+
+
+def test_whole_numbers_say_exactly_which_jets_they_are(tmp_path, jets):
+    """In float32 these are equal."""
+    events = 2**40 + np.arange(400)
+    kinds = {"a": events, "b": events + 7, "c": events.astype("f8"), "d": events.astype("f4")}
+    known = {
+        name: read_any(
+            write(tmp_path / f"{name}.parquet", named(jets) | {"jet_event": values})
+        ).identity()
+        for name, values in kinds.items()
+    }
+    assert known["a"]["jet_event"] == known["b"]["jet_event"]
+    assert not same_jets(known["a"], known["b"])
+    assert same_jets(known["a"], known["c"])
+    assert same_jets(known["a"], known["d"])  # as far as that file can tell
+
+
+def test_jets_in_double_precision_are_those_of_our_own_files(tmp_path, jets):
+    one, other = (
+        read_any(write(tmp_path / f"{kind}.parquet", named(jets) | {"jet_pt": pt}))
+        for kind, pt in (("f4", jets[2]), ("f8", jets[2].astype("f8") * (1 + 1e-12)))
+    )
+    assert same_jets(one.identity(), other.identity())
+
+
+def test_scores_in_half_precision_are_refused(tmp_path, jets):
+    half = {name: values for name, values in named(jets).items() if name != "score_Hbb"}
+    path = write(tmp_path / "a.parquet", half | {"score_Hbb": jets[0][:, 1].astype("f2")})
+    with pytest.raises(DataError, match="score_Hbb: expected a float32 for each jet and class"):
+        read_any(path)
+
+
+def test_other_columns_of_a_csv_are_not_read(tmp_path, jets, monkeypatch):
+    read, right = [], foreign._of_arrow
+    monkeypatch.setattr(
+        foreign, "_of_arrow", lambda table: read.extend(table.column_names) or right(table)
+    )
+    read_any(write(tmp_path / "a.csv", named(jets)))
+    assert sorted(read) == sorted(named(jets).keys() - {"comment"})
+    path = write(tmp_path / "b.csv", {"comment": ["a", "b"]})
+    with pytest.raises(DataError, match="has no scores"):
+        read_any(path)
 
 
 def test_numbers_of_classes_with_their_names_beside_the_tree(tmp_path, jets):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jetssl_cli.data.hdf5 import create
-from jetssl_cli.errors import ConfigError
+from jetssl_cli.errors import ConfigError, DataError
 from jetssl_cli.scores.cells import columns
 from jetssl_cli.scores.compare import Difference
 from jetssl_cli.scores.evaluate import EvaluateConfig, evaluate
@@ -103,13 +103,23 @@ class TestSeeds:
         assert columns([found])[0] == ["run", "a (2 seeds)"]
         assert "standard deviation over the seeds" in render([found], format="markdown")
 
-    def test_a_bound_makes_the_mean_a_bound(self):
-        cuts = [
-            Rejection(10.0, 9.0, 11.0, 0.5, bound=False),
-            Rejection(30.0, 30.0, None, 0.5, bound=True),
-        ]
-        rows = [row(str(x), 0.5, hbb=cut) for x, cut in enumerate(cuts)]
-        assert average(rows, "a").rejection["Hbb"] == Rejection(20.0, 20.0, None, 0.5, bound=True)
+    def test_bounds_have_the_smallest_and_no_mean_with_numbers(self):
+        number = Rejection(100.0, 90.0, 110.0, 0.5, bound=False)
+        bounds = [Rejection(x, x, None, 0.5, bound=True) for x in (30.0, 20.0)]
+        found = average([row(str(cut), 0.5, hbb=cut) for cut in bounds], "a")
+        assert found.rejection["Hbb"] == Rejection(20.0, 20.0, None, 0.5, bound=True)
+        assert "the smallest of the seeds" in render([found], format="markdown")
+        found = average([row(str(cut), 0.5, hbb=cut) for cut in (number, *bounds)], "a")
+        assert found.rejection["Hbb"] is None
+        assert columns([found])[-1] == ["Hbb 50%", "–"]
+        assert "some of them, but not all, as a bound" in render([found], format="markdown")
+        found = average([row(str(cut), 0.5, hbb=cut) for cut in (number, number)], "a")
+        assert "bound" not in render([found], format="markdown")
+
+    def test_intervals_stay_between_0_and_1(self):
+        found = average([row("a", 0.999, ece=0.0001), row("b", 0.9, ece=0.01)], "a")
+        assert found.accuracy.high == found.auc.high == 1
+        assert found.calibration.error.low == 0
 
     @pytest.mark.parametrize(
         ("names", "name"),
@@ -204,6 +214,28 @@ class TestGroups:
         paths = [write(tmp_path / f"{name}.h5", seed=s) for s, name in enumerate(("a1", "a2", "b"))]
         with pytest.raises(ConfigError, match=problem):
             self.run(paths, groups=groups)
+
+    def test_a_pattern_of_one_run_alone_is_told(self, tmp_path, capsys):
+        paths = [write(tmp_path / f"{name}.h5", seed=s) for s, name in enumerate(("a1", "b"))]
+        assert [row.seeds for row in self.run(paths, groups=("best=a*",))] == [(), ()]
+        told = " ".join(capsys.readouterr().err.split())
+        assert "note: group 'best=a*': matches a1 alone; nothing is averaged" in told
+
+    def test_only_the_same_jets_are_averaged(self, tmp_path):
+        one = tell(write(tmp_path / "a1.h5", seed=1), data_hash="x")
+        two = tell(write(tmp_path / "a2.h5", seed=2), data_hash="y")
+        problem = rf"{two}: its jets are not those of {one}; only runs on the same jets can be aver"
+        with pytest.raises(DataError, match=problem):
+            self.run([one, two], groups=("a=a*",))
+
+    def test_files_that_tell_nothing_of_their_jets_need_equal_labels(self, tmp_path):
+        lines = ["score_QCD,score_Hbb,label", "0.5,0.5,QCD", "0.2,0.8,Hbb", "0.9,0.1,QCD"]
+        paths = [tmp_path / f"{name}.csv" for name in "abc"]
+        for path, rows in zip(paths, (lines, lines, lines[:3]), strict=True):
+            path.write_text("\n".join(rows))
+        assert len(self.run(paths, groups=("two=[ab].csv",))) == 2
+        with pytest.raises(DataError, match="only runs on the same jets can be averaged"):
+            self.run(paths, groups=("all=*",))
 
     def test_two_of_a_group_can_be_compared(self, tmp_path):
         paths = [write(tmp_path / f"{name}.h5", seed=s) for s, name in enumerate(("a1", "a2", "b"))]

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 
 import pytest
 from reference.jets import tiny_config
+from reference.numbered import RECIPE, jets_of
 
 from jetssl_cli.config import Layer, load
+from jetssl_cli.data.jagged import write
 from jetssl_cli.errors import ConfigError, DataError, RunError
 from jetssl_cli.objectives.ssfm import SSFMConfig
+from jetssl_cli.runs import checkpoint
+from jetssl_cli.runs.finetune import finetune
 from jetssl_cli.runs.loaders import DataConfig
 from jetssl_cli.runs.pretrain import PretrainConfig, pretrain
 from jetssl_cli.runs.run_config import TrainConfig
+from jetssl_cli.runs.sources import hash_of_backbone, require_same_sources
 from jetssl_cli.scores import scanpoint
 from jetssl_cli.scores.scan import Measured, ScanConfig, plan, scan, summarise
 from jetssl_cli.scores.scanplot import plot
@@ -118,6 +124,67 @@ def test_a_scan_goes_on_where_it_was(jagged, backbones, tmp_path, monkeypatch):
         scan(cfg.model_copy(update={"steps": 5}))
 
 
+@pytest.mark.parametrize("way", ["frozen", "random"])
+def test_numbers_of_other_data_or_another_backbone_are_not_taken_for_these(
+    jagged, backbones, tmp_path, way
+):
+    """The names are the same: of a folder, or a file, that was made anew."""
+    source, train = tmp_path / "one", tmp_path / "train.h5"
+    shutil.copytree(backbones / "one", source)
+    shutil.copy(jagged / "train.h5", train)
+    cfg = config(jagged, tmp_path / "scan", source, num_jets="10", seeds=1, modes=way)
+    cfg = cfg.model_copy(update={"train": train})
+    (point,) = plan(cfg)
+    measured = scanpoint.measure(point, None)
+    shutil.copytree(backbones / "one", source, dirs_exist_ok=True)  # the same, written again
+    assert scanpoint.measure(point, None) == measured
+
+    retrained(source, "registers" if way == "frozen" else "scaling")
+    made = rf"the run in {point.cfg.out} was made with"
+    with pytest.raises(ConfigError, match=f"{made} another backbone than the one in {source}"):
+        scanpoint.measure(point, None)
+    with pytest.raises(ConfigError, match="another backbone"):
+        finetune(point.cfg.model_copy(update={"resume": True}))
+    shutil.copytree(backbones / "one", source, dirs_exist_ok=True)
+    shutil.copy(jagged / "val.h5", train)
+    with pytest.raises(ConfigError, match=f"{made} other jets than those in {train}"):
+        scanpoint.measure(point, None)
+    both = point.cfg.data.model_copy(update={"val": (train, train)})
+    shutil.copy(jagged / "train.h5", train)
+    with pytest.raises(ConfigError, match=f"{made} 1 files in the place of {train}, not 2"):
+        require_same_sources(point.cfg.out, point.cfg.model_copy(update={"data": both}))
+
+    model = point.cfg.out / checkpoint.MODEL
+    weights, facts = checkpoint.read_weights(model)
+    kept = {key: facts[key] for key in ("recipe", "classes")}
+    retrained(source, "scaling")
+    checkpoint.save(model, weights, kept)  # as an earlier version did
+    scanpoint.measure(point, None)
+    checkpoint.save(model, weights, {**kept, "train": 3})
+    with pytest.raises(RunError, match=r"do not tell what it was made of: train"):
+        scanpoint.measure(point, None)
+
+
+def test_baselines_are_of_the_scaling_alone(jagged, backbones, tmp_path):
+    source = tmp_path / "one"
+    shutil.copytree(backbones / "one", source)
+    (point,) = plan(config(jagged, tmp_path, source, num_jets="10", seeds=1, modes="random"))
+    known = hash_of_backbone(point.cfg)
+    retrained(source, "registers")
+    assert hash_of_backbone(point.cfg) == known
+    retrained(source, "scaling")
+    assert hash_of_backbone(point.cfg) != known
+
+
+def retrained(run, part):
+    """Change some of the weights of a backbone, as another training would."""
+    path = run / checkpoint.BACKBONE
+    weights, facts = checkpoint.read_weights(path)
+    found = {name: value + 1 if name.startswith(part) else value for name, value in weights.items()}
+    assert any(name.startswith(part) for name in weights), sorted(weights)
+    checkpoint.save(path, found, {key: facts[key] for key in ("recipe", "classes")})
+
+
 @pytest.mark.slow
 def test_trainings_in_several_processes_come_to_the_same(jagged, backbones, tmp_path, capfd):
     settings = {"seeds": 1, "num_jets": "10"}
@@ -157,9 +224,48 @@ def test_means_and_standard_deviations(tmp_path):
     bound = points[0].model_copy(update={"rejection": 100.0, "rejection_bound": True})
     (row,) = summarise([none, *points])
     assert (row.rejection, row.rejection_std) == (None, None)
-    (row,) = summarise([bound, bound])  # their equality says nothing
-    assert (row.rejection, row.rejection_std, row.rejection_bound) == (100, None, True)
-    assert all(path.stat().st_size for path in plot([row], tmp_path / "s", note="", rejection="b"))
+    (mixed,) = summarise([bound, *points])
+    assert (mixed.rejection, mixed.rejection_std, mixed.rejection_bound) == (None, None, False)
+    (row,) = summarise([bound, bound.model_copy(update={"rejection": 90.0})])
+    assert (row.rejection, row.rejection_std, row.rejection_bound) == (90, None, True)
+    assert all(
+        path.stat().st_size for path in plot([row, mixed], tmp_path / "s", note="", rejection="b")
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "name", "option"),
+    [
+        ("train.seed=5", "train.seed", "--seeds"),
+        ("train={seed: 5}", "train.seed", "--seeds"),
+        ("data.subset=null", "data.subset", "--num-jets"),
+        ("data.train=[val.h5]", "data.train", "--train"),
+        ("data.val=val.h5", "data.val", "--val"),
+        ("out=elsewhere", "out", "--out"),
+        ("backbone=other", "backbone", "--backbone"),
+        ("random=true", "random", "--modes"),
+        ("lora.rank=4", "lora", "--modes"),
+        ("unfreeze_at=2", "unfreeze_at", "--modes"),
+        ("objective.frozen=true", "objective.frozen", "--modes"),
+        ("cache_embeddings=false", "cache_embeddings", "--modes"),
+        ("train.steps=3", "train.steps", "--steps"),
+        ("train.patience=3", "train.patience", "--patience"),
+    ],
+)
+def test_what_a_scan_varies_is_not_overridden(jagged, backbones, tmp_path, override, name, option):
+    overrides = (*OVERRIDES, override)
+    told = re.escape(f"override {override}: a scan sets {name} itself; use {option}")
+    with pytest.raises(ConfigError, match=told):
+        plan(config(jagged, tmp_path, backbones / "one", overrides=overrides))
+
+
+def test_other_settings_are_those_of_all_trainings(jagged, backbones, tmp_path):
+    words = ("train.keep=last", "data.batch_size=8", "embeddings_memory=1GiB", "tracking=true")
+    points = plan(config(jagged, tmp_path, backbones / "one", overrides=(*OVERRIDES, *words)))
+    found = {(x.cfg.train.keep, x.cfg.data.batch_size, x.cfg.embeddings_memory) for x in points}
+    assert found == {("last", 8, 2**30)}
+    with pytest.raises(ConfigError, match="a scan is of classifiers of jets"):
+        plan(config(jagged, tmp_path, backbones / "one", overrides=("objective.name=vertex",)))
 
 
 @pytest.mark.parametrize(("last", "step"), [({}, 8), ({"best/loss": 1.0, "step": 4}, 4)])
@@ -185,4 +291,10 @@ def test_mistakes_are_told_before_any_training(jagged, backbones, tmp_path, monk
         scan(config(jagged, tmp_path, one, rejection="Hbc"))
     with pytest.raises(RunError, match="no such run folder"):
         scan(config(jagged, tmp_path, tmp_path / "none"))
+    signal = tmp_path / "signal.h5"
+    with write(signal, RECIPE, []) as writer:
+        writer.append(jets_of(1, 1))
+    with pytest.raises(ConfigError, match=rf"no rejection of 'Hbb'; {signal} has none"):
+        plan(config(jagged, tmp_path, one, rejection="Hbb", test=str(signal)))
+    signal.unlink()
     assert not list(tmp_path.iterdir())

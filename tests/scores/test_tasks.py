@@ -31,7 +31,7 @@ from jetssl_cli.scores import sic, tracks, vertices
 from jetssl_cli.scores.evaluate import EvaluateConfig, evaluate
 from jetssl_cli.scores.export import ExportConfig, export
 from jetssl_cli.scores.rows import Row
-from jetssl_cli.scores.scorefile import read_scores
+from jetssl_cli.scores.scorefile import read_scores, write_scores
 from jetssl_cli.scores.tables import render, to_csv
 from jetssl_cli.scores.trackfile import TrackSet, read_tracks
 from jetssl_cli.scores.verify import VerifyConfig, verify
@@ -82,6 +82,29 @@ def test_damaged_score_files_of_tasks_are_refused(folder, tmp_path, task, array,
     shutil.copy(folder / f"{task}.scores.h5", path)
     with h5py.File(path, "r+") as file:
         file[array][0] = value
+    (finding,) = verify(VerifyConfig(paths=(path,)))
+    assert words in str(finding.error)
+
+
+@pytest.mark.parametrize(
+    ("task", "array", "value", "words"),
+    [
+        ("track-origin", "scores", 0.9, "do not sum to 1"),
+        ("track-origin", "jets", math.nan, "jet 249: a number of jets is not finite"),
+        ("vertex", "pairs", 1.5, "scores of pairs, from 0 to 1"),
+        ("vertex", "vertices", 99, "no tracks for"),
+    ],
+)
+def test_rows_of_tracks_are_looked_at_to_the_last(
+    folder, tmp_path, monkeypatch, task, array, value, words
+):
+    path = tmp_path / "scores.h5"
+    shutil.copy(folder / f"{task}.scores.h5", path)
+    monkeypatch.setattr("jetssl_cli.scores.verify.ROWS", 64)
+    (finding,) = verify(VerifyConfig(paths=(path,)))
+    assert finding.error is None
+    with h5py.File(path, "r+") as file:
+        file[array][-1] = value
     (finding,) = verify(VerifyConfig(paths=(path,)))
     assert words in str(finding.error)
 
@@ -241,6 +264,55 @@ def plain_sic(signal, background):
         passing = sum(score >= cut for score in background)
         tpr = sum(score >= cut for score in signal) / len(signal)
         yield tpr, passing / len(background), passing
+
+
+def cwola_file(path, logits, labels, **mixture):
+    """A score file of cwola: p of the signal is the sigmoid of ``logits``."""
+    both = torch.tensor(np.stack([np.zeros_like(logits), logits], 1), dtype=torch.float32)
+    said = {"signal": "S", "background": "B", "num_signal": 1, "num_background": 2, "seed": 0}
+    about = {"task": "cwola", "mixture": json.dumps(said | mixture)}
+    with write_scores(
+        path, classes=("B", "S"), jet_columns=["pt"], run="r", data="d", more=about
+    ) as writer:
+        jets = np.zeros((len(labels), 1))
+        writer.append(both.softmax(1).numpy(), both.numpy(), labels, jets)
+    return path
+
+
+def test_jets_of_cwola_are_told_apart_where_the_score_is_rounded_to_1(tmp_path):
+    """Half of the signal has a p that is 1 in float32, and so has some background."""
+    rng = np.random.default_rng(0)
+    logits = np.concatenate([rng.normal(0, 6, 20_000), rng.normal(16, 4, 20_000)])
+    logits = logits.astype(np.float32).astype(np.float64)
+    labels = np.repeat([0, 1], 20_000)
+    path = cwola_file(tmp_path / "a.h5", logits, labels)
+    found = sic.evaluate(path)
+    assert (read_scores(path).scores[labels == 0, 1] == 1).sum() > 25
+    best, at = sic.improvements(logits[labels == 1], logits[labels == 0])
+    assert found.best.value.value == pytest.approx(best.value.value, rel=0.01)
+    assert found.at[100].value.value == pytest.approx(at[100].value.value, rel=0.01)
+    assert found.auc.value == pytest.approx(roc_auc_score(labels, logits), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("mixture", "words"),
+    [
+        ({"num_signal": "x"}, "num_signal: Input should be a valid integer"),
+        ({"num_background": None}, "num_background: how many is not told"),
+        ({"signal": "B"}, "signal and background are both 'B'"),
+        ({"signal": "T"}, "holds no jets of T, or none of B"),
+        ({"a\nb": 1}, r"a\\nb: Extra inputs"),
+    ],
+)
+def test_cwola_files_with_a_damaged_mixture_are_refused(tmp_path, mixture, words):
+    path = cwola_file(tmp_path / "a.h5", np.arange(4.0), np.array([0, 1, 0, 1]), **mixture)
+    with pytest.raises(DataError, match=words) as caught:
+        sic.evaluate(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    with h5py.File(path, "r+") as file:
+        file.attrs["mixture"] = np.bytes_(b"[" * 5000)
+    with pytest.raises(DataError, match="damaged: mixture: not JSON"):
+        sic.evaluate(path)
 
 
 @pytest.mark.parametrize("digits", [1, 6])

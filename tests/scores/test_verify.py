@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from jetssl_cli.runs.snapshot import CheckpointConfig, Snapshot, Snapshots
 from jetssl_cli.runs.tracking import METRICS
 from jetssl_cli.scores import onnxfile
 from jetssl_cli.scores.export import ExportConfig, export
+from jetssl_cli.scores.scorefile import write_scores
 from jetssl_cli.scores.verify import VerifyConfig, verify
 
 pytestmark = pytest.mark.slow
@@ -344,6 +346,46 @@ def test_scores_that_contradict_the_logits_are_refused(copy):
     with h5py.File(path, "r+") as file:
         file["scores"][7] = np.roll(file["scores"][7], 1)
     refuse(path, "jet 7: its scores are not those of its logits")
+
+
+@pytest.mark.parametrize("name", ["scores", "logits", "jets", "labels"])
+def test_rows_are_looked_at_to_the_last(copy, monkeypatch, name):
+    """Some at a time, of which the last are fewer."""
+    path = copy / "scores.h5"
+    monkeypatch.setattr("jetssl_cli.scores.verify.ROWS", 64)
+    assert look(path)[0].error is None
+    with h5py.File(path, "r+") as file:
+        file[name][-1] = 99 if name == "labels" else np.inf
+    refuse(path, "jet 499: ")
+    vectors = copy / "vectors.h5"
+    with h5py.File(vectors, "r+") as file:
+        file["vectors"][-1, -1] = np.nan
+    refuse(vectors, "jet 499: a number of vectors is not finite")
+
+
+def test_a_large_file_takes_no_more_memory(tmp_path):
+    rng, peaks = np.random.default_rng(0), []
+    for number in (150_000, 450_000):
+        path = tmp_path / f"{number}.h5"
+        scores = rng.dirichlet(np.ones(10), number).astype(np.float32)
+        with write_scores(
+            path, classes=tuple("abcdefghij"), jet_columns="x", run="", data=""
+        ) as to:
+            labels, jets = np.zeros(number, int), np.zeros((number, 1))
+            to.append(scores, np.log(scores + np.float32(1e-30)), labels, jets)
+        tracemalloc.start()
+        assert look(path)[0].error is None
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    labels = 300_000 * 16  # with what compares them
+    assert peaks[1] - peaks[0] < labels
+
+
+def test_a_file_of_no_jets_says_so(tmp_path):
+    path, none = tmp_path / "a.h5", np.zeros((0, 2))
+    with write_scores(path, classes=("a", "b"), jet_columns=("x", "y"), run="", data="") as to:
+        to.append(none, none, np.zeros(0, int), none)
+    refuse(path, f"{path}: holds no jets")
 
 
 def test_labels_that_are_unknown_are_sound(whole, tmp_path):
