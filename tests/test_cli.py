@@ -22,7 +22,7 @@ import typer
 import uproot
 import yaml
 
-from jetssl_cli.cli.main import app
+from jetssl_cli.cli.app import app
 
 COMMANDS = (
     "simulate", "convert", "merge", "pretrain", "finetune", "sync", "scan", "export", "evaluate",
@@ -36,7 +36,7 @@ HEAVY = (
 
 def test_help_imports_nothing_heavy():
     code = (
-        "import sys; from jetssl_cli.cli.main import app\n"
+        "import sys; from jetssl_cli.cli.app import app\n"
         "try: app(['--help'])\n"
         "except SystemExit: pass\n"
         f"loaded = [name for name in {HEAVY} if name in sys.modules]\n"
@@ -555,6 +555,29 @@ def test_the_whole_road(jetssl, tmp_path, samples):  # noqa: PLR0915
     do("pretrain", *words, "--out", "again")
     again = (tmp_path / "again" / "model.safetensors").read_bytes()
     assert again == before
+
+
+INTERRUPTED = """
+import os, signal, sys
+from jetssl_cli.cli.main import main
+class Finder:
+    def find_spec(self, name, *where):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+main()
+"""
+
+
+@pytest.mark.parametrize("module", ["typer", "pydantic", "jetssl_cli.data.inspect", "h5py"])
+def test_ctrl_c_while_modules_are_imported(tmp_path, module):
+    """Those of the command line, and those of the command."""
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED.format(module=module), "inspect", "no.h5"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+        preexec_fn=hear_interrupts,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
 
 
 @pytest.mark.slow

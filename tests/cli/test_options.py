@@ -10,7 +10,7 @@ from collections import defaultdict
 import pytest
 import typer
 
-from jetssl_cli.cli.main import app
+from jetssl_cli.cli.app import app
 
 MEANING = {
     "--backbone": "Folder of (the|a) pretraining run",
