@@ -109,6 +109,23 @@ def commands_of(page):
     ]
 
 
+def demo_lines():
+    """The commands of ``make demo``."""
+    plain = subprocess.run(
+        ["make", "--dry-run", "demo"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    return plain.replace("\\\n", " ").splitlines()
+
+
+def test_the_demo_removes_what_it_makes_and_nothing_else():
+    """Some train into its folder, as the quick start does."""
+    lines = demo_lines()
+    (removed,) = (line.split()[2:] for line in lines if line.startswith("rm -rf"))
+    made = {line.split(" --out ")[1].split()[0] for line in lines if " --out " in line}
+    caches = {"demo/.train.*"}
+    assert made == {*removed} - caches
+
+
 PAGES = sorted(page for page in (ROOT / "docs").glob("*.md") if commands_of(page))
 
 
@@ -119,10 +136,7 @@ def test_documented_commands_are_understood(page):
     """Every command that a page shows has only options that exist, and all that are required."""
     group = typer.main.get_command(app)
     if page == "Makefile":
-        plain = subprocess.run(
-            ["make", "--dry-run", "demo"], cwd=ROOT, capture_output=True, text=True, check=True
-        ).stdout.replace("\\\n", " ")
-        lines = [line for line in plain.splitlines() if "bin/jetssl " in line]
+        lines = [line for line in demo_lines() if "bin/jetssl " in line]
         assert len(lines) == 13
     else:
         lines = commands_of(ROOT / page)
