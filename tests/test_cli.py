@@ -311,6 +311,25 @@ class TestPretrain:
         done = jetssl(*words, "--method", "ssfm", "objective.mask.shar=0.3")
         refused(done, tmp_path, "objective.mask.shar = 0.3", "did you mean 'share'?")
 
+    def test_a_setting_without_its_section(self, jetssl, tmp_path, words):
+        done = jetssl(*words, "--method", "ssfm", "batch_size=50")
+        refused(done, tmp_path, "batch_size = 50: no such setting; did you mean data.batch_size?")
+
+    @pytest.mark.parametrize("option", [("--optim.lr", "1e-3"), ("--optim.lr=1e-3",)])
+    def test_a_setting_as_an_option(self, jetssl, tmp_path, words, option):
+        done = jetssl(*words, *option, "--method", "ssfm")
+        told = "--optim.lr: no such option; a setting has no dashes: optim.lr=1e-3"
+        refused(done, tmp_path, told)
+
+    def test_several_files(self, jetssl, tmp_path, words, jagged):
+        """Each has its own option; a shell makes words of a pattern."""
+        more = ("--method", "ssfm", "--size", "tiny", "--train", jagged / "test.h5", "--dry-run")
+        done = jetssl(*words, *more, "--json", "data.batch_size=9", "train.steps=1", *TINY)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["train_jets"] == 1800
+        done = jetssl(*words, jagged / "test.h5")
+        refused(done, tmp_path, "test.h5: stands without an option", "--train FILE --train FILE")
+
     @pytest.mark.parametrize(
         ("override", "told"),
         [

@@ -9,7 +9,9 @@ from __future__ import annotations
 import errno
 import io
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
+from itertools import pairwise
 from typing import Annotated
 
 import typer
@@ -28,7 +30,7 @@ from jetssl_cli.cli import (
     workflow,
 )
 from jetssl_cli.cli.main import INTERRUPTED
-from jetssl_cli.errors import JetSSLError
+from jetssl_cli.errors import ConfigError, JetSSLError
 from jetssl_cli.progress import print_error
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
@@ -68,6 +70,7 @@ def run() -> None:
         with suppress(OSError):
             sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no text
     try:
+        _refuse_dashes(sys.argv[1:])
         app()
     except JetSSLError as err:
         print_error(err)
@@ -81,3 +84,12 @@ def run() -> None:
         if end.code == INTERRUPTED:
             raise KeyboardInterrupt from None
         raise
+
+
+def _refuse_dashes(words: Sequence[str]) -> None:
+    """Refuse a setting that is written as an option, of which none has a dot in its name."""
+    for word, following in pairwise([*words, ""]):
+        name, _, value = word.partition("=")
+        if name.startswith("--") and "." in name:
+            setting = f"{name.lstrip('-')}={value or following}"
+            raise ConfigError(f"{name}: no such option; a setting has no dashes: {setting}")
