@@ -192,7 +192,7 @@ class TestConvert:
     def test_not_root(self, jetssl, tmp_path):
         (tmp_path / "a.root").write_text("this is not a ROOT file")
         done = jetssl("convert", "a.root", "--recipe", "jetclass", "--out", "out")
-        refused(done, tmp_path, "a.root", "not a readable ROOT file", kept=["a.root"])
+        refused(done, tmp_path, "a.root", "is no ROOT, parquet or HDF5", kept=["a.root"])
 
     def test_truncated_root(self, jetssl, tmp_path, samples):
         whole = (samples / SAMPLE).read_bytes()

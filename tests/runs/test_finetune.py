@@ -377,6 +377,8 @@ def test_bad_backbones_are_one_clear_line(jagged, backbone, tmp_path):
     refuse(spoiled("schema.yaml", b"columns: [pt]"), "another version of jetssl")
     with pytest.raises(RunError, match=r"a\.ckpt: is a file; the folder of a run is needed"):
         checkpoint.read_config(tmp_path / "a.ckpt", PretrainConfig)
+    with pytest.raises(RunError, match=f"is a file; the folder of a run is needed, {backbone}$"):
+        checkpoint.read_config(backbone / checkpoint.BACKBONE, PretrainConfig)
     folder = spoiled("config.yaml", (backbone / "config.yaml").read_bytes() + b"flavour: 3\n")
     with pytest.raises(
         ConfigError, match=r"flavour = 3: no such setting.*another version"
