@@ -1,4 +1,4 @@
-# make demo   from simulated ROOT files to a score table
+# make demo   from simulated ROOT files to a score table, anew; what else is in demo/ stays
 # make test   the tests, one more at a time than there are cores: some wait for clocks and servers
 # make quick  those that are not slow
 # make docs   the documentation as a site, in build/site
@@ -14,6 +14,8 @@ BIN := .venv/bin
 JETSSL := $(BIN)/jetssl
 TOOLS := .tools/bin
 DEMO := demo
+MADE := $(addprefix $(DEMO)/,root jagged train.h5 val.h5 test.h5 .train.* ssfm frozen random \
+    scores/frozen.h5 scores/random.h5 tables)
 MINUTES ?= 5
 FUZZED := recipe config overrides jagged scores weights
 SIMULATE := $(JETSSL) simulate jetclass --out $(DEMO)/root --jobs 2
@@ -36,7 +38,7 @@ $(TOOLS)/.installed: pyproject.toml
 	touch $@
 
 demo: $(BIN)/.installed
-	rm -rf $(DEMO)
+	rm -rf $(MADE)
 	$(SIMULATE) --num-jets 1000 --split train
 	$(SIMULATE) --num-jets 200 --split val
 	$(SIMULATE) --num-jets 500 --split test

@@ -8,7 +8,7 @@ import sys
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-TYPER = ("-m", "typer", "jetssl_cli.cli.main", "utils", "docs", "--name", "jetssl")
+TYPER = ("-m", "typer", "jetssl_cli.cli.app", "utils", "docs", "--name", "jetssl")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

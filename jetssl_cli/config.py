@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -175,7 +175,9 @@ def _explain(
         path, choices = _locate(error["loc"], cls, merged)
         value, rule = _short(error["input"]), error["msg"].removeprefix("Value error, ")
         if error["type"] == "extra_forbidden":
-            rule = f"no such setting; {suggest(path[-1], choices)}"
+            elsewhere = {".".join(p) for p in _settings([cls], merged) if p[-1] == path[-1]}
+            told = f"did you mean {' or '.join(sorted(elsewhere))}?" if elsewhere else ""
+            rule = f"no such setting; {told or suggest(path[-1], choices)}"
         elif error["type"] == "union_tag_invalid":
             tag, valid = error["ctx"]["tag"], error["ctx"]["expected_tags"].replace("'", "")
             path, value = (*path, error["ctx"]["discriminator"].strip("'")), repr(tag)
@@ -232,6 +234,21 @@ def _locate(
     return tuple(path), siblings
 
 
+def _settings(
+    models: Sequence[type[BaseModel]], given: Mapping[str, Any], above: tuple[str, ...] = ()
+) -> Iterator[tuple[str, ...]]:
+    """The paths of all settings, but those of sections left out and of choices not made."""
+    chosen = [m for m in models if _tag(m) in (given.get("name"), given.get("kind"))]
+    for model in chosen or models:
+        for name, field in model.model_fields.items():
+            here = (*above, name)
+            yield here
+            section, optional = given.get(name), type(None) in get_args(field.annotation)
+            if not optional or section is not None:
+                below = section if isinstance(section, Mapping) else {}
+                yield from _settings(_sections(field.annotation), below, here)
+
+
 def _tag(model: type[BaseModel]) -> object:
     for key in ("name", "kind"):
         if key in model.model_fields:
@@ -243,6 +260,11 @@ def _is_number(annotation: Any) -> bool:
     if isinstance(annotation, type):
         return issubclass(annotation, int | float) and annotation is not bool
     return bool not in get_args(annotation) and any(map(_is_number, get_args(annotation)))
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    """The models of a field that holds one of them, not many by names of their own."""
+    return [] if get_origin(annotation) in (dict, list, tuple, Mapping) else _models(annotation)
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:

@@ -22,7 +22,7 @@ import typer
 import uproot
 import yaml
 
-from jetssl_cli.cli.main import app
+from jetssl_cli.cli.app import app
 
 COMMANDS = (
     "simulate", "convert", "merge", "pretrain", "finetune", "sync", "scan", "export", "evaluate",
@@ -36,7 +36,7 @@ HEAVY = (
 
 def test_help_imports_nothing_heavy():
     code = (
-        "import sys; from jetssl_cli.cli.main import app\n"
+        "import sys; from jetssl_cli.cli.app import app\n"
         "try: app(['--help'])\n"
         "except SystemExit: pass\n"
         f"loaded = [name for name in {HEAVY} if name in sys.modules]\n"
@@ -109,6 +109,23 @@ def commands_of(page):
     ]
 
 
+def demo_lines():
+    """The commands of ``make demo``."""
+    plain = subprocess.run(
+        ["make", "--dry-run", "demo"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    return plain.replace("\\\n", " ").splitlines()
+
+
+def test_the_demo_removes_what_it_makes_and_nothing_else():
+    """Some train into its folder, as the quick start does."""
+    lines = demo_lines()
+    (removed,) = (line.split()[2:] for line in lines if line.startswith("rm -rf"))
+    made = {line.split(" --out ")[1].split()[0] for line in lines if " --out " in line}
+    caches = {"demo/.train.*"}
+    assert made == {*removed} - caches
+
+
 PAGES = sorted(page for page in (ROOT / "docs").glob("*.md") if commands_of(page))
 
 
@@ -119,10 +136,7 @@ def test_documented_commands_are_understood(page):
     """Every command that a page shows has only options that exist, and all that are required."""
     group = typer.main.get_command(app)
     if page == "Makefile":
-        plain = subprocess.run(
-            ["make", "--dry-run", "demo"], cwd=ROOT, capture_output=True, text=True, check=True
-        ).stdout.replace("\\\n", " ")
-        lines = [line for line in plain.splitlines() if "bin/jetssl " in line]
+        lines = [line for line in demo_lines() if "bin/jetssl " in line]
         assert len(lines) == 13
     else:
         lines = commands_of(ROOT / page)
@@ -178,7 +192,7 @@ class TestConvert:
     def test_not_root(self, jetssl, tmp_path):
         (tmp_path / "a.root").write_text("this is not a ROOT file")
         done = jetssl("convert", "a.root", "--recipe", "jetclass", "--out", "out")
-        refused(done, tmp_path, "a.root", "not a readable ROOT file", kept=["a.root"])
+        refused(done, tmp_path, "a.root", "is no ROOT, parquet or HDF5", kept=["a.root"])
 
     def test_truncated_root(self, jetssl, tmp_path, samples):
         whole = (samples / SAMPLE).read_bytes()
@@ -296,6 +310,25 @@ class TestPretrain:
     def test_unknown_override(self, jetssl, tmp_path, words):
         done = jetssl(*words, "--method", "ssfm", "objective.mask.shar=0.3")
         refused(done, tmp_path, "objective.mask.shar = 0.3", "did you mean 'share'?")
+
+    def test_a_setting_without_its_section(self, jetssl, tmp_path, words):
+        done = jetssl(*words, "--method", "ssfm", "batch_size=50")
+        refused(done, tmp_path, "batch_size = 50: no such setting; did you mean data.batch_size?")
+
+    @pytest.mark.parametrize("option", [("--optim.lr", "1e-3"), ("--optim.lr=1e-3",)])
+    def test_a_setting_as_an_option(self, jetssl, tmp_path, words, option):
+        done = jetssl(*words, *option, "--method", "ssfm")
+        told = "--optim.lr: no such option; a setting has no dashes: optim.lr=1e-3"
+        refused(done, tmp_path, told)
+
+    def test_several_files(self, jetssl, tmp_path, words, jagged):
+        """Each has its own option; a shell makes words of a pattern."""
+        more = ("--method", "ssfm", "--size", "tiny", "--train", jagged / "test.h5", "--dry-run")
+        done = jetssl(*words, *more, "--json", "data.batch_size=9", "train.steps=1", *TINY)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["train_jets"] == 1800
+        done = jetssl(*words, jagged / "test.h5")
+        refused(done, tmp_path, "test.h5: stands without an option", "--train FILE --train FILE")
 
     @pytest.mark.parametrize(
         ("override", "told"),
@@ -555,6 +588,29 @@ def test_the_whole_road(jetssl, tmp_path, samples):  # noqa: PLR0915
     do("pretrain", *words, "--out", "again")
     again = (tmp_path / "again" / "model.safetensors").read_bytes()
     assert again == before
+
+
+INTERRUPTED = """
+import os, signal, sys
+from jetssl_cli.cli.main import main
+class Finder:
+    def find_spec(self, name, *where):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+main()
+"""
+
+
+@pytest.mark.parametrize("module", ["typer", "pydantic", "jetssl_cli.data.inspect", "h5py"])
+def test_ctrl_c_while_modules_are_imported(tmp_path, module):
+    """Those of the command line, and those of the command."""
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED.format(module=module), "inspect", "no.h5"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+        preexec_fn=hear_interrupts,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
 
 
 @pytest.mark.slow

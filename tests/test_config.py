@@ -20,7 +20,8 @@ from jetssl_cli.config import (
 )
 from jetssl_cli.data.recipe import Recipe, load_recipe
 from jetssl_cli.errors import ConfigError
-from jetssl_cli.runs import finetune, pretrain
+from jetssl_cli.runs import finetune_config as finetune
+from jetssl_cli.runs import pretrain
 from jetssl_cli.runs.checkpoint import CONFIG
 from jetssl_cli.safeyaml import Dumper, parse_yaml, read_yaml
 from jetssl_cli.scores import workflow_config
@@ -128,6 +129,13 @@ def test_precedence_of_a_pretraining_run(tmp_path: Path) -> None:
         (
             {"shape": {"name": "square", "radius": 1}},
             "my.yaml: shape.radius = 1: no such setting; valid: corners, name, side",
+        ),
+        ({"width": 1}, "my.yaml: width = 1: no such setting; did you mean part.width?"),
+        ({"radius": 1}, "my.yaml: radius = 1: no such setting; did you mean shape.radius?"),
+        ({"side": 1}, "my.yaml: side = 1: no such setting; did you mean shape.side?"),
+        (
+            {"side": 1, "shape": {"name": "circle"}},
+            "my.yaml: side = 1: no such setting; valid: ",
         ),
         (
             {"shape": {"name": "squar"}},

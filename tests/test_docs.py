@@ -28,8 +28,9 @@ from shortened import SETTINGS, shortened
 from jetssl_cli.config import Layer, load
 from jetssl_cli.data.convert import ConvertConfig, convert
 from jetssl_cli.data.jagged import JaggedFile
-from jetssl_cli.data.recipe import Column, Recipe
-from jetssl_cli.physics import FORMULAS
+from jetssl_cli.data.padded import ARRAYS
+from jetssl_cli.data.recipe import Column, Recipe, load_recipe, schema_of
+from jetssl_cli.physics import FORMULAS, PARTICLE_CLASSES
 from jetssl_cli.runs.checkpoint import BACKBONE, CONFIG, METRICS, MODEL, SCHEMA
 from jetssl_cli.runs.diverged import FOLDER as DIVERGED
 from jetssl_cli.runs.lock import NAME as LOCK
@@ -291,6 +292,16 @@ def test_the_page_lists_every_formula_and_setting() -> None:
     page = (DOCS / "recipes.md").read_text()
     for name in (*FORMULAS, *Recipe.model_fields, *Column.model_fields):
         assert f"`{name}" in page or f".{name}`" in page or f"`{name}:" in page, name
+
+
+def test_the_page_tells_what_a_padded_file_has() -> None:
+    rows = {row[0]: row for row in tables("recipes.md", "Padded HDF5 files")["array"]}
+    schema = schema_of(load_recipe("jetclass"))
+    assert tuple(rows) == ARRAYS
+    assert ", ".join(column.name for column in schema.constituents) in rows["csts"][3]
+    assert ", ".join(column.name for column in schema.jets) in rows["jets"][3]
+    named = (f"{number} {name}" for number, name in enumerate(PARTICLE_CLASSES))
+    assert ", ".join(named) in rows["csts_id"][3]
 
 
 @pytest.mark.slow

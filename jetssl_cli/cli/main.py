@@ -1,81 +1,21 @@
-"""The command itself: its rooms, and how it ends.
-
-Each module beside this one is a room with a group of commands. A command parses, loads the config,
-calls one function and prints its result.
-"""
+"""The entry point, which imports nothing before an interrupt is minded: imports take seconds."""
 
 from __future__ import annotations
 
-import errno
-import io
 import sys
 from contextlib import suppress
-from typing import Annotated
 
-import typer
-from rich.console import Console
-
-from jetssl_cli import __version__
-from jetssl_cli.cli import (
-    data,
-    doctor,
-    export,
-    finetune,
-    pretrain,
-    results,
-    scan,
-    simulate,
-    sync,
-    workflow,
-)
-from jetssl_cli.errors import JetSSLError
-from jetssl_cli.progress import print_error
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-"""Errors of writing which are not the command's fault."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells and typer have it."""
 
-app = typer.Typer(
-    name="jetssl",
-    help="Self-supervised learning on particle-physics jets: from ROOT files to score tables.",
-    no_args_is_help=True,
-    add_completion=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-ROOMS = (data, pretrain, finetune, scan, sync, export, results, workflow, simulate, doctor)
-for _room in ROOMS:
-    app.add_typer(_room.room)
-
-
-@app.callback(invoke_without_command=True)
-def root(
-    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
-) -> None:
-    """Options of the command itself."""
-    if version:
-        typer.echo(f"jetssl {__version__}")
-        raise typer.Exit
-
 
 def main() -> None:
-    """Run the command; print a user's mistake in plain words and exit with its code."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        with suppress(OSError):
-            sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no text
+    """Run the command; Ctrl-C ends it in one line, whenever it comes."""
     try:
-        app()
-    except JetSSLError as err:
-        print_error(err)
-        sys.exit(err.code)
-    except OSError as err:  # such as a folder that may not be looked into
-        if err.strerror is None or (err.filename is None and err.errno not in FULL):
-            raise
-        print_error(JetSSLError(f"{err.filename or 'standard output'}: {err.strerror}"))
-        sys.exit(JetSSLError.code)
-    except SystemExit as end:
-        if end.code == INTERRUPTED:
-            Console(stderr=True).print("interrupted", style="yellow")
-        raise
+        from jetssl_cli.cli.app import run
+
+        run()
+    except KeyboardInterrupt:
+        with suppress(OSError):
+            sys.stderr.write("interrupted\n")
+        sys.exit(INTERRUPTED)

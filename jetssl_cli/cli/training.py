@@ -27,12 +27,20 @@ Overrides = Annotated[
     ),
 ]
 Train = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="Jagged HDF5 file to train on.", show_default=False),
+    list[Path] | None,
+    typer.Option(
+        metavar="FILE",
+        help="Jagged HDF5 file to train on; can be given again.",
+        show_default=False,
+    ),
 ]
 Val = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="Jagged HDF5 file to validate on.", show_default=False),
+    list[Path] | None,
+    typer.Option(
+        metavar="FILE",
+        help="Jagged HDF5 file to validate on; can be given again.",
+        show_default=False,
+    ),
 ]
 Out = Annotated[
     Path | None, typer.Option(metavar="RUN", help="Folder of the new run.", show_default=False)
@@ -100,7 +108,7 @@ NEEDED = {
 def run_options(
     out: Path | None,
     resume: Path | None,
-    needed: Mapping[str, Path | str | None],
+    needed: Mapping[str, list[Path] | Path | str | None],
     loop: dict[str, int | str | None],
     words: dict[str, Any],
     data: Mapping[str, object] | None = None,
@@ -114,6 +122,12 @@ def run_options(
     """
     from jetssl_cli.runs.checkpoint import is_begun
 
+    for word in overrides or ():
+        if "=" not in word and Path(word).exists():  # what a * of the shell becomes
+            raise ConfigError(
+                f"{word}: stands without an option; of several files each has its own, as in "
+                "--train FILE --train FILE"
+            )
     folder = out or resume
     if folder is None or (out and resume):
         raise ConfigError("one of --out and --resume is needed, to say where the run is")
@@ -121,13 +135,13 @@ def run_options(
     missing = [
         f"--{name}"
         for name, value in needed.items()
-        if value is None and last_said(said, *NEEDED[name]) is None
+        if not value and last_said(said, *NEEDED[name]) is None
     ]
     if missing and not (resume and is_begun(resume)):
         why = f": {resume} holds no run to go on with" if resume else ""
         raise ConfigError(f"{', '.join(missing)}: needed to begin a run{why}")
     files: dict[str, Any] = {
-        name: [str(needed[name])] for name in ("train", "val") if needed[name] is not None
+        name: list(map(str, paths)) for name, paths in needed.items() if isinstance(paths, list)
     }
     settings: dict[str, Any] = {"out": str(folder), "resume": resume is not None}
     for section, given in (("data", files | dict(data or {})), ("train", loop)):

@@ -122,15 +122,13 @@ class Branches:
             )
 
 
-def read_branches(path: Path, recipe: Recipe, step: int) -> Iterator[Branches]:
-    """Read what the recipe needs of a ROOT or parquet file, ``step`` entries at a time.
+def read_branches(path: Path, kind: str, recipe: Recipe, step: int) -> Iterator[Branches]:
+    """Read what the recipe needs of a file, ROOT or parquet as ``kind`` says, in steps of entries.
 
     Raises:
-        DataError: no such file, not of its kind, truncated, no such tree or branch, no entries.
+        DataError: not of its kind, truncated, no such tree or branch, no entries.
     """
-    read = _read_parquet if path.suffix == ".parquet" else _read_tree
-    if not path.exists():
-        raise DataError(f"{path}: no such file")
+    read = _read_parquet if kind == "parquet" else _read_tree
     start = 0
     for arrays in read(path, recipe, step):
         part = _flatten(arrays, str(path), start, recipe)

@@ -145,6 +145,8 @@ def convert(cfg: ConvertConfig) -> ConvertReport:
             be written. Finished outputs stay, and no unfinished one is left under its final name.
     """
     start = time.monotonic()
+    if cfg.out.is_file():
+        raise DataError(f"--out {cfg.out}: is a file; a folder is needed")
     pairs = plan(cfg.sources, cfg.out)
     recipe = cfg.effective_recipe
     tasks = [_Task(*pair, recipe, cfg.precision, cfg.overwrite, cfg.skip_bad) for pair in pairs]

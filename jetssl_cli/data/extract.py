@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from jetssl_cli.data.branches import Branches, Place, read_branches
 from jetssl_cli.data.jagged import Precision
 from jetssl_cli.data.jets import JetArrays
-from jetssl_cli.data.padded import is_padded, read_padded
+from jetssl_cli.data.kinds import kind_of
+from jetssl_cli.data.padded import read_padded
 from jetssl_cli.data.recipe import Column, OneHotLabels, Recipe
 from jetssl_cli.errors import DataError
 from jetssl_cli.physics import FORMULAS, NEUTRAL_CLASSES, NO_CLASS
@@ -39,11 +40,14 @@ def extract(path: Path, recipe: Recipe, precision: Precision) -> Iterator[Extrac
     Raises:
         DataError: the file is not what the recipe expects.
     """
-    if is_padded(path):
+    kind = kind_of(path)
+    if kind is None:
+        raise DataError(f"{path}: is no ROOT, parquet or HDF5 file of jets")
+    if kind == "HDF5":
         for first, jets in read_padded(path, recipe, ENTRIES_PER_STEP):
             yield _finish(jets, recipe, precision, Place(str(path), first))
         return
-    for branches in read_branches(path, recipe, ENTRIES_PER_STEP):
+    for branches in read_branches(path, kind, recipe, ENTRIES_PER_STEP):
         for part in branches.split(CONSTITUENTS_PER_STEP):
             yield _finish(columns(part, recipe), recipe, precision, part.place)
 

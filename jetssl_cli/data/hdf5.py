@@ -23,6 +23,7 @@ from isal import isal_zlib
 from numpy.typing import NDArray
 
 from jetssl_cli.data.chunks import CHUNK_ROWS, Column, Rows, check_size
+from jetssl_cli.data.kinds import kind_of
 from jetssl_cli.errors import DataError, printable, reason
 
 LAYOUT = ("v110", "v110")
@@ -198,7 +199,9 @@ def open_complete(path: Path, kind: str, version: int) -> h5py.File:
 def _problem(file: h5py.File, kind: str, version: int) -> str | None:
     """Why a file is not a whole one of ours, if it is not."""
     about = attributes_of(file)
-    found, number = str(about.get("format", "none")), str(about.get("version"))
+    if "format" not in about:
+        return "is no file of jetssl; data are made by jetssl convert"
+    found, number = str(about["format"]), str(about.get("version"))
     if found != kind:
         return f"is of the format {found!r}, expected {kind!r}"
     if number != str(version):
@@ -262,10 +265,8 @@ def open_foreign(path: Path) -> h5py.File:
     Raises:
         DataError: missing, or not HDF5.
     """
-    if not path.exists():
-        raise DataError(f"{path}: no such file")
-    if path.is_dir():
-        raise DataError(f"{path}: is a folder, a file is needed")
+    if (kind := kind_of(path)) in ("ROOT", "parquet"):
+        raise DataError(f"{path}: is a {kind} file; jetssl convert makes a jagged HDF5 file of it")
     try:
         return h5py.File(path, "r")
     except OSError as err:

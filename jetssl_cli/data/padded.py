@@ -14,18 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jetssl_cli.data.hdf5 import open_foreign, readable
+from jetssl_cli.data.hdf5 import attributes_of, open_foreign, readable
+from jetssl_cli.data.jagged import KIND
 from jetssl_cli.data.jets import JetArrays
 from jetssl_cli.data.recipe import Recipe, schema_of
 from jetssl_cli.errors import DataError
 from jetssl_cli.physics import PARTICLE_CLASSES
 
 ARRAYS = ("csts", "csts_id", "jets", "labels", "mask")
-
-
-def is_padded(path: Path) -> bool:
-    """Whether a source has to be such a file, by its name."""
-    return path.suffix in (".h5", ".hdf5")
 
 
 def read_padded(path: Path, recipe: Recipe, step: int) -> Iterator[tuple[int, JetArrays]]:
@@ -40,6 +36,8 @@ def read_padded(path: Path, recipe: Recipe, step: int) -> Iterator[tuple[int, Je
                         f"{recipe.name!r} wants otherwise")  # fmt: skip
     with open_foreign(path) as file, readable(path):
         missing = [name for name in ARRAYS if name not in file]
+        if missing and attributes_of(file).get("format") == KIND:
+            raise DataError(f"{path}: is converted already")
         if missing:
             raise DataError(f"{path}: is no padded file of jets: it has no array {missing[0]!r}")
         jets, longest = file["csts"].shape[:2]

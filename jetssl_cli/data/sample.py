@@ -69,20 +69,14 @@ class Sample:
         return sum(self.sizes)
 
     def only_class(self) -> str | None:
-        """The class of all jets of the sample, where they have one, and the files more jets.
-
-        So it is where files that hold one class each have not been merged.
+        """The class of all jets of the sample, where they have one.
 
         Raises:
             DataError: a file cannot be read.
         """
-        if self.is_all or len(self.schema.classes) == 1:
-            return None
         found: set[int] = set()
-        for path, size in zip(self.files, self.sizes, strict=True):
-            if size:
-                with JaggedFile(path) as file:
-                    found.update(np.unique(file.labels(0, size)).tolist())
+        for file, part in self._parts():
+            found.update(np.unique(file.labels(part.start, part.stop)).tolist())
             if len(found) > 1:
                 return None
         return self.schema.classes[found.pop()]

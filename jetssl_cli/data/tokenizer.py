@@ -24,6 +24,7 @@ from jetssl_cli.data.sample import Sample
 from jetssl_cli.data.scaling import SCALING_JETS, Scaling, fitted_scaling
 from jetssl_cli.data.stream import to_batch
 from jetssl_cli.errors import DataError
+from jetssl_cli.progress import Advance, note, progress
 
 VERSION = 1
 """Of the fit; counted up when the same constituents give other centres."""
@@ -119,9 +120,11 @@ def tokenize(cfg: TokenizeConfig) -> TokenizeReport:
     many = Sample(cfg.files, num_jets=SCALING_JETS, max_constituents=cfg.max_constituents)
     scaling = fitted_scaling(many)
     tokenizer = fitted_tokenizer(cfg, scaling)
-    true, decoded, present, tokens = (
-        torch.cat(parts) for parts in zip(*_decoded(sample, scaling, tokenizer), strict=True)
-    )
+    with progress("tokenize", sample.num_jets, "jets") as advance:
+        true, decoded, present, tokens = (
+            torch.cat(parts)
+            for parts in zip(*_decoded(sample, scaling, tokenizer, advance), strict=True)
+        )
     features = enumerate(sample.schema.constituents)
     return TokenizeReport(
         clusters=cfg.clusters,
@@ -164,6 +167,7 @@ def _fit(cfg: TokenizeConfig, sample: Sample, scaling: Scaling) -> Tokenizer:
             f"{sample.name}: {distinct} different constituents are too few for --clusters "
             f"{cfg.clusters}"
         )
+    note(f"fitting {cfg.clusters:,} tokens to {len(table):,} constituents; many take minutes")
     means = MiniBatchKMeans(
         cfg.clusters, random_state=cfg.seed, n_init=1, batch_size=BATCH, compute_labels=False
     )
@@ -172,7 +176,7 @@ def _fit(cfg: TokenizeConfig, sample: Sample, scaling: Scaling) -> Tokenizer:
 
 
 def _decoded(
-    sample: Sample, scaling: Scaling, tokenizer: Tokenizer
+    sample: Sample, scaling: Scaling, tokenizer: Tokenizer, advance: Advance
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Of each chunk: true and decoded physical values, which of them are there, and tokens."""
     for jets in sample.chunks():
@@ -180,6 +184,7 @@ def _decoded(
         tokens = tokenizer.encode(scaling(batch).features)
         decoded = scaling.constituents.inverse(tokenizer.decode(tokens))
         yield batch.features, decoded, ~scaling.missing(batch), tokens
+        advance(len(jets))
 
 
 def _error(feature: Feature, true: Tensor, decoded: Tensor) -> FeatureError:

@@ -327,11 +327,11 @@ def _told(column: Feature | str) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if path.parent.is_file():
-        raise RunError(
-            f"{path.parent}: is a file; the folder of a run is needed (pickled checkpoints are "
-            "never read)"
+    if (run := path.parent).is_file():
+        more = (
+            f", {run.parent}" if is_begun(run.parent) else " (pickled checkpoints are never read)"
         )
+        raise RunError(f"{run}: is a file; the folder of a run is needed{more}")
     if not path.parent.is_dir():
         raise RunError(f"{path.parent}: no such run folder")
     if not path.exists():

@@ -13,12 +13,13 @@ from jetssl_cli.data.sample import Sample
 from jetssl_cli.data.scaling import SCALING_JETS, Scaling, fitted_scaling
 from jetssl_cli.data.stream import JetStream
 from jetssl_cli.encoder.encoder import Encoder
-from jetssl_cli.errors import RunError
+from jetssl_cli.errors import DataError, RunError
 from jetssl_cli.objectives.downstream import Downstream, JetClassifier
 from jetssl_cli.progress import note
 from jetssl_cli.runs import checkpoint
 from jetssl_cli.runs.embeddings import embedded
 from jetssl_cli.runs.finetune_config import FinetuneConfig, check_mode
+from jetssl_cli.runs.loaders import DataConfig
 from jetssl_cli.runs.pretrain import build_encoder
 from jetssl_cli.runs.sources import hash_of_backbone, require_same_sources
 from jetssl_cli.runs.training import Prepared, Readers, check, read_schema, run
@@ -49,7 +50,8 @@ def prepare(cfg: FinetuneConfig, *, trial: bool = False) -> Prepared:
 
     Raises:
         ConfigError: settings contradict each other.
-        DataError: the data cannot be read, or lack the truth or the classes that the task needs.
+        DataError: the data cannot be read, lack the truth or the classes that the task needs, or
+            are all of one class.
         RunError: the data do not fit the backbone.
     """
     check_mode(cfg)
@@ -73,6 +75,8 @@ def prepare(cfg: FinetuneConfig, *, trial: bool = False) -> Prepared:
         rescale=cfg.rescale,
     )
     objective = cfg.objective.build(encoder, len(schema.classes))
+    if objective.classifies and cfg.data.mixture is None:
+        _require_classes(cfg.data)
     if cfg.lora is not None:
         cfg.lora.add_to(encoder)
     through = partial(_embedded, cfg, encoder) if cfg.cache_embeddings else None
@@ -104,6 +108,19 @@ def load_classifier(run: Path) -> tuple[FinetuneConfig, Schema, JetClassifier]:
     if not isinstance(network, JetClassifier):
         raise RunError(f"{run}: was trained for {cfg.objective.name}, not to classify jets")
     return cfg, schema, network
+
+
+def _require_classes(data: DataConfig) -> None:
+    """Refuse jets of one class to learn classes from; tell the user of such to validate on."""
+    train = Sample(data.train, num_jets=data.num_jets)
+    val = Sample(data.val, num_jets=data.num_val_jets)
+    if (name := train.only_class()) is not None:
+        raise DataError(
+            f"{train.name}: the {train.num_jets:,} jets to train on are all {name}; a classifier "
+            "learns from two classes or more (jetssl merge mixes files)"
+        )
+    if val.is_all and (name := val.only_class()) is not None:
+        note(f"{val.name}: the jets to validate on are all {name}; their accuracy says little")
 
 
 def _fitted(cfg: FinetuneConfig, how: Transfer, trial: bool) -> Scaling | None:

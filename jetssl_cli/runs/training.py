@@ -61,9 +61,13 @@ def read_schema(data: DataConfig) -> Schema:
 def note_single_class(sample: Sample) -> None:
     """Tell the user if the first jets of the files, which have more, are all of one class.
 
+    So it is where files that hold one class each have not been merged.
+
     Raises:
         DataError: a file cannot be read.
     """
+    if sample.is_all or len(sample.schema.classes) == 1:
+        return
     if (name := sample.only_class()) is not None:
         note(
             f"{sample.name}: the first {sample.num_jets:,} jets, which alone are used here, are "

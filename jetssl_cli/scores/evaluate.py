@@ -11,6 +11,7 @@ from pydantic import Field, NonNegativeInt
 from jetssl_cli.config import Strict
 from jetssl_cli.data.recipe import load_recipe
 from jetssl_cli.errors import ConfigError, DataError, suggest
+from jetssl_cli.progress import progress
 from jetssl_cli.runs.tracking import record
 from jetssl_cli.scores.compare import Difference, Pairs
 from jetssl_cli.scores.curves import Curves, curves_of
@@ -115,11 +116,14 @@ def _draw(rows: Sequence[Row], curves: Mapping[str, Curves | None], cfg: Evaluat
 
     with settings():
         figures = dict(draw(rows, curves))
-        if cfg.plots is not None:
-            for stem, figure in figures.items():
-                save(figure, cfg.plots / stem)
-        if cfg.report is not None:
-            write_report(rows, figures, cfg.report)
+        times = (cfg.plots is not None) + (cfg.report is not None)
+        with progress("plots", times * len(figures), "figures") as advance:
+            if cfg.plots is not None:
+                for stem, figure in figures.items():
+                    save(figure, cfg.plots / stem)
+                    advance(1)
+            if cfg.report is not None:
+                write_report(rows, figures, cfg.report, advance)
 
 
 def _evaluate_one(found: ScoreSet, cfg: EvaluateConfig) -> Evaluated:

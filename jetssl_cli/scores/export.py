@@ -16,7 +16,7 @@ from jetssl_cli.data.jets import JetArrays
 from jetssl_cli.data.recipe import Schema
 from jetssl_cli.encoder.attention import Backend
 from jetssl_cli.errors import ConfigError, DataError, RunError, enough_memory
-from jetssl_cli.progress import progress
+from jetssl_cli.progress import note, progress
 from jetssl_cli.runs import checkpoint
 from jetssl_cli.scores import onnxfile, onnxnetwork
 from jetssl_cli.scores.friendtree import write_tree
@@ -217,6 +217,7 @@ def _pools(file: JaggedFile, count: int, network: Network) -> Iterator[JetArrays
 def _export_onnx(cfg: ExportConfig, network: Network, file: JaggedFile, count: int) -> float:
     assert cfg.onnx is not None
     assert network.head is not None
+    note(f"{cfg.onnx}: to write the network and to try it takes about a minute")
     jets = file.read(0, min(count, onnxfile.NUM_COMPARED)).first(network.max_constituents)
     packed = Predictor(network, precision="32", attention="padded")
     wanted = packed(jets).scores

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from jetssl_cli import __version__
 from jetssl_cli.data.style import render
+from jetssl_cli.progress import Advance
 from jetssl_cli.scores.cells import COMPARED_NOTE, bold, columns, comparisons, confusions, notes
 from jetssl_cli.scores.rows import Row, run_names
 from jetssl_cli.scores.tables import write_all
@@ -70,16 +71,23 @@ PAGE = """<!DOCTYPE html>
 """
 
 
-def write_report(rows: Sequence[Row], figures: Mapping[str, Figure], path: Path) -> None:
+def write_report(
+    rows: Sequence[Row],
+    figures: Mapping[str, Figure],
+    path: Path,
+    advance: Advance = lambda *_: None,
+) -> None:
     """Write the page; it appears under its name only when it is complete.
+
+    ``advance`` is told of each figure.
 
     Raises:
         DataError: it cannot be written.
     """
-    write_all(path.parent, {path.name: page(rows, figures)})
+    write_all(path.parent, {path.name: page(rows, figures, advance)})
 
 
-def page(rows: Sequence[Row], figures: Mapping[str, Figure]) -> str:
+def page(rows: Sequence[Row], figures: Mapping[str, Figure], advance: Advance) -> str:
     """The page as a text; the figures are those of ``plots.draw``."""
     names = run_names(rows)
     title = f"Evaluation of {', '.join(names[:3])}{' and others' if len(names) > 3 else ''}"
@@ -97,7 +105,11 @@ def page(rows: Sequence[Row], figures: Mapping[str, Figure]) -> str:
     if compared := comparisons(rows):
         parts += ["<h2>Comparison</h2>", _table(compared, [])]
         parts += [f'<p class="soft">{escape(COMPARED_NOTE)}</p>']
-    roc, calibration, *each = (_figure(stem, figure) for stem, figure in figures.items())
+    drawn = []
+    for stem, figure in figures.items():
+        drawn.append(_figure(stem, figure))
+        advance(1)
+    roc, calibration, *each = drawn
     parts += ["<h2>ROC curves</h2>", roc, "<h2>Calibration</h2>", calibration]
     for place, (name, (heading, matrix)) in enumerate(zip(names, confusions(rows), strict=True)):
         parts += [f"<h2>{escape(name)}</h2>", *each[2 * place : 2 * place + 2]]

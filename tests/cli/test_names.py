@@ -112,7 +112,7 @@ def test_the_shell_completes_names(words, offered):
 
 def test_completion_imports_nothing_heavy():
     code = (
-        "import sys; from jetssl_cli.cli import names; from jetssl_cli.cli.main import app\n"
+        "import sys; from jetssl_cli.cli import names; from jetssl_cli.cli.app import app\n"
         "[f('') for f in (names.preset('configs/size'), names.process('btag'))]\n"
         "sys.exit(' '.join({'torch', 'numpy', 'h5py', 'lightning'} & {*sys.modules}) or 0)"
     )

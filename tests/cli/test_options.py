@@ -10,7 +10,7 @@ from collections import defaultdict
 import pytest
 import typer
 
-from jetssl_cli.cli.main import app
+from jetssl_cli.cli.app import app
 
 MEANING = {
     "--backbone": "Folder of (the|a) pretraining run",
@@ -27,10 +27,12 @@ MEANING = {
     "--seed": "Seed of ",
     "--seeds": "Trainings of each kind",
     "--steps": "steps|Steps",
+    "--train": "Jagged HDF5 file to train on",
+    "--val": "Jagged HDF5 file to validate on",
 }
 """What the help of an option has to say where its words differ from command to command."""
-SEVERAL = ("--backbone", "--num-jets")
-"""A scan takes several of them."""
+SEVERAL = ("--backbone", "--num-jets", "--train", "--val")
+"""Of some a scan takes several, of others a training."""
 METAVARS = {"--out": {"DIR", "RUN", "FILE.h5"}, "--num-jets": {"N", "N,N,..."}}
 """What comes out is a folder, a run or a file."""
 

@@ -545,9 +545,14 @@ def test_a_branch_of_strings_is_refused(tmp_path: Path) -> None:
 
 
 def test_files_that_are_not_root(tmp_path: Path) -> None:
-    for content in (b"", b"root", b"not a ROOT file at all", b"\x89HDF\r\n\x1a\n" + bytes(99)):
+    for content, told in (
+        (b"", "is empty"),
+        (b"root", "not a readable ROOT file"),
+        (b"pt,eta\n1,2\n", "is no ROOT, parquet or HDF5 file of jets"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(99), "not a readable HDF5 file"),
+    ):
         (tmp_path / "a.root").write_bytes(content)
-        refuses(tmp_path / "a.root", tmp_path / "out", "not a readable ROOT file")
+        refuses(tmp_path / "a.root", tmp_path / "out", f"a.root: {told}")
     with pytest.raises(DataError, match="no source was given"):
         run(out=tmp_path)
     with pytest.raises(DataError, match=r"absent\.root: no such file"):
@@ -654,7 +659,7 @@ def test_a_failed_overwrite_keeps_the_old_output(tmp_path: Path, source: Path) -
 def test_a_failure_keeps_what_was_finished(tmp_path: Path, source: Path, jobs: int) -> None:
     bad = source.with_name("b.root")
     bad.write_bytes(b"nonsense")
-    with pytest.raises(DataError, match=r"b\.root: not a readable ROOT file"):
+    with pytest.raises(DataError, match=r"b\.root: is no ROOT, parquet or HDF5 file"):
         run(source.parent, out=tmp_path / "out", jobs=jobs)
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["a.h5"]
     assert len(read(tmp_path / "out/a.h5")) == 2
@@ -662,8 +667,10 @@ def test_a_failure_keeps_what_was_finished(tmp_path: Path, source: Path, jobs: i
 
 def test_an_output_that_cannot_be_written(tmp_path: Path, source: Path) -> None:
     (tmp_path / "out").write_text("a file where a folder should be")
-    with pytest.raises(DataError, match=r"out/a\.h5: cannot be written"):
+    with pytest.raises(DataError, match=r"--out .*out: is a file; a folder is needed"):
         run(source, out=tmp_path / "out")
+    with pytest.raises(DataError, match=r"out/in/a\.h5: cannot be written"):
+        run(source, out=tmp_path / "out" / "in")
 
 
 def test_progress_goes_to_standard_error(

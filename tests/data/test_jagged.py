@@ -140,20 +140,25 @@ def refused(path: Path, *words: str) -> None:
 
 def test_a_file_that_is_not_one(tmp_path: Path) -> None:
     refused(tmp_path / "absent.h5", "no such file")
-    for content in (b"", b"text", b"\x89HDF\r\n\x1a\n"):
+    for content in (b"text", b"\x89HDF\r\n\x1a\n"):
         (tmp_path / "x.h5").write_bytes(content)
         refused(tmp_path / "x.h5", "not a readable HDF5 file")
+    for content, kind in ((b"root\0\0", "ROOT"), (b"PAR1", "parquet")):
+        (tmp_path / "x.h5").write_bytes(content)
+        refused(tmp_path / "x.h5", f"is a {kind} file; jetssl convert makes a jagged HDF5 file of")
+    (tmp_path / "x.h5").write_bytes(b"")
+    refused(tmp_path / "x.h5", "is empty")
     refused(tmp_path, "is a folder, a file is needed")
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["offsets"] = [0]
-    refused(tmp_path / "other.h5", "is of the format 'none', expected 'jetssl-jagged'")
+    refused(tmp_path / "other.h5", "is no file of jetssl; data are made by jetssl convert")
 
 
 @pytest.mark.parametrize("tenths", range(10))
 def test_a_truncated_file(path: Path, tenths: int) -> None:
     content = path.read_bytes()
     path.write_bytes(content[: len(content) * tenths // 10])
-    refused(path, "not a readable HDF5 file")
+    refused(path, "not a readable HDF5 file" if tenths else "is empty")
 
 
 Damage = Callable[[h5py.File], object]

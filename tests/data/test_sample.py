@@ -37,11 +37,13 @@ def test_first_jets_of_one_class_are_noticed(
         size = opened.num_jets
     assert Sample(files, num_jets=size).only_class() == classes[3]
     assert Sample(files, num_jets=size + 1).only_class() is None
-    assert Sample(files[:1]).only_class() is None  # there are no others
+    assert Sample(files[:1]).only_class() == classes[3]
     assert Sample([jagged / "train.h5"], num_jets=50).only_class() is None
     note_single_class(Sample(files, num_jets=7))
     told = f"the first 7 jets, which alone are used here, are all {classes[3]}"
     assert told in capsys.readouterr().err
+    note_single_class(Sample(files[:1]))  # there are no others
+    assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize("most", [None, 5])

@@ -71,7 +71,7 @@ def test_a_folder_of_parquet_files_and_bad_ones(hbb: Path, tmp_path: Path) -> No
     path = as_parquet(hbb, JETCLASS, tmp_path / "in" / "a.parquet")
     assert run(tmp_path / "in", out=tmp_path / "out").num_jets == 20
     content = path.read_bytes()
-    for size in (0, 4, len(content) // 2, len(content) - 1):
+    for size in (4, len(content) // 2, len(content) - 1):
         path.write_bytes(content[:size])
         with pytest.raises(DataError, match=r"a\.parquet: (not a readable parquet|damaged)"):
             run(path, out=tmp_path / "other")
@@ -152,7 +152,7 @@ def test_padded_files_that_do_not_fit(
 
 def test_a_jagged_file_is_no_source(hbb: Path, tmp_path: Path) -> None:
     run(hbb, out=tmp_path)
-    with pytest.raises(DataError, match="is no padded file of jets: it has no array 'csts'"):
+    with pytest.raises(DataError, match=r"HToBB_120\.h5: is converted already"):
         run(tmp_path / "HToBB_120.h5", out=tmp_path / "out")
     with pytest.raises(DataError, match="would be written over itself"):
         run(tmp_path / "HToBB_120.h5", out=tmp_path, overwrite=True)
@@ -226,7 +226,7 @@ def test_bad_files_can_be_skipped(samples: Path, tmp_path: Path, jobs: int) -> N
         run(*sources, out=tmp_path / "out", skip_bad=True, half=True)
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="cannot be written"):
-        run(*sources, out=tmp_path / "file", skip_bad=True)
+        run(*sources, out=tmp_path / "file" / "in", skip_bad=True)
     with pytest.raises(DataError, match="none of the 1 sources can be converted"):
         run(bad, out=tmp_path / "none", skip_bad=True)
 

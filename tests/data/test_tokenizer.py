@@ -58,6 +58,18 @@ def test_more_tokens_lose_less_and_are_kept_beside_the_data(data: Path) -> None:
     assert caches == {".train.scaling", ".train.tokenizer"}
 
 
+def test_the_user_is_told_what_takes_so_long(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg = TokenizeConfig(files=(data,), clusters=5, num_jets=100)
+    for told in (True, False):  # the second time the tokens are there
+        tokenize(cfg)
+        found = capsys.readouterr()
+        assert ("note: fitting 5 tokens to " in found.err) is told
+        assert "tokenize: 100/100 jets" in found.err
+        assert not found.out
+
+
 def test_errors_are_those_of_a_plain_computation(data: Path) -> None:
     cfg = TokenizeConfig(files=(data,), clusters=50, num_jets=100, max_constituents=30)
     report = tokenize(cfg)

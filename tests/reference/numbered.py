@@ -12,7 +12,7 @@ import torch
 from torch.utils.data._utils.worker import WorkerInfo
 
 from jetssl_cli.batch import JetBatch
-from jetssl_cli.data import stream
+from jetssl_cli.data import reader, stream
 from jetssl_cli.data.jagged import Precision, write
 from jetssl_cli.data.jets import JetArrays
 from jetssl_cli.data.recipe import Recipe, load_recipe, schema_of
@@ -83,7 +83,7 @@ def worker(number: int, workers: int) -> Iterator[None]:
     """Let the readers believe that they run in this worker of a DataLoader."""
     info = WorkerInfo(id=number, num_workers=workers, seed=0, dataset=None)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stream, "get_worker_info", lambda: info)
+        patch.setattr(reader, "get_worker_info", lambda: info)
         yield
 
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from reference.jets import SIZES, random_batch, tiny_config, tiny_encoder
 from safetensors.torch import load_file
 
 from jetssl_cli.data.convert import ConvertConfig, convert
+from jetssl_cli.data.jagged import JaggedFile, write
 from jetssl_cli.data.merge import MergeConfig, merge
 from jetssl_cli.data.recipe import load_recipe
 from jetssl_cli.data.stream import JetStream
 from jetssl_cli.encoder.lora import LoRAConfig, plain_state
 from jetssl_cli.encoder.pool import PoolConfig
-from jetssl_cli.errors import ConfigError, JetSSLError, RunError
+from jetssl_cli.errors import ConfigError, DataError, JetSSLError, RunError
 from jetssl_cli.objectives.ssfm import SSFMConfig
 from jetssl_cli.objectives.supervised import Supervised, SupervisedConfig
 from jetssl_cli.runs import checkpoint
@@ -375,6 +377,8 @@ def test_bad_backbones_are_one_clear_line(jagged, backbone, tmp_path):
     refuse(spoiled("schema.yaml", b"columns: [pt]"), "another version of jetssl")
     with pytest.raises(RunError, match=r"a\.ckpt: is a file; the folder of a run is needed"):
         checkpoint.read_config(tmp_path / "a.ckpt", PretrainConfig)
+    with pytest.raises(RunError, match=f"is a file; the folder of a run is needed, {backbone}$"):
+        checkpoint.read_config(backbone / checkpoint.BACKBONE, PretrainConfig)
     folder = spoiled("config.yaml", (backbone / "config.yaml").read_bytes() + b"flavour: 3\n")
     with pytest.raises(
         ConfigError, match=r"flavour = 3: no such setting.*another version"
@@ -421,6 +425,21 @@ def test_other_data(other_data, backbone, tmp_path, capsys, rescale):
     assert [feature.name for feature in schema.constituents] == ["pt", "deta", "dphi"]
     (batch,) = JetStream([other_data / "val.h5"], batch_size=24, num_jets=24, max_constituents=12)
     assert classifier.logits(batch).isfinite().all()
+
+
+def test_jets_of_one_class(jagged, backbone, tmp_path, capsys):
+    """Nothing is learned from them; to validate on they are told."""
+    for name in ("train", "val"):
+        with JaggedFile(jagged / f"{name}.h5") as file:
+            jets, recipe, schema = file.read(), file.recipe, file.schema
+        with write(tmp_path / f"{name}.h5", recipe, []) as writer:
+            writer.append(jets.take(np.flatnonzero(jets.labels == 3)))
+    only = {name: (tmp_path / f"{name}.h5",) for name in ("train", "val")}
+    with pytest.raises(DataError, match=f"jets to train on are all {schema.classes[3]}; a class"):
+        run(jagged, tmp_path / "run", backbone, data=only)
+    assert not (tmp_path / "run").exists()
+    run(jagged, tmp_path / "run", backbone, data={"val": only["val"], "num_val_jets": None})
+    assert f"the jets to validate on are all {schema.classes[3]}" in capsys.readouterr().err
 
 
 def test_rescaling_takes_the_scaling_of_the_new_data(jagged, backbone, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from reference.jets import tiny_config
 from reference.tracks import make_backbone, tune
 from typer.testing import CliRunner
 
-from jetssl_cli.cli.main import app
+from jetssl_cli.cli.app import app
 from jetssl_cli.config import Layer
 from jetssl_cli.data.convert import ConvertConfig, convert
 from jetssl_cli.data.recipe import load_recipe
