@@ -31,6 +31,8 @@ JETS_FOR_RANK = 5_000
 """Signs of collapse are measured on so many validation jets."""
 JETS = "number of jets"
 """Beside the sums of the terms of a loss, which have one word."""
+SEEDS_APART = 1_000_003
+"""Between the seeds of two processes, so that runs with the next seeds share none."""
 NEVER = 2**62
 """A step that no run comes to."""
 
@@ -128,7 +130,7 @@ class JetModule(lightning.LightningModule):
     def setup(self, stage: str) -> None:
         """Seed the generators, on the device they draw for; each process draws other numbers."""
         del stage
-        seed = self.train_cfg.seed + self.global_rank
+        seed = (self.train_cfg.seed + self.global_rank * SEEDS_APART) % 2**63
         self.rng = torch.Generator(self.device).manual_seed(seed)
         if self.global_rank:
             torch.manual_seed(seed)

@@ -42,7 +42,8 @@ class TrainConfig(BudgetConfig, DeviceConfig):
     faster steps. Needs a C++ compiler on a CPU."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of the weights, the order of the data and all randomness of the method; process number
-    r of several draws masks, noise and dropout from seed + r."""
+    r of several draws masks, noise and dropout from seed + 1,000,003 r: other numbers than any
+    process of a run with the next seeds."""
 
     @property
     def arithmetic(self) -> Literal["32", "bf16-mixed"]:
