@@ -237,6 +237,10 @@ class TestTerminal:
             assert header in text
             assert all(shown in text for shown in cells)
 
+    def test_names_stand_in_one_line(self):
+        name = "runs-of-a-name-of-some-length-1234"
+        assert name in self.shown([row(run=name), row(run="other", scores="b.h5")], 60)
+
     def test_a_wide_terminal_needs_one_block(self):
         assert self.shown([row()], 120).count("─\n") == 1
 
