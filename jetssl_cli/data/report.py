@@ -192,7 +192,7 @@ def _number(value: float | None) -> str:
     return f"{value:.4g}" if value == 0 or abs(value) >= 0.01 else f"{value:.1e}"
 
 
-def _share(count: float | None, total: float) -> str:
+def _share(count: int | float | None, total: int | float) -> str:
     """A percentage in which nothing is 0 and everything is 100 % only if it is so exactly."""
     if count is None or not total:
         return NONE
