@@ -214,6 +214,13 @@ class TestFormats:
         assert "A bound" in marked
 
 
+def test_notes_explain_what_the_table_has():
+    assert "Rejection: 1 /" in render([row(rejection={"Hbb": MEASURED})], format="markdown")
+    text = render([row(rejection={}, classes=("light", "bottom"))], format="markdown")
+    assert "Rejection" not in text
+    assert "No class is called QCD: there are no rejections." in text
+
+
 class TestTerminal:
     def shown(self, rows, width):
         console = Console(width=width, file=io.StringIO(), color_system=None)
