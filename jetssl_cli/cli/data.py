@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from jetssl_cli.cli.help import Command, examples
 from jetssl_cli.cli.names import REPORT_FORMATS, one_of, preset
 from jetssl_cli.cli.options import COMMAND_LINE, AsJson, Overwrite
 from jetssl_cli.cli.printing import print_json, print_table
@@ -29,9 +30,11 @@ Sources = Annotated[
 
 
 @room.command(
-    epilog="Examples:\n\n"
-    "jetssl convert JetClass/val_5M --recipe jetclass --out data/val --jobs 8\n\n"
-    "jetssl convert my.root --recipe my_recipe.yaml --out data"
+    cls=Command,
+    epilog=examples(
+        "jetssl convert JetClass/val_5M --recipe jetclass --out data/val --jobs 8",
+        "jetssl convert my.root --recipe my_recipe.yaml --out data",
+    ),
 )
 def convert(
     sources: Sources,
@@ -87,9 +90,11 @@ def convert(
 
 
 @room.command(
-    epilog="Examples:\n\n"
-    "jetssl merge data/train --out data/train.h5\n\n"
-    "jetssl merge data/train --out small.h5 --num-jets 100000 --balance --memory 500MiB"
+    cls=Command,
+    epilog=examples(
+        "jetssl merge data/train --out data/train.h5",
+        "jetssl merge data/train --out small.h5 --num-jets 100000 --balance --memory 500MiB",
+    ),
 )
 def merge(
     sources: Sources,
@@ -127,9 +132,11 @@ def merge(
 
 
 @room.command(
-    epilog="Examples:\n\n"
-    "jetssl inspect train.h5\n\n"
-    "jetssl inspect train.h5 --plots plots/train --format markdown"
+    cls=Command,
+    epilog=examples(
+        "jetssl inspect train.h5",
+        "jetssl inspect train.h5 --plots plots/train --format markdown",
+    ),
 )
 def inspect(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Jagged HDF5 file.")],
@@ -173,9 +180,11 @@ def inspect(
 
 
 @room.command(
-    epilog="Examples:\n\n"
-    "jetssl tokenize train.h5\n\n"
-    "jetssl tokenize train.h5 --clusters 10000 --num-jets 200000"
+    cls=Command,
+    epilog=examples(
+        "jetssl tokenize train.h5",
+        "jetssl tokenize train.h5 --clusters 10000 --num-jets 200000",
+    ),
 )
 def tokenize(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Jagged HDF5 files.")],

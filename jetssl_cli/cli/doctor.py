@@ -10,6 +10,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from jetssl_cli.cli.help import Command, examples
 from jetssl_cli.cli.options import AsJson
 from jetssl_cli.cli.printing import print_json, print_table
 
@@ -18,7 +19,13 @@ room = typer.Typer()
 STYLES = {"works": "green", "absent": "yellow", "broken": "bold red"}
 
 
-@room.command(epilog="Examples:\n\njetssl doctor\n\njetssl doctor --folder /scratch --json")
+@room.command(
+    cls=Command,
+    epilog=examples(
+        "jetssl doctor",
+        "jetssl doctor --folder /scratch --json",
+    ),
+)
 def doctor(
     folder: Annotated[
         Path, typer.Option(metavar="DIR", help="Where data and runs are to be: its disk is tried.")

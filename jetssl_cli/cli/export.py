@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from jetssl_cli.cli.help import Command, examples
 from jetssl_cli.cli.names import PRECISIONS, one_of
 from jetssl_cli.cli.options import COMMAND_LINE, AsJson, Attention, Overwrite
 from jetssl_cli.cli.printing import print_json, print_table
@@ -17,10 +18,12 @@ room = typer.Typer()
 
 
 @room.command(
-    epilog="Examples:\n\n"
-    "jetssl export runs/frozen --data test.h5 --out scores/frozen.h5\n\n"
-    "jetssl export runs/frozen --data test.h5 --onnx frozen.onnx\n\n"
-    "jetssl export runs/ssfm --data test.h5 --embeddings vectors.h5"
+    cls=Command,
+    epilog=examples(
+        "jetssl export runs/frozen --data test.h5 --out scores/frozen.h5",
+        "jetssl export runs/frozen --data test.h5 --onnx frozen.onnx",
+        "jetssl export runs/ssfm --data test.h5 --embeddings vectors.h5",
+    ),
 )
 def export(
     run: Annotated[
@@ -114,9 +117,12 @@ def export(
 
 
 @room.command(
-    epilog="Examples:\n\n"
-    "jetssl generate runs/ssfm --data test.h5 --out generated.h5\n\n"
-    "jetssl generate runs/gpt --data test.h5 --out generated.h5 --num-jets 1000 --temperature 0.9"
+    cls=Command,
+    epilog=examples(
+        "jetssl generate runs/ssfm --data test.h5 --out generated.h5",
+        "jetssl generate runs/gpt --data test.h5 --out generated.h5 --num-jets 1000 "
+        "--temperature 0.9",
+    ),
 )
 def generate(
     run: Annotated[

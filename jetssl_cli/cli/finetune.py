@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from jetssl_cli.cli.help import Command, examples
 from jetssl_cli.cli.names import preset
 from jetssl_cli.cli.options import AsJson, Attention
 from jetssl_cli.cli.training import (
@@ -63,14 +64,17 @@ NumBackground = Annotated[
 
 
 @room.command(
-    epilog="Examples:\n\n"
-    "jetssl finetune --backbone runs/ssfm --train train.h5 --val val.h5 --out runs/frozen "
-    "--frozen\n\n"
-    "jetssl finetune --backbone runs/ssfm --train train.h5 --val val.h5 --out runs/random --random"
-    "\n\njetssl finetune --backbone runs/ssfm --train train.h5 --val val.h5 --out runs/few "
-    "--unfreeze-at 500 --num-jets 1000 --patience 5"
-    "\n\njetssl finetune --task cwola --signal Tbqq --num-signal 500 --backbone runs/ssfm "
-    "--train train.h5 --val val.h5 --out runs/cwola"
+    cls=Command,
+    epilog=examples(
+        "jetssl finetune --backbone runs/ssfm --train train.h5 --val val.h5 --out "
+        "runs/frozen --frozen",
+        "jetssl finetune --backbone runs/ssfm --train train.h5 --val val.h5 --out "
+        "runs/random --random",
+        "jetssl finetune --backbone runs/ssfm --train train.h5 --val val.h5 --out runs/few "
+        "--unfreeze-at 500 --num-jets 1000 --patience 5",
+        "jetssl finetune --task cwola --signal Tbqq --num-signal 500 --backbone runs/ssfm "
+        "--train train.h5 --val val.h5 --out runs/cwola",
+    ),
 )
 def finetune(
     backbone: Annotated[

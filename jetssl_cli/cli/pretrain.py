@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from jetssl_cli.cli.help import Command, examples
 from jetssl_cli.cli.names import preset
 from jetssl_cli.cli.options import AsJson, Attention
 from jetssl_cli.cli.training import (
@@ -30,13 +31,15 @@ room = typer.Typer()
 
 
 @room.command(
-    epilog="Examples:\n\n"
-    "jetssl pretrain --method ssfm --train train.h5 --val val.h5 --out runs/ssfm --size tiny\n\n"
-    "jetssl pretrain --method ssfm --train train.h5 --val val.h5 --out runs/a --steps 500 "
-    "optim.lr=1e-3 encoder.depth=2\n\n"
-    "jetssl pretrain --method ssfm --train train.h5 --val val.h5 --out runs/b --devices auto "
-    "--max-time 24h\n\n"
-    "jetssl pretrain --resume runs/b"
+    cls=Command,
+    epilog=examples(
+        "jetssl pretrain --method ssfm --train train.h5 --val val.h5 --out runs/ssfm --size tiny",
+        "jetssl pretrain --method ssfm --train train.h5 --val val.h5 --out runs/a --steps "
+        "500 optim.lr=1e-3 encoder.depth=2",
+        "jetssl pretrain --method ssfm --train train.h5 --val val.h5 --out runs/b --devices "
+        "auto --max-time 24h",
+        "jetssl pretrain --resume runs/b",
+    ),
 )
 def pretrain(
     method: Annotated[

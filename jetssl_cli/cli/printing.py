@@ -21,7 +21,10 @@ def print_json(report: object) -> None:
 
 
 def print_table(table: Table) -> None:
-    """Print a table as its cells stand: brackets are no markup, numbers have no colour."""
+    """Print a table as its cells stand: no markup, no colours, no number broken over lines."""
+    if table.show_header:
+        for column in table.columns[1:]:
+            column.no_wrap = True
     Console(markup=False, highlight=False).print(table)
 
 

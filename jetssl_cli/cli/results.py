@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from jetssl_cli.cli.help import Command, examples
 from jetssl_cli.cli.names import TABLE_FORMATS, one_of
 from jetssl_cli.cli.options import AsJson
 from jetssl_cli.cli.printing import print_json
@@ -18,13 +19,15 @@ room = typer.Typer()
 
 
 @room.command(
-    epilog="Examples:\n\n"
-    "jetssl evaluate scores/*.h5\n\n"
-    "jetssl evaluate scores/*.h5 --out tables --plots plots --report report.html\n\n"
-    "jetssl evaluate scores/*.h5 --compare frozen random\n\n"
-    "jetssl evaluate scores/*.h5 --group 'frozen=frozen-*' --group 'full=full-*'\n\n"
-    "jetssl evaluate scores/frozen.h5 weaver/pred.root\n\n"
-    "jetssl evaluate cwola-*.h5"
+    cls=Command,
+    epilog=examples(
+        "jetssl evaluate scores/*.h5",
+        "jetssl evaluate scores/*.h5 --out tables --plots plots --report report.html",
+        "jetssl evaluate scores/*.h5 --compare frozen random",
+        "jetssl evaluate scores/*.h5 --group 'frozen=frozen-*' --group 'full=full-*'",
+        "jetssl evaluate scores/frozen.h5 weaver/pred.root",
+        "jetssl evaluate cwola-*.h5",
+    ),
 )
 def evaluate(
     scores: Annotated[
@@ -124,9 +127,11 @@ def evaluate(
 
 
 @room.command(
-    epilog="Examples:\n\n"
-    "jetssl verify train.h5 runs/frozen scores/frozen.h5\n\n"
-    "jetssl verify data runs scores"
+    cls=Command,
+    epilog=examples(
+        "jetssl verify train.h5 runs/frozen scores/frozen.h5",
+        "jetssl verify data runs scores",
+    ),
 )
 def verify(
     paths: Annotated[

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from jetssl_cli.cli.help import Command, examples
 from jetssl_cli.cli.names import MODES, some_of
 from jetssl_cli.cli.options import COMMAND_LINE, AsJson
 from jetssl_cli.cli.printing import print_json, print_table
@@ -17,12 +18,14 @@ room = typer.Typer()
 
 
 @room.command(
-    epilog="Examples:\n\n"
-    "jetssl scan --backbone runs/ssfm --num-jets 100,1000,10000 --train train.h5 --val val.h5 "
-    "--test test.h5 --out scan\n\n"
-    "jetssl scan --backbone runs/ssfm --backbone runs/mpm --num-jets 100,1000 --modes "
-    "frozen,random --seeds 5 --jobs 2 --train train.h5 --val val.h5 --test test.h5 --out scan "
-    "data.num_val_jets=5000"
+    cls=Command,
+    epilog=examples(
+        "jetssl scan --backbone runs/ssfm --num-jets 100,1000,10000 --train train.h5 --val "
+        "val.h5 --test test.h5 --out scan",
+        "jetssl scan --backbone runs/ssfm --backbone runs/mpm --num-jets 100,1000 --modes "
+        "frozen,random --seeds 5 --jobs 2 --train train.h5 --val val.h5 --test test.h5 "
+        "--out scan data.num_val_jets=5000",
+    ),
 )
 def scan(
     backbone: Annotated[

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from jetssl_cli.cli.help import Command, examples
 from jetssl_cli.cli.names import SPLITS, one_of, process
 from jetssl_cli.cli.options import COMMAND_LINE, AsJson, Overwrite
 from jetssl_cli.cli.printing import print_json
@@ -37,10 +38,12 @@ Seed = Annotated[
 
 
 @room.command(
-    epilog="Examples:\n\n"
-    "jetssl simulate jetclass --num-jets 1000 --out JetClass --jobs 4\n\n"
-    "jetssl simulate jetclass --num-jets 200 --split val --processes HToBB,ZJetsToNuNu "
-    "--out JetClass"
+    cls=Command,
+    epilog=examples(
+        "jetssl simulate jetclass --num-jets 1000 --out JetClass --jobs 4",
+        "jetssl simulate jetclass --num-jets 200 --split val --processes HToBB,ZJetsToNuNu "
+        "--out JetClass",
+    ),
 )
 def jetclass(
     num_jets: Annotated[int, typer.Option(metavar="N", min=1, help="Jets of EACH process.")],
@@ -72,9 +75,11 @@ def jetclass(
 
 
 @room.command(
-    epilog="Examples:\n\n"
-    "jetssl simulate btag --num-jets 3000 --out btag --jobs 4\n\n"
-    "jetssl simulate btag --num-jets 600 --split val --processes TTBar --out btag"
+    cls=Command,
+    epilog=examples(
+        "jetssl simulate btag --num-jets 3000 --out btag --jobs 4",
+        "jetssl simulate btag --num-jets 600 --split val --processes TTBar --out btag",
+    ),
 )
 def btag(
     num_jets: Annotated[

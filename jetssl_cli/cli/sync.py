@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from jetssl_cli.cli.help import Command, examples
 from jetssl_cli.cli.options import AsJson
 from jetssl_cli.cli.printing import print_json
 from jetssl_cli.errors import JetSSLError
@@ -18,9 +19,11 @@ room = typer.Typer()
 
 
 @room.command(
-    epilog="Examples:\n\n"
-    "jetssl sync runs/ssfm\n\n"
-    "MLFLOW_TRACKING_URI=http://localhost:5000 jetssl sync runs/*"
+    cls=Command,
+    epilog=examples(
+        "jetssl sync runs/ssfm",
+        "MLFLOW_TRACKING_URI=http://localhost:5000 jetssl sync runs/*",
+    ),
 )
 def sync(
     runs: Annotated[

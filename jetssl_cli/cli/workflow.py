@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from jetssl_cli.cli.help import Command, examples
 from jetssl_cli.cli.names import one_of, preset, some_of
 from jetssl_cli.cli.options import COMMAND_LINE, AsJson
 from jetssl_cli.cli.printing import print_json, print_table
@@ -22,12 +23,14 @@ room = typer.Typer()
 
 
 @room.command(
-    epilog="Examples:\n\n"
-    "jetssl workflow --size tiny\n\n"
-    "jetssl workflow --size base --profile slurm --budget 24h --jetclass JetClass "
-    "--config site.yaml\n\n"
-    "jetssl workflow --methods ssfm,mpm --seeds 1 --budget 100000 --dry-run\n\n"
-    "jetssl workflow --dag jobs.svg"
+    cls=Command,
+    epilog=examples(
+        "jetssl workflow --size tiny",
+        "jetssl workflow --size base --profile slurm --budget 24h --jetclass JetClass "
+        "--config site.yaml",
+        "jetssl workflow --methods ssfm,mpm --seeds 1 --budget 100000 --dry-run",
+        "jetssl workflow --dag jobs.svg",
+    ),
 )
 def workflow(
     size: Annotated[

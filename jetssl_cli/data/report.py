@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from jetssl_cli.config import to_json
 from jetssl_cli.data.inspect import ColumnReport, InspectReport, TruthReport
+from jetssl_cli.data.layout import laid_out
 from jetssl_cli.errors import ConfigError, suggest
 
 FORMATS = ("rich", "markdown", "json")
@@ -29,6 +30,31 @@ class _Part:
     header: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
     note: str = ""
+    words: bool = False
+    """Its cells are words, which may be broken over lines."""
+
+    def __rich_console__(self, _: Console, options: ConsoleOptions) -> Iterator[Table | Text]:
+        yield Text(self.title, style="bold")
+        styles = ["bold red" if self._is_bad(row) else "" for row in self.rows]
+        if self.words:
+            table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False,
+                          show_edge=False, show_header=any(self.header))  # fmt: skip
+            for name in self.header:
+                table.add_column(name, overflow="fold")
+            for row, style in zip(self.rows, styles, strict=True):
+                table.add_row(*map(Text, row), style=style)
+            yield table
+        else:
+            columns = list(zip(self.header, *self.rows, strict=True))
+            of_cells = [["", *styles]] * len(columns)
+            for place, table in enumerate(laid_out(columns, of_cells, options.max_width)):
+                yield from [Text()] * bool(place)
+                yield table
+        yield from [Text(self.note, style="dim")] * bool(self.note)
+        yield Text()
+
+    def _is_bad(self, row: tuple[str, ...]) -> bool:
+        return (self.header[-1] == BAD and row[-1] != "0") or row[0] == BAD
 
 
 def check_format(name: str) -> None:
@@ -51,7 +77,7 @@ def render(report: InspectReport, *, format: str) -> RenderableType:
     if format == "json":
         return to_json(report) + "\n"
     parts = [part for part in _parts(report) if part.rows]
-    return "\n".join(map(_markdown, parts)) if format == "markdown" else Group(*map(_rich, parts))
+    return "\n".join(map(_markdown, parts)) if format == "markdown" else Group(*parts)
 
 
 def _parts(report: InspectReport) -> list[_Part]:
@@ -63,7 +89,7 @@ def _parts(report: InspectReport) -> list[_Part]:
     header = ("", "min", "1 %", "median", "99 %", "max", "zeros", "missing", BAD)
     total = report.num_constituents
     return [
-        _Part(str(report.file), ("", ""), _summary(report)),
+        _Part(str(report.file), ("", ""), _summary(report), words=True),
         _Part("Storage", ("array", "type", "bytes/jet", "compressed"), _storage(report)),
         _Part("Classes", ("class", "jets", "share"), _classes(report)),
         _Part(
@@ -74,7 +100,12 @@ def _parts(report: InspectReport) -> list[_Part]:
         ),
         _Part("Jet features", header, [_column(column, report.num_jets) for column in report.jets]),
         _Part("Particle classes", ("class", "constituents", "share"), _shares(report.ids, total)),
-        _Part("Truth", ("column", "distinct values", "constituents by value"), _truths(report)),
+        _Part(
+            "Truth",
+            ("column", "distinct values", "constituents by value"),
+            _truths(report),
+            words=True,
+        ),
     ]
 
 
@@ -161,7 +192,7 @@ def _number(value: float | None) -> str:
     return f"{value:.4g}" if value == 0 or abs(value) >= 0.01 else f"{value:.1e}"
 
 
-def _share(count: float | None, total: float) -> str:
+def _share(count: int | float | None, total: int | float) -> str:
     """A percentage in which nothing is 0 and everything is 100 % only if it is so exactly."""
     if count is None or not total:
         return NONE
@@ -171,24 +202,6 @@ def _share(count: float | None, total: float) -> str:
     if 99.95 <= percent < 100:
         return "> 99.9 %"
     return "0" if not percent else f"{percent:.1f} %"
-
-
-def _rich(part: _Part) -> RenderableType:
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-        show_edge=False,
-        show_header=any(part.header),
-    )
-    for index, name in enumerate(part.header):
-        right = index > 0 and len(part.header) > 2 and part.title != "Truth"
-        table.add_column(name, justify="right" if right else "left", overflow="fold")
-    for row in part.rows:
-        bad = (part.header[-1] == BAD and row[-1] != "0") or row[0] == BAD
-        table.add_row(*map(Text, row), style="bold red" if bad else "")
-    notes = [Text(part.note, style="dim")] if part.note else []
-    return Group(Text(part.title, style="bold"), table, *notes, Text())
 
 
 def _markdown(part: _Part) -> str:

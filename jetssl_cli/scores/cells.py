@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from jetssl_cli.scores.compare import Difference
-from jetssl_cli.scores.metrics import WORKING_POINTS, Estimate, Rejection
+from jetssl_cli.scores.metrics import BACKGROUND, WORKING_POINTS, Estimate, Rejection
 from jetssl_cli.scores.rows import Row, figure, figures, half_width, run_names
 from jetssl_cli.scores.taskrows import Cell, TaskRow
 
@@ -14,8 +14,10 @@ Rows = Sequence[Row] | Sequence[TaskRow]
 CAPTION = (
     "Uncertainties: 68 % intervals of a bootstrap over the jets, half their width; in closed form "
     "for accuracy (Wilson) and AUC (DeLong). AUC: macro one-vs-one. ECE: expected calibration "
-    "error. Rejection: 1 / (QCD efficiency) at the signal efficiency in the header."
+    "error."
 )
+REJECTION_NOTE = "Rejection: 1 / (QCD efficiency) at the signal efficiency in the header."
+NO_REJECTION_NOTE = "No class is called QCD: there are no rejections."
 BOUND_NOTE = "A bound (> x): no QCD jet passes; the rejection is above x at 95 %."
 REACHED_NOTE = "†: ties or few jets put the signal efficiency above the one in the header: {}."
 OPEN_NOTE = "‡: so few QCD jets pass that the interval is open above; what lies below is given."
@@ -68,8 +70,13 @@ def notes(rows: Rows) -> list[str]:
         "†": REACHED_NOTE.format(", ".join(_reached(jets))),
         "‡": OPEN_NOTE,
     }
+    caption = [CAPTION]
+    if any(row.rejection for row in jets):
+        caption = [f"{CAPTION} {REJECTION_NOTE}"]
+    elif BACKGROUND not in jets[0].classes:
+        caption.append(NO_REJECTION_NOTE)
     return [
-        CAPTION,
+        *caption,
         *(note for mark, note in marks.items() if mark in cells),
         *([SEEDS_NOTE] if any(row.seeds for row in jets) else []),
         *([NO_MEAN_NOTE] if any(row.seeds and not _all_known(row) for row in jets) else []),

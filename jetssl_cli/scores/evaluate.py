@@ -11,7 +11,7 @@ from pydantic import Field, NonNegativeInt
 from jetssl_cli.config import Strict
 from jetssl_cli.data.recipe import load_recipe
 from jetssl_cli.errors import ConfigError, DataError, suggest
-from jetssl_cli.progress import progress
+from jetssl_cli.progress import note, progress
 from jetssl_cli.runs.tracking import record
 from jetssl_cli.scores.compare import Difference, Pairs
 from jetssl_cli.scores.curves import Curves, curves_of
@@ -167,6 +167,11 @@ def _compared(rows: Sequence[Row], runs: Sequence[Evaluated], cfg: EvaluateConfi
     else:
         best, *others = [row.scores for row in rows if not row.seeds] or [""]
         wanted = {one: best for one in others if same_jets(jets[one], jets[best])}
+        if apart := [one for one in others if one not in wanted]:
+            note(
+                f"{', '.join(apart[:3])}{' and others' * (len(apart) > 3)}: of other jets than "
+                f"{best}, as far as the files tell; not compared in pairs"
+            )
     made = {one: pairs.comparison(one, other) for one, other in wanted.items()}
     return [
         row.model_copy(update={"comparisons": tuple(made[s] for s in _files(row) if s in made)})
@@ -179,14 +184,15 @@ def _files(row: Row) -> tuple[str, ...]:
 
 
 def _place(name: str, runs: Sequence[Evaluated]) -> int:
-    """The run that a user means: by its score file, its folder or its name in the table."""
+    """The run that a user means: by its folder, its name in the table, or its score file."""
     rows = [run.row for run in runs]
-    names = run_names(rows)
-    for known in ([row.scores for row in rows], [row.run for row in rows], names):
+    names, files = run_names(rows), [PurePath(row.scores) for row in rows]
+    of_files = [[file.name for file in files], [file.stem for file in files]]
+    for known in ([row.scores for row in rows], [row.run for row in rows], names, *of_files):
         for meant in (name, str(PurePath(name))):  # ./scores.h5, runs/ssfm/
             if known.count(meant) == 1:
                 return known.index(meant)
-    raise ConfigError(f"no run {name!r}; {suggest(name, names)}")
+    raise ConfigError(f"no run {name!r}; {suggest(name, [*names, *of_files[0]])}")
 
 
 def _metrics(name: str, row: Row | TaskRow) -> dict[str, float]:

@@ -7,14 +7,14 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from rich import box
 from rich.console import Console, ConsoleOptions
 from rich.table import Table
 from rich.text import Text
 
+from jetssl_cli.data.layout import laid_out
 from jetssl_cli.errors import ConfigError, DataError, suggest
 from jetssl_cli.scores.cells import (
     COMPARED_NOTE,
@@ -67,21 +67,9 @@ class ScoreTable:
 def _laid_out(
     columns: list[list[str]], bold: list[list[bool]], width: int
 ) -> Iterator[Table | Text]:
-    names, *figures = columns
-    first = min(max(map(len, names)), max(width // 4, 16))
-    flags = iter(bold or [[False] * len(names)] * len(columns))
-    next(flags)
-    for block in _blocks(figures, width - first):
-        table = Table(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False, show_edge=False)
-        table.add_column(names[0], overflow="fold", width=first)
-        styles = [next(flags) for _ in block]
-        for header, *_cells in block:
-            table.add_column(header, justify="right", no_wrap=True)
-        for place, cells in enumerate(list(zip(names, *block, strict=True))[1:], 1):
-            shown = [Text(cells[0])]
-            for cell, style in zip(cells[1:], styles, strict=True):
-                shown.append(Text(cell, style="bold" if style[place] else ""))
-            table.add_row(*shown)
+    flags = bold or [[False] * len(columns[0])] * len(columns)
+    styles = [["bold" * flag for flag in column] for column in flags]
+    for table in laid_out(columns, styles, width):
         yield table
         yield Text()
 
@@ -194,20 +182,6 @@ def write_all(folder: Path, texts: Mapping[str, str]) -> None:
         if folder.is_dir():
             for path in partial.values():
                 path.unlink(missing_ok=True)
-
-
-def _blocks(figures: Sequence[list[str]], width: int) -> list[list[list[str]]]:
-    """Cut the columns into runs that fit into a width."""
-    blocks: list[list[list[str]]] = []
-    left = 0
-    for column in figures:
-        needed = max(map(len, column)) + 2
-        if needed > left or not blocks:
-            blocks.append([])
-            left = width
-        blocks[-1].append(column)
-        left -= needed
-    return blocks
 
 
 def _escape_markdown(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import shlex
 import typing
 from collections import defaultdict
 
@@ -11,6 +12,7 @@ import pytest
 import typer
 
 from jetssl_cli.cli.app import app
+from jetssl_cli.cli.help import WIDEST
 
 MEANING = {
     "--backbone": "Folder of (the|a) pretraining run",
@@ -87,6 +89,25 @@ def test_one_meaning(shared):
             assert not wrong, f"{option}: {wrong}"
         else:
             assert len(words) == 1, f"{option}: {words}"
+
+
+@pytest.mark.parametrize("name", [name for name, _ in commands()])
+def test_examples_can_be_pasted(name, monkeypatch, capsys):
+    """From a terminal of 80 characters: what continues a line is the last of it."""
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        app([*name.split(), "--help"])
+    shown = capsys.readouterr().out
+    assert "<bool>" not in shown
+    text = shown.split("\nExamples:\n\n")[1]
+    assert all(len(line) <= WIDEST for line in text.splitlines())
+    known = dict(commands())
+    for example in text.strip().replace(" \\\n", " ").splitlines():
+        if example:
+            words = shlex.split(example.partition("jetssl ")[2])
+            count = len(name.split())
+            assert " ".join(words[:count]) == name
+            known[name].make_context(name, words[count:])
 
 
 def test_all_commands_answer_in_json(shared):

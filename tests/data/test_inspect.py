@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import io
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -8,11 +10,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from rich.console import Console
 
 from jetssl_cli.data.convert import ConvertConfig, convert
 from jetssl_cli.data.inspect import InspectConfig, inspect
 from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.data.recipe import load_recipe
+from jetssl_cli.data.report import render
 from jetssl_cli.errors import DataError
 
 Runner = Callable[..., subprocess.CompletedProcess[str]]
@@ -48,6 +52,24 @@ def test_numbers_that_are_not_finite_are_reported(jagged: Path, tmp_path: Path) 
     pt = inspect(InspectConfig(file=path)).constituents[0]
     assert pt.non_finite == 2
     assert np.isfinite([pt.min, pt.max]).all()
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_no_number_is_broken_over_lines(jagged: Path, width: int) -> None:
+    """They are those of a wide terminal, and so are the names with their units."""
+
+    def printed(width: int) -> str:
+        console = Console(width=width, file=io.StringIO(), color_system=None)
+        console.print(render(inspect(InspectConfig(file=jagged / "val.h5")), format="rich"))
+        tables: str = console.file.getvalue().split("Storage")[1]
+        return tables
+
+    narrow = printed(width)
+    assert all(len(line) <= width for line in narrow.splitlines())
+    cells = {cell for line in printed(200).splitlines() for cell in re.split(r" {2,}", line)}
+    words = [cell.strip() for cell in cells if not cell.startswith(("─", "of all jets"))]
+    assert len(words) > 100
+    assert all(word in narrow for word in words)
 
 
 @pytest.mark.slow

@@ -129,6 +129,22 @@ class TestEvaluate:
         (row,) = evaluate(EvaluateConfig(tracking=False, scores=[path]))
         assert row.rejection == {}
 
+    def test_runs_to_compare_are_found_by_the_names_of_their_files(self, tmp_path, jets):
+        paths = [write(tmp_path / f"{n}.h5", jets, run=f"runs/{n * 2}") for n in ("a", "b")]
+        for one, other in (("a", "b"), ("a.h5", "b.h5"), ("aa", "b.h5")):
+            cfg = EvaluateConfig(tracking=False, scores=paths, compare=(one, other), replicas=100)
+            (found,) = (row for row in evaluate(cfg) if row.comparisons)
+            assert found.comparisons[0].to == str(paths[1])
+
+    def test_rows_on_other_jets_are_told(self, tmp_path, jets, capsys):
+        other = sample(3000, 10, seed=2)
+        paths = [write(tmp_path / f"{n}.h5", j) for n, j in (("a", jets), ("b", other))]
+        rows = evaluate(EvaluateConfig(tracking=False, scores=paths, replicas=100))
+        told = f"note: {rows[1].scores}: of other jets than {rows[0].scores}, as far as the files"
+        assert told in capsys.readouterr().err
+        evaluate(EvaluateConfig(tracking=False, scores=paths[:1], replicas=100))
+        assert not capsys.readouterr().err
+
     def test_runs_to_compare_are_found_however_their_paths_are_written(self, tmp_path, jets):
         paths = [write(tmp_path / f"{name}.h5", jets, run=f"runs/{name}") for name in "ab"]
         for one, other in (("runs/b/", "a"), (f"{tmp_path}/./b.h5", "./runs/a")):

@@ -214,6 +214,13 @@ class TestFormats:
         assert "A bound" in marked
 
 
+def test_notes_explain_what_the_table_has():
+    assert "Rejection: 1 /" in render([row(rejection={"Hbb": MEASURED})], format="markdown")
+    text = render([row(rejection={}, classes=("light", "bottom"))], format="markdown")
+    assert "Rejection" not in text
+    assert "No class is called QCD: there are no rejections." in text
+
+
 class TestTerminal:
     def shown(self, rows, width):
         console = Console(width=width, file=io.StringIO(), color_system=None)
@@ -236,6 +243,10 @@ class TestTerminal:
         for header, *cells in columns(rows)[1:]:
             assert header in text
             assert all(shown in text for shown in cells)
+
+    def test_names_stand_in_one_line(self):
+        name = "runs-of-a-name-of-some-length-1234"
+        assert name in self.shown([row(run=name), row(run="other", scores="b.h5")], 60)
 
     def test_a_wide_terminal_needs_one_block(self):
         assert self.shown([row()], 120).count("─\n") == 1
