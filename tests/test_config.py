@@ -361,7 +361,9 @@ def test_what_is_said_of_a_run_that_goes_on_is_compared_with_it(tmp_path: Path) 
     assert pretrain.load_config(None, None, words, config=own).data.workers == 3
     assert pretrain.load_config(None, "tiny", words, config=own).data.workers == 3
     own.write_text("optim: {lr: 0.5}\n")
-    with pytest.raises(ConfigError, match=r"optim\.lr = 0\.5: the run in .*run has"):
+    with pytest.raises(
+        ConfigError, match=r"optim\.lr = 0\.5: the run in .*run has .*, and cannot go on"
+    ):
         pretrain.load_config(None, None, words, config=own)
     recomputed = ["encoder.recompute=true"]
     assert pretrain.load_config(None, "tiny", words, overrides=recomputed).encoder.recompute

@@ -112,7 +112,8 @@ def export(
             told = f"network; scores as PyTorch's within {report.onnx_difference:.1g}"
         else:
             what = "vectors" if option == "--embeddings" else "scores"
-            told = f"{what} of {report.num_jets:,} jets, computed in {report.precision}"
+            arithmetic = "float32" if report.precision == "32" else report.precision
+            told = f"{what} of {report.num_jets:,} jets, computed in {arithmetic}"
         typer.echo(f"{path}: {told}")
 
 

@@ -31,7 +31,10 @@ room = typer.Typer()
 )
 def evaluate(
     scores: Annotated[
-        list[Path], typer.Argument(metavar="SCORES...", help="Score files, also of other tools.")
+        list[Path],
+        typer.Argument(
+            metavar="SCORES...", help="Score files, also of other tools; or folders of .h5 files."
+        ),
     ],
     out: Annotated[
         Path | None,

@@ -106,7 +106,8 @@ def require_same(run: Path, before: Strict, cfg: Strict) -> None:
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key) and not key.startswith(FREE):
             raise ConfigError(
-                f"{key} = {new.get(key)}: the run in {run} has {old.get(key)}, and goes on with it"
+                f"{key} = {new.get(key)}: the run in {run} has {old.get(key)}, and cannot go on "
+                "with another; leave it as it was, or choose another folder"
             )
 
 

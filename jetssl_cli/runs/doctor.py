@@ -234,11 +234,14 @@ def _extras() -> Iterator[Finding]:
     for extra, packages in EXTRAS.items():
         versions = {name: _version(name) for name in packages}
         missing = [name for name, found in versions.items() if found is None]
+        how, useful = "", True
+        if extra == "flash":  # its package compiles with the torch that is there, for a GPU
+            how, useful = "--no-build-isolation ", torch.cuda.is_available()
         yield Finding(
             name=f"extra {extra}",
             state="absent" if missing else "works",
             found=", ".join(f"{name} {found or 'missing'}" for name, found in versions.items()),
-            advice=f"pip install 'jetssl[{extra}]'" if missing else None,
+            advice=f"pip install {how}'jetssl[{extra}]'" if missing and useful else None,
         )
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 
 from pydantic import Field, NonNegativeInt
 
 from jetssl_cli.config import Strict
+from jetssl_cli.data.find import find
 from jetssl_cli.data.recipe import load_recipe
 from jetssl_cli.errors import ConfigError, DataError, suggest
 from jetssl_cli.progress import note, progress
@@ -33,7 +34,7 @@ class EvaluateConfig(Strict):
     """Which score files to evaluate."""
 
     scores: tuple[Path, ...] = Field(min_length=1)
-    """Score files of ``jetssl export``; or ROOT, CSV and parquet files of other tools."""
+    """Score files of ``jetssl export`` or folders of such; ROOT, CSV, parquet of other tools."""
     out: Path | None = None
     """Folder for table.md, table.csv, table.json and table.tex."""
     plots: Path | None = None
@@ -62,6 +63,7 @@ def evaluate(cfg: EvaluateConfig) -> list[Row] | list[TaskRow]:
         DataError: a file is named twice or is not a valid score file, the files do not have the
             same classes, or the results cannot be written.
     """
+    cfg = cfg.model_copy(update={"scores": tuple(_files_of(cfg.scores))})
     _refuse_repeats(cfg.scores)
     if cfg.report is not None and cfg.report.is_dir():
         raise ConfigError(f"--report {cfg.report}: is a folder; a file is needed")
@@ -79,6 +81,12 @@ def evaluate(cfg: EvaluateConfig) -> list[Row] | list[TaskRow]:
     _publish(rows, cfg)
     _draw(rows, {row.scores: runs[_place(row.scores, runs)].curves for row in rows}, cfg)
     return rows
+
+
+def _files_of(paths: Sequence[Path]) -> Iterator[Path]:
+    """The files that are named, and the score files of folders."""
+    for path in paths:
+        yield from find([path], ".h5") if path.is_dir() else [path]
 
 
 def _publish(rows: Sequence[Row] | Sequence[TaskRow], cfg: EvaluateConfig) -> None:

@@ -53,6 +53,15 @@ def test_a_package_that_is_missing(tmp_path, monkeypatch):
     assert findings["extra subjets"].advice == "pip install 'jetssl[subjets]'"
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_flash_attention_is_advised_where_there_is_a_gpu(monkeypatch, there):
+    monkeypatch.setattr(room, "_version", lambda _: None)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: there)
+    (flash,) = (finding for finding in room._extras() if finding.name == "extra flash")
+    wanted = "pip install --no-build-isolation 'jetssl[flash]'" if there else None
+    assert (flash.state, flash.advice) == ("absent", wanted)
+
+
 class Healthy(BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200 if self.path == "/health" else 404)

@@ -136,6 +136,15 @@ class TestEvaluate:
             (found,) = (row for row in evaluate(cfg) if row.comparisons)
             assert found.comparisons[0].to == str(paths[1])
 
+    def test_a_folder_stands_for_its_score_files(self, tmp_path, jets):
+        folder = tmp_path / "scores"
+        paths = [write(folder / f"{n}.h5", jets, run=f"runs/{n}") for n in ("b", "a")]
+        (folder / "notes.txt").touch()
+        rows = evaluate(EvaluateConfig(tracking=False, scores=[folder], replicas=100))
+        assert sorted(row.scores for row in rows) == sorted(map(str, paths))
+        with pytest.raises(DataError, match="named twice"):
+            evaluate(EvaluateConfig(tracking=False, scores=[folder, paths[0]], replicas=100))
+
     def test_rows_on_other_jets_are_told(self, tmp_path, jets, capsys):
         other = sample(3000, 10, seed=2)
         paths = [write(tmp_path / f"{n}.h5", j) for n, j in (("a", jets), ("b", other))]
