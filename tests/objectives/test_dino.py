@@ -282,6 +282,20 @@ def test_diagnostics_tell_how_prototypes_are_used_since_they_were_last_read():
     assert not any("totals" in key for key in objective.state_dict())
 
 
+def test_cosines_and_means_are_not_rounded_in_half_precision():
+    objective, batch = tiny_dino(), random_batch(SIZES)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        encoded = objective.encoder(batch)
+        means = register_means(encoded)
+        logits, bottleneck = objective.jet_head(means), objective.jet_head.mlp(means)
+    registers = encoded.tokens[encoded.packing.rank < objective.encoder.cfg.registers].double()
+    wanted = registers.view(len(SIZES), -1, registers.shape[1]).mean(1)
+    torch.testing.assert_close(means.double(), wanted, rtol=1e-6, atol=1e-7)
+    sides = (bottleneck.double(), objective.jet_head.prototypes.detach().double())
+    cosines = torch.nn.functional.cosine_similarity(sides[0][:, None], sides[1][None], dim=-1)
+    torch.testing.assert_close(logits.double(), cosines, rtol=0, atol=1e-6)
+
+
 def test_what_cannot_be_built():
     with pytest.raises(ConfigError, match=r"objective\.predictor_width = 15: must be a multiple"):
         DINOConfig(predictor_width=15).build(tiny_encoder())

@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from reference.jets import tiny_config
 from safetensors.torch import load_file
 from torch import distributed
@@ -22,6 +24,7 @@ from jetssl_cli.progress import progress
 from jetssl_cli.runs.finetune import finetune
 from jetssl_cli.runs.finetune_config import FinetuneConfig
 from jetssl_cli.runs.loaders import DataConfig
+from jetssl_cli.runs.module import NEVER, JetModule
 from jetssl_cli.runs.optim import OptimConfig
 from jetssl_cli.runs.pretrain import PretrainConfig, pretrain
 from jetssl_cli.runs.processes import DeviceConfig, find
@@ -297,3 +300,22 @@ def test_the_command_refuses_a_batch_that_cannot_be_shared(jetssl, tmp_path, wor
     assert done.returncode == 2
     assert "error: data.batch_size = 250: must be a multiple of 3" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_no_process_of_a_few_seeds_draws_what_another_draws():
+    """The first one draws from the seed itself, as the only process of a run does."""
+    drawn = {}
+    for seed in range(4):
+        for rank in range(4):
+            process = SimpleNamespace(
+                train_cfg=TrainConfig(seed=seed),
+                global_rank=rank,
+                device=torch.device("cpu"),
+                first_bad=torch.tensor(NEVER),
+            )
+            with torch.random.fork_rng():
+                JetModule.setup(process, "fit")
+            drawn[seed, rank] = tuple(torch.rand(4, generator=process.rng).tolist())
+    assert len(set(drawn.values())) == 16
+    alone = torch.rand(4, generator=torch.Generator().manual_seed(3))
+    assert drawn[3, 0] == tuple(alone.tolist())
