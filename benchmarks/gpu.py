@@ -4,8 +4,9 @@
                              [--compile]
 
 Jets per second of the whole step, its FLOP/s beside those of a large matrix product in bf16, the
-share of the time in which the GPU has work (the rest waits for the host), and peak memory. Target
-on an H200: 40 % of the rate of the product for ssfm and mpm, and 60,000 jets/s.
+share of the time in which the GPU has work (the rest waits for the host), kernels and copies of a
+step, each of which the host has to send off, and peak memory. Target on an H200: 40 % of the rate
+of the product for ssfm and mpm, and 60,000 jets/s.
 Without a GPU it says so, and exits with 1.
 """
 
@@ -57,7 +58,7 @@ def product_rate(device: torch.device) -> float:
 def measure(
     method: str, backend: Backend, args: argparse.Namespace, schema: Schema, jets: JetArrays
 ) -> dict[str, float]:
-    """Jets/s, seconds of work of the GPU per step, and peak memory."""
+    """Jets/s, the share of the time in which the GPU works, its kernels, and peak memory."""
     device = torch.device("cuda")
     parts = [jets.between(n * args.jets, (n + 1) * args.jets) for n in range(BATCHES)]
     batches = [to_batch(part).to(device) for part in parts]
@@ -77,15 +78,17 @@ def measure(
         torch.cuda.synchronize()
         times.append((time.perf_counter() - start) / STEPS)
     seconds = statistics.median(times)
+    kernels, work = work_of(step)
     return {
         "jets_per_second": args.jets / seconds,
-        "busy": seconds_of_work(step) / seconds,
+        "busy": work / seconds,
+        "kernels": kernels,
         "peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30,
     }
 
 
-def seconds_of_work(step: Callable[[], object]) -> float:
-    """How long the kernels of a step take."""
+def work_of(step: Callable[[], object]) -> tuple[float, float]:
+    """How many kernels and copies a step has, and the seconds that they take."""
     with profile(activities=[ProfilerActivity.CUDA]) as found:
         for _ in range(STEPS):
             step()
@@ -95,7 +98,8 @@ def seconds_of_work(step: Callable[[], object]) -> float:
         for event in found.key_averages()
         if event.device_type == DeviceType.CUDA and not event.is_user_annotation
     ]
-    return sum(event.self_device_time_total for event in kernels) / STEPS / 1e6
+    seconds = sum(event.self_device_time_total for event in kernels) / STEPS / 1e6
+    return sum(event.count for event in kernels) / STEPS, seconds
 
 
 def flops(method: str, args: argparse.Namespace, schema: Schema, jets: JetArrays) -> float:
@@ -136,7 +140,8 @@ def main() -> int:
             found[method, backend] = row
     name = torch.cuda.get_device_name()
     table = Table(
-        "method", "back end", "jets/s", "TFLOP/s", "of a large product", "busy", "peak GiB",
+        "method", "back end", "jets/s", "TFLOP/s", "of a large product", "busy", "kernels",
+        "peak GiB",
         title=f"training step, {args.size}, {args.jets} jets, {name}, torch {torch.__version__}",
     )  # fmt: skip
     for (method, backend), row in found.items():
@@ -147,6 +152,7 @@ def main() -> int:
             f"{row['flops_per_second'] / 1e12:.0f}",
             f"{row['share_of_product_rate']:.0%}",
             f"{row['busy']:.0%}",
+            f"{row['kernels']:,.0f}",
             f"{row['peak_memory_gib']:.1f}",
         )
     Console().print(table)

@@ -12,13 +12,11 @@ from collections.abc import Callable
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import silu
 
 from jetssl_cli.batch import Packing
 from jetssl_cli.encoder.attention import Attend
 from jetssl_cli.encoder.encoder import Encoder
 from jetssl_cli.encoder.pool import AttentionPool
-from jetssl_cli.encoder.transformer import Context
 
 HIDDEN = -3e4
 """Added to the logits of tokens that are not seen; finite in half precision."""
@@ -58,10 +56,11 @@ def encode(
     registers = encoder.registers.to(tokens.dtype).expand(tokens.shape[0], -1, -1)
     x = torch.cat([registers, tokens], 1)
     real = torch.cat([mask.new_ones(registers.shape[:2]), mask], 1)
-    context = Context(silu(encoder.embed_jet(jets))[:, None], None) if encoder.embed_jet else None
     attend = plan(real, causal=encoder.cfg.causal)
-    for block in encoder.blocks:
-        x = block(x, context, attend)
+    for block, modulated in zip(
+        encoder.blocks, encoder.modulated(jets, None, x.dtype), strict=True
+    ):
+        x = block(x, modulated, attend)
     return encoder.out(encoder.norm(x)), real
 
 

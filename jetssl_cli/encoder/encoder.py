@@ -10,8 +10,9 @@ A jet is a set: unless the encoder is causal, nothing in it depends on the place
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 import torch
 from jaxtyping import Float, Int
@@ -23,7 +24,14 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from jetssl_cli.batch import JetBatch, Packing
 from jetssl_cli.config import Strict
 from jetssl_cli.encoder.attention import Backend, plan, require
-from jetssl_cli.encoder.transformer import Block, Context, RMSNorm, mlp
+from jetssl_cli.encoder.transformer import (
+    Block,
+    Context,
+    Modulation,
+    RMSNorm,
+    mlp,
+    modulations,
+)
 
 
 class EncoderConfig(Strict):
@@ -191,16 +199,31 @@ class Encoder(nn.Module):
     def _blocks(
         self, x: Float[Tensor, "rows D"], packing: Packing, jets: Float[Tensor, "J G"]
     ) -> Iterator[Tensor]:
-        owner = packing.row_owner
-        context = Context(silu(self.embed_jet(jets)), owner) if self.embed_jet else None
+        modulated = self.modulated(jets, packing.row_owner, x.dtype)
         attend = plan(packing, causal=self.cfg.causal, backend=self.cfg.attention)
         yield x
-        for block in self.blocks:
+        for block, of_block in zip(self.blocks, modulated, strict=True):
             if self.cfg.recompute and torch.is_grad_enabled():
-                x = recomputed(block, x, context, attend, use_reentrant=False)
+                x = recomputed(block, x, of_block, attend, use_reentrant=False)
             else:
-                x = block(x, context, attend)
+                x = block(x, of_block, attend)
             yield x
+
+    def modulated(
+        self, jets: Float[Tensor, "J G"], owner: Int[Tensor, " rows"] | None, dtype: torch.dtype
+    ) -> Iterable[Sequence[Modulation] | None]:
+        """The modulations of each block; None for each without a context.
+
+        Args:
+            jets: scaled.
+            owner: the jet of each token; None for padded tokens, (J, N, D).
+            dtype: of the tokens.
+        """
+        if self.embed_jet is None:
+            return repeat(None, len(self.blocks))
+        vectors = silu(self.embed_jet(jets))
+        context = Context(vectors if owner is not None else vectors[:, None], owner)
+        return modulations(self.blocks, context, dtype)
 
     def _with_registers(
         self, tokens: Float[Tensor, "T D"], packing: Packing

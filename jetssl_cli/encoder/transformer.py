@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
@@ -113,12 +115,24 @@ class Context:
     """The jet that each token belongs to; None where the vectors have the shape (J, 1, X)."""
 
 
+@dataclass(frozen=True)
+class Modulation:
+    """How each jet modulates a branch."""
+
+    scale: Float[Tensor, "*J D"]
+    """1 + what is linear in the context, times the weight of the norm."""
+    shift: Float[Tensor, "*J D"]
+    gate: Float[Tensor, "*J D"]
+    owner: Int[Tensor, " T"] | None
+    """As in ``Context``."""
+
+
 class Branch(nn.Module):
     """A residual branch: x + gate * layer(norm(x) * (1 + scale) + shift).
 
     Scale, shift and gate are linear in silu(context) and start at zero, as in adaLN-Zero (Peebles
-    and Xie, arXiv:2212.09748, section 3.2). They are computed once per jet and spread over its
-    tokens. Without a context the branch is the plain x + layer(norm(x)).
+    and Xie, arXiv:2212.09748, section 3.2). They are computed once per jet, by ``modulations``, and
+    spread over its tokens. Without a context the branch is the plain x + layer(norm(x)).
     """
 
     def __init__(
@@ -131,23 +145,21 @@ class Branch(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, x: Tokens, context: Context | None, *inputs: object, rows: Rows | None = None
+        self, x: Tokens, modulation: Modulation | None, *inputs: object, rows: Rows | None = None
     ) -> Chosen:
         """Add the branch to ``x``; ``inputs`` go to the layer.
 
-        Without a context, it can be asked for some ``rows`` alone; they go to the layer too.
+        Without a modulation, it can be asked for some ``rows`` alone; they go to the layer too.
         """
         if rows is not None:
-            assert self.modulation is None
+            assert modulation is None
             added = self.layer(self.norm(x), *inputs, rows)
             return x.index_select(0, rows) + self.dropout(added)
-        if self.modulation is None:
+        if modulation is None:
             return x + self.dropout(self.layer(self.norm(x), *inputs))
-        assert context is not None
-        scale, shift, gate = self.modulation(context.vectors).to(x.dtype).chunk(3, -1)
-        scale = ((1 + scale) * self.norm.weight).to(x.dtype)
-        normed = modulated_norm(x, scale, shift, context.owner)
-        return gated(x, self.dropout(self.layer(normed, *inputs)).to(x.dtype), gate, context.owner)
+        of = modulation
+        normed = modulated_norm(x, of.scale, of.shift, of.owner)
+        return gated(x, self.dropout(self.layer(normed, *inputs)).to(x.dtype), of.gate, of.owner)
 
 
 class Block(nn.Module):
@@ -165,10 +177,15 @@ class Block(nn.Module):
         )
         self.feed_forward = Branch(SwiGLU(width, 2 * width), width, context_width)
 
+    @property
+    def branches(self) -> list[Branch]:
+        """In the order in which they are added."""
+        return [self.attention, *([self.cross] if self.cross else []), self.feed_forward]
+
     def forward(
         self,
         x: Tokens,
-        context: Context | None,
+        modulated: Sequence[Modulation] | None,
         attend: Attend,
         attend_memory: Attend | None = None,
         memory: Tensor | None = None,
@@ -176,12 +193,41 @@ class Block(nn.Module):
     ) -> Chosen:
         """Transform packed tokens.
 
-        With ``rows``, only these come out, and only they ask: ``attend`` has them as its queries.
+        With a modulation of each branch, or without any. With ``rows``, only these come out, and
+        only they ask: ``attend`` has them as its queries.
         """
-        x = self.attention(x, context, attend, rows=rows)
+        plain: list[Modulation | None] = [None] * len(self.branches)
+        of_attention, *of_cross, of_feed_forward = modulated or plain
+        x = self.attention(x, of_attention, attend, rows=rows)
         if self.cross is not None:
-            x = self.cross(x, context, attend_memory, memory)
-        return self.feed_forward(x, context)
+            x = self.cross(x, *of_cross, attend_memory, memory)
+        return self.feed_forward(x, of_feed_forward)
+
+
+def modulations(
+    blocks: Iterable[nn.Module], context: Context, dtype: torch.dtype
+) -> Iterator[list[Modulation]]:
+    """The modulations of each block, found for all in one product: a GPU waits for each of many.
+
+    Args:
+        blocks: each a ``Block``, and of one width.
+        context: of the jets.
+        dtype: of the tokens.
+    """
+    of_blocks = [cast(Block, block).branches for block in blocks]
+    branches = [branch for of_block in of_blocks for branch in of_block]
+    layers = [branch.modulation for branch in branches if branch.modulation is not None]
+    weight = torch.cat([layer.weight for layer in layers])
+    bias = torch.cat([layer.bias for layer in layers])
+    norms = torch.stack([branch.norm.weight for branch in branches])
+    found = linear(context.vectors, weight, bias).to(dtype)
+    found = found.view(*found.shape[:-1], len(layers), 3, -1)
+    scale, shift, gate = found.unbind(-2)  # (*J, branches, D) each
+    scale = ((1 + scale) * norms).to(dtype)
+    parts = zip(scale.unbind(-2), shift.unbind(-2), gate.unbind(-2), strict=True)
+    modulated = (Modulation(*of_branch, context.owner) for of_branch in parts)
+    for of_block in of_blocks:
+        yield list(islice(modulated, len(of_block)))
 
 
 def compile_parts(module: nn.Module) -> None:

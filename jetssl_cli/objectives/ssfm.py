@@ -31,7 +31,14 @@ from jetssl_cli.batch import JetBatch, Packing
 from jetssl_cli.config import Strict
 from jetssl_cli.encoder.attention import plan
 from jetssl_cli.encoder.encoder import Encoded, Encoder
-from jetssl_cli.encoder.transformer import Block, Context, RMSNorm, fourier, mlp
+from jetssl_cli.encoder.transformer import (
+    Block,
+    Context,
+    RMSNorm,
+    fourier,
+    mlp,
+    modulations,
+)
 from jetssl_cli.objectives import parallel
 from jetssl_cli.objectives.masking import MaskConfig, RandomMaskConfig
 from jetssl_cli.objectives.objective import Generated, Objective, Sampling, width_beside
@@ -171,6 +178,7 @@ class FlowDecoder(nn.Module):
         attend = plan(packing, backend=self.attention)
         attend_memory = plan(packing, memory.packing, backend=self.attention)
         x = self.embed(packing.pad(xt))
-        for block in self.blocks:
-            x = block(x, context, attend, attend_memory, memory.rows)
+        modulated = modulations(self.blocks, context, x.dtype)
+        for block, of_block in zip(self.blocks, modulated, strict=True):
+            x = block(x, of_block, attend, attend_memory, memory.rows)
         return self.out(self.norm(x))[: packing.total]

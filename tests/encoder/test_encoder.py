@@ -35,6 +35,7 @@ from jetssl_cli.encoder.transformer import (
     SelfAttention,
     ZeroLinear,
     fourier,
+    modulations,
 )
 
 REGISTERS = 3
@@ -165,13 +166,17 @@ def test_at_initialisation_the_blocks_are_the_identity():
     packing = random_batch(SIZES).packing
     x = torch.randn(packing.total, 16)
     context = Context(torch.randn(len(SIZES), 8), packing.owner)
-    for block in encoder.blocks:
-        assert torch.equal(block(x, context, plan(packing)), x)
+    for block, of_block in zip(
+        encoder.blocks, modulations(encoder.blocks, context, x.dtype), strict=True
+    ):
+        assert torch.equal(block(x, of_block, plan(packing)), x)
     cross = Block(16, 2, 8, memory_width=4)
     memory, attend = torch.randn(packing.total, 4), plan(packing)
-    assert torch.equal(cross(x, context, attend, attend, memory), x)
+    (of_block,) = modulations([cross], context, x.dtype)
+    assert torch.equal(cross(x, of_block, attend, attend, memory), x)
     randomise(cross)
-    assert not torch.allclose(cross(x, context, attend, attend, memory), x)
+    (of_block,) = modulations([cross], context, x.dtype)
+    assert not torch.allclose(cross(x, of_block, attend, attend, memory), x)
 
 
 def test_gates_open_from_zero():
@@ -214,10 +219,12 @@ def test_queries_and_keys_are_normalised_and_values_are_not(kind, part, normalis
 def test_a_branch_is_its_equation():
     """x + gate * layer(norm(x) * (1 + scale) + shift), with (scale, shift, gate) of the jet."""
     packing = random_batch(SIZES).packing
-    branch = randomise(Block(16, 2, 8)).feed_forward
+    block = randomise(Block(16, 2, 8))
+    branch = block.feed_forward
     x = torch.randn(packing.total, 16, generator=torch.Generator().manual_seed(0))
     context = torch.randn(len(SIZES), 8, generator=torch.Generator().manual_seed(1))
-    found = branch(x, Context(silu(context), packing.owner))
+    ((_, of_branch),) = modulations([block], Context(silu(context), packing.owner), x.dtype)
+    found = branch(x, of_branch)
     for row, jet in enumerate(packing.owner.tolist()):
         vector = context[jet] * context[jet].sigmoid()
         scale, shift, gate = (branch.modulation.weight @ vector + branch.modulation.bias).view(

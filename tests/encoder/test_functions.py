@@ -27,6 +27,16 @@ CASES = {
         lambda x, scale, shift: norm(x) * scale[OWNER] + shift[OWNER],
         [(10, WIDTH), (4, WIDTH), (4, WIDTH)],
     ),
+    "rms_norm_in_one": (
+        functions.rms_norm_in_one,
+        lambda x, w: norm(x) * w,
+        [(10, 3, WIDTH), (WIDTH,)],
+    ),
+    "modulated_norm_in_one": (
+        lambda x, scale, shift: functions.modulated_norm_in_one(x, scale, shift, OWNER),
+        lambda x, scale, shift: norm(x) * scale[OWNER] + shift[OWNER],
+        [(10, WIDTH), (4, WIDTH), (4, WIDTH)],
+    ),
     "gated": (
         lambda x, y, gate: functions.gated(x, y, gate, OWNER),
         lambda x, y, gate: x + gate[OWNER] * y,
