@@ -34,7 +34,7 @@ from jetssl_cli.data.recipe import Schema, load_recipe
 from jetssl_cli.data.scaling import fit_scaling
 from jetssl_cli.data.stream import to_batch
 from jetssl_cli.objectives.supervised import Supervised, SupervisedConfig
-from jetssl_cli.runs import checkpoint
+from jetssl_cli.runs import checkpoint, weightfile
 from jetssl_cli.runs.finetune import load_classifier
 from jetssl_cli.runs.finetune_config import FinetuneConfig
 from jetssl_cli.runs.pretrain import build_encoder, load_config
@@ -62,7 +62,7 @@ def make_run(out: Path, size: str, schema: Schema, jets: JetArrays) -> None:
     )
     encoder = build_encoder(cfg.encoder, fit_scaling(schema, [jets]), schema)
     checkpoint.begin(out, cfg, schema)
-    checkpoint.save(out / checkpoint.MODEL, SupervisedConfig().build(encoder, len(schema.classes)))
+    weightfile.save(out / checkpoint.MODEL, SupervisedConfig().build(encoder, len(schema.classes)))
 
 
 def make_data(path: Path, num_jets: int, jets: JetArrays) -> None:

@@ -16,7 +16,7 @@ from jetssl_cli.encoder.encoder import Encoder
 from jetssl_cli.errors import DataError, RunError
 from jetssl_cli.objectives.downstream import Downstream, JetClassifier
 from jetssl_cli.progress import note
-from jetssl_cli.runs import checkpoint
+from jetssl_cli.runs import checkpoint, weightfile
 from jetssl_cli.runs.embeddings import embedded
 from jetssl_cli.runs.finetune_config import FinetuneConfig, check_mode
 from jetssl_cli.runs.loaders import DataConfig
@@ -94,7 +94,7 @@ def load_finetuned(run: Path) -> tuple[FinetuneConfig, Schema, Downstream]:
     schema = checkpoint.read_schema(run)
     encoder = build_encoder(cfg.encoder.anywhere, Scaling.unfitted(schema), schema)
     network = cfg.objective.build(encoder, len(schema.classes))
-    checkpoint.restore(run / checkpoint.MODEL, network)
+    weightfile.restore(run / checkpoint.MODEL, network)
     return cfg, schema, network.eval()
 
 

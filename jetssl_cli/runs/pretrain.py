@@ -26,7 +26,7 @@ from jetssl_cli.encoder.encoder import Encoder, EncoderConfig
 from jetssl_cli.errors import ConfigError
 from jetssl_cli.objectives import ObjectiveConfig
 from jetssl_cli.objectives.objective import Objective
-from jetssl_cli.runs import budget, checkpoint
+from jetssl_cli.runs import budget, checkpoint, weightfile
 from jetssl_cli.runs.run_config import RunConfig
 from jetssl_cli.runs.training import Prepared, check, note_single_class, read_schema, run
 
@@ -149,5 +149,5 @@ def load_pretrained(run: Path) -> tuple[PretrainConfig, Schema, Objective]:
     clusters = cfg.objective.clusters
     tokenizer = Tokenizer.unfitted(schema, clusters) if clusters else None
     objective = cfg.objective.build(encoder, tokenizer)
-    checkpoint.restore(run / checkpoint.MODEL, objective)
+    weightfile.restore(run / checkpoint.MODEL, objective)
     return cfg, schema, objective.eval()

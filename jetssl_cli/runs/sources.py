@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from jetssl_cli.config import Strict
 from jetssl_cli.data.sample import Sample
 from jetssl_cli.errors import ConfigError, RunError
-from jetssl_cli.runs import checkpoint
+from jetssl_cli.runs import checkpoint, weightfile
 from jetssl_cli.runs.finetune_config import FinetuneConfig
 from jetssl_cli.runs.snapshot import HASH, content_hash
 
@@ -38,7 +38,7 @@ def hash_of_backbone(cfg: FinetuneConfig) -> str | None:
     path = cfg.backbone / checkpoint.BACKBONE
     if cfg.random:
         return _hash_of_scaling(path, path.stat().st_mtime_ns)
-    found = checkpoint.read_facts(path).get(HASH)
+    found = weightfile.read_facts(path).get(HASH)
     return None if found is None else str(found)
 
 
@@ -67,7 +67,7 @@ def require_same_sources(run: Path, cfg: FinetuneConfig) -> None:
 
 
 def _told(path: Path) -> Sources:
-    facts = checkpoint.read_facts(path)
+    facts = weightfile.read_facts(path)
     try:
         return Sources(**{name: facts[name] for name in Sources.model_fields if name in facts})
     except ValidationError as err:
@@ -85,5 +85,5 @@ def _fingerprint(path: Path, written: int) -> str:
 @cache
 def _hash_of_scaling(path: Path, written: int) -> str:
     del written
-    weights, _ = checkpoint.read_weights(path)
+    weights, _ = weightfile.read_weights(path)
     return content_hash({k: v for k, v in weights.items() if k.startswith("scaling.")}, "")

@@ -30,7 +30,7 @@ from jetssl_cli.encoder.transformer import compile_parts
 from jetssl_cli.errors import RunError, enough_memory
 from jetssl_cli.objectives.objective import Objective
 from jetssl_cli.progress import note, progress
-from jetssl_cli.runs import checkpoint, processes
+from jetssl_cli.runs import checkpoint, processes, weightfile
 from jetssl_cli.runs.budget import Budget
 from jetssl_cli.runs.keeper import Keeper, reader_state, require_same_backbone
 from jetssl_cli.runs.launch import together
@@ -233,7 +233,7 @@ def _run(prepared: Prepared) -> Path:
             }
             for name in sorted(weights, key=lambda name: name == checkpoint.MODEL):
                 trained = weights[name]
-                checkpoint.save(cfg.out / name, module.best.weights.get(name) or trained, about)
+                weightfile.save(cfg.out / name, module.best.weights.get(name) or trained, about)
             snapshots.clear()
     return cfg.out
 

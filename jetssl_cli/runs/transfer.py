@@ -25,7 +25,7 @@ from jetssl_cli.data.recipe import Feature, Schema
 from jetssl_cli.data.scaling import Scaling
 from jetssl_cli.encoder.encoder import Encoder, EncoderConfig
 from jetssl_cli.errors import RunError
-from jetssl_cli.runs import checkpoint
+from jetssl_cli.runs import checkpoint, weightfile
 from jetssl_cli.runs.pretrain import build_encoder
 
 CHARGED_HADRONS = ("hadron-", "hadron+")
@@ -117,7 +117,7 @@ def load_backbone(
     encoder = build_encoder(cfg, Scaling.unfitted(how.schema), how.schema)
     with torch.random.fork_rng() if trained else nullcontext():  # heads begin as they always did
         source = build_encoder(cfg, Scaling.unfitted(how.known), how.known)
-    checkpoint.restore(run / checkpoint.BACKBONE, source)
+    weightfile.restore(run / checkpoint.BACKBONE, source)
     weights = adapted(source.state_dict(), how, fitted, rescale=rescale)
     if not trained:
         scaling = {key: value for key, value in weights.items() if key.startswith("scaling.")}

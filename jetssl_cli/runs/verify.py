@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jetssl_cli.data.scaling import Scaling
 from jetssl_cli.errors import RunError
-from jetssl_cli.runs import checkpoint
+from jetssl_cli.runs import checkpoint, weightfile
 from jetssl_cli.runs.finetune import load_finetuned
 from jetssl_cli.runs.pretrain import build_encoder, load_pretrained
 from jetssl_cli.runs.snapshot import HASH, CheckpointConfig, Snapshots, read
@@ -36,7 +36,7 @@ def verify_run(run: Path) -> str:
     if command == "pretrain":
         cfg, schema, _ = load_pretrained(run)
         encoder = build_encoder(cfg.encoder.anywhere, Scaling.unfitted(schema), schema)
-        checkpoint.restore(run / checkpoint.BACKBONE, encoder)
+        weightfile.restore(run / checkpoint.BACKBONE, encoder)
         told = [verify_weights(run / name) for name in (checkpoint.MODEL, checkpoint.BACKBONE)]
         return f"pretrain run of {cfg.objective.name}: {'; '.join(told)}"
     if command == "finetune":
@@ -52,7 +52,7 @@ def verify_weights(path: Path) -> str:
     Raises:
         RunError: it is damaged, of another version, or of another run than its folder.
     """
-    weights, facts = checkpoint.read_weights(path)
+    weights, facts = weightfile.read_weights(path)
     for name, value in weights.items():
         if value.is_floating_point() and not value.isfinite().all():
             raise RunError(f"{path}: {name} holds values that are not finite")
@@ -64,7 +64,7 @@ def verify_weights(path: Path) -> str:
                 "changed or swapped"
             )
     count = sum(value.numel() for value in weights.values())
-    told = f"{path.name} with {count:,} numbers, layout {checkpoint.LAYOUT}"
+    told = f"{path.name} with {count:,} numbers, layout {weightfile.LAYOUT}"
     if HASH not in facts:
         return f"{told}, saved without a hash by an earlier version"
     recipe = f", recipe {facts['recipe']}" if "recipe" in facts else ""

@@ -26,7 +26,7 @@ from jetssl_cli.encoder.attention import HALF_PRECISION, Backend, has_fast_bf16,
 from jetssl_cli.encoder.encoder import Encoder
 from jetssl_cli.encoder.pool import AttentionPool
 from jetssl_cli.errors import ConfigError, RunError
-from jetssl_cli.runs import checkpoint
+from jetssl_cli.runs import checkpoint, weightfile
 from jetssl_cli.runs.finetune import load_classifier
 from jetssl_cli.runs.finetune_config import FinetuneConfig
 from jetssl_cli.runs.pretrain import PretrainConfig, build_encoder
@@ -75,7 +75,7 @@ def load_network(run: Path) -> Network:
         cfg = checkpoint.read_config(run, PretrainConfig)
         schema = checkpoint.read_schema(run)
         encoder = build_encoder(cfg.encoder.anywhere, Scaling.unfitted(schema), schema)
-        checkpoint.restore(run / checkpoint.BACKBONE, encoder)
+        weightfile.restore(run / checkpoint.BACKBONE, encoder)
         return Network(run, cfg, schema, encoder.eval(), None, checkpoint.BACKBONE)
     finetuned, schema, classifier = load_classifier(run)
     encoder, head = classifier.encoder, classifier.pool

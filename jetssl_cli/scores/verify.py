@@ -24,7 +24,7 @@ from jetssl_cli.data.hdf5 import (
 )
 from jetssl_cli.data.verify import verify_data
 from jetssl_cli.errors import DataError, JetSSLError, printable
-from jetssl_cli.runs import checkpoint
+from jetssl_cli.runs import checkpoint, weightfile
 from jetssl_cli.runs.verify import is_run, verify_run, verify_weights
 from jetssl_cli.scores import onnxfile, scorefile, trackfile, tracks, vertices
 from jetssl_cli.scores.provenance import run_id, sha256
@@ -107,7 +107,7 @@ def _verify(path: Path) -> str:
     if not path.is_file():
         raise DataError(f"{path}: is no file")
     ours = path.suffix in (HDF5, ONNX, WEIGHTS)
-    if path.suffix in PICKLED or (ours and checkpoint.is_pickle(path)):
+    if path.suffix in PICKLED or (ours and weightfile.is_pickle(path)):
         raise DataError(f"{path}: is a pickle, which can run any code and is never opened")
     if path.suffix == WEIGHTS:
         return verify_weights(path)

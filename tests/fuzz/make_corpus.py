@@ -21,7 +21,7 @@ from jetssl_cli.data.jagged import write
 from jetssl_cli.data.jets import JetArrays
 from jetssl_cli.data.recipe import load_recipe, schema_of
 from jetssl_cli.data.state import Origin
-from jetssl_cli.runs import checkpoint
+from jetssl_cli.runs import weightfile
 from jetssl_cli.runs.finetune_config import FinetuneConfig
 from jetssl_cli.runs.pretrain import load_config
 from jetssl_cli.runs.snapshot import CheckpointConfig, Snapshot, Snapshots
@@ -134,7 +134,7 @@ def scores(folder: Path) -> None:
 
 
 def weights(folder: Path) -> None:
-    checkpoint.save(folder / "model.safetensors", network())
+    weightfile.save(folder / "model.safetensors", network())
     run = folder / "run"
     run.mkdir()
     state = Origin((4,), 2, None, 1).state_after(0, 1).to_dict()

@@ -18,7 +18,7 @@ from jetssl_cli.config import Layer, load, to_yaml
 from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.data.recipe import Recipe, load_recipe, parse_recipe, schema_of
 from jetssl_cli.errors import JetSSLError
-from jetssl_cli.runs import checkpoint, snapshot
+from jetssl_cli.runs import checkpoint, snapshot, weightfile
 from jetssl_cli.runs.finetune_config import FinetuneConfig
 from jetssl_cli.runs.keeper import reader_state
 from jetssl_cli.runs.pretrain import PretrainConfig, load_config
@@ -145,7 +145,7 @@ def network() -> nn.Module:
 
 
 def _weights(path: Path) -> None:
-    checkpoint.restore(path, network())
+    weightfile.restore(path, network())
 
 
 def _snapshot(path: Path) -> None:

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.errors import ConfigError, DataError, JetSSLError, RunError, suggest
-from jetssl_cli.runs import checkpoint, snapshot
+from jetssl_cli.runs import snapshot, weightfile
 from jetssl_cli.safeyaml import MOST_NODES, parse_yaml
 from jetssl_cli.scores.scorefile import read_scores
 from jetssl_cli.scores.tasks import evaluate_tasks
@@ -287,9 +287,9 @@ def test_a_list_that_is_too_short() -> None:
 
 def test_weights_of_a_layout_that_is_no_line(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
-    path.write_bytes(mutate.save({}, metadata={checkpoint.FACTS: '{"layout": "a\\nb"}'}))
+    path.write_bytes(mutate.save({}, metadata={weightfile.FACTS: '{"layout": "a\\nb"}'}))
     with pytest.raises(RunError, match=r"has weights of layout a\\nb, expected") as error:
-        checkpoint.restore(path, torch.nn.Identity())
+        weightfile.restore(path, torch.nn.Identity())
     assert "\n" not in str(error.value)
 
 

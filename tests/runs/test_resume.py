@@ -16,7 +16,7 @@ from jetssl_cli.errors import ConfigError, DataError, RunError
 from jetssl_cli.objectives.dino import DINOConfig
 from jetssl_cli.objectives.ssfm import SSFMConfig
 from jetssl_cli.objectives.supervised import SupervisedConfig
-from jetssl_cli.runs import checkpoint
+from jetssl_cli.runs import checkpoint, weightfile
 from jetssl_cli.runs.budget import Budget
 from jetssl_cli.runs.finetune import finetune
 from jetssl_cli.runs.finetune_config import FinetuneConfig
@@ -221,7 +221,7 @@ def test_a_run_that_ended_while_its_weights_were_saved_is_not_complete(
 ):
     often = {"checkpoint": {"every_steps": 3}, "keep": "best"}
     expected = pretrain(config(jagged, tmp_path / "whole", **often))
-    save, calls = checkpoint.save, []
+    save, calls = weightfile.save, []
 
     def fail(*arguments):
         calls.append(arguments)
@@ -231,7 +231,7 @@ def test_a_run_that_ended_while_its_weights_were_saved_is_not_complete(
 
     cfg = config(jagged, tmp_path / "run", **often)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", fail)
+        patch.setattr(weightfile, "save", fail)
         with pytest.raises(RunError, match="killed"):
             pretrain(cfg)
     assert not checkpoint.is_complete(cfg.out)

@@ -15,7 +15,7 @@ from jetssl_cli.config import Layer, load
 from jetssl_cli.data.jagged import write
 from jetssl_cli.errors import ConfigError, DataError, RunError
 from jetssl_cli.objectives.ssfm import SSFMConfig
-from jetssl_cli.runs import checkpoint
+from jetssl_cli.runs import checkpoint, weightfile
 from jetssl_cli.runs.finetune import finetune
 from jetssl_cli.runs.loaders import DataConfig
 from jetssl_cli.runs.pretrain import PretrainConfig, pretrain
@@ -155,12 +155,12 @@ def test_numbers_of_other_data_or_another_backbone_are_not_taken_for_these(
         require_same_sources(point.cfg.out, point.cfg.model_copy(update={"data": both}))
 
     model = point.cfg.out / checkpoint.MODEL
-    weights, facts = checkpoint.read_weights(model)
+    weights, facts = weightfile.read_weights(model)
     kept = {key: facts[key] for key in ("recipe", "classes")}
     retrained(source, "scaling")
-    checkpoint.save(model, weights, kept)  # as an earlier version did
+    weightfile.save(model, weights, kept)  # as an earlier version did
     scanpoint.measure(point, None)
-    checkpoint.save(model, weights, {**kept, "train": 3})
+    weightfile.save(model, weights, {**kept, "train": 3})
     with pytest.raises(RunError, match=r"do not tell what it was made of: train"):
         scanpoint.measure(point, None)
 
@@ -179,10 +179,10 @@ def test_baselines_are_of_the_scaling_alone(jagged, backbones, tmp_path):
 def retrained(run, part):
     """Change some of the weights of a backbone, as another training would."""
     path = run / checkpoint.BACKBONE
-    weights, facts = checkpoint.read_weights(path)
+    weights, facts = weightfile.read_weights(path)
     found = {name: value + 1 if name.startswith(part) else value for name, value in weights.items()}
     assert any(name.startswith(part) for name in weights), sorted(weights)
-    checkpoint.save(path, found, {key: facts[key] for key in ("recipe", "classes")})
+    weightfile.save(path, found, {key: facts[key] for key in ("recipe", "classes")})
 
 
 @pytest.mark.slow

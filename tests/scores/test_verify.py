@@ -23,7 +23,7 @@ from jetssl_cli.encoder.pool import PoolConfig
 from jetssl_cli.errors import ConfigError, DataError
 from jetssl_cli.objectives.ssfm import SSFMConfig
 from jetssl_cli.objectives.supervised import SupervisedConfig
-from jetssl_cli.runs import checkpoint
+from jetssl_cli.runs import checkpoint, weightfile
 from jetssl_cli.runs import pretrain as pretrained
 from jetssl_cli.runs.finetune import finetune
 from jetssl_cli.runs.finetune_config import FinetuneConfig
@@ -207,7 +207,7 @@ def test_another_version_is_refused_with_the_reason(copy):
     change(copy / "scores.h5", version=0)
     refuse(copy / "scores.h5", "has the version 0, expected 1")
     model = copy / "fine" / "model.safetensors"
-    weights, facts = checkpoint.read_weights(model)
+    weights, facts = weightfile.read_weights(model)
     told = json.dumps({**facts, "layout": "2", "code": "9.9"})
     save_file(weights, model, metadata={"jetssl": told})
     refuse(model, "layout 2, expected 1", "another version", "9.9")
