@@ -35,6 +35,7 @@ def test_numbers_that_are_not_finite_are_null(capsys):
     assert capsys.readouterr().out == '{\n  "loss": null,\n  "rejection": null,\n  "path": "é"\n}\n'
 
 
+@pytest.mark.slow
 def test_one_of_several_tasks_of_a_job_answers_for_itself(ask, jagged, monkeypatch):
     """Only trainings are run by several processes together."""
     monkeypatch.setenv("SLURM_PROCID", "1")
@@ -43,6 +44,7 @@ def test_one_of_several_tasks_of_a_job_answers_for_itself(ask, jagged, monkeypat
     assert ask("merge", jagged / "val.h5", "--out", "a.h5")["num_jets"]
 
 
+@pytest.mark.slow
 def test_names_that_are_no_text(jagged, tmp_path):
     path = os.fsencode(tmp_path) + b"/n\xff.h5"
     with open(path, "wb") as file:  # noqa: PTH123

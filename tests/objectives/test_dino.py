@@ -327,6 +327,7 @@ def test_golden_losses():
     assert losses == pytest.approx(wanted, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_records_every_term_and_exports_the_teacher(jagged, tmp_path):
     cfg = PretrainConfig(
         out=tmp_path / "run",

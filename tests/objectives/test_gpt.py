@@ -167,6 +167,7 @@ def test_golden_losses(name, decoder):
     assert_golden(train(tiny_gpt(decoder), 20, batches), GOLDEN, name)
 
 
+@pytest.mark.slow
 def test_it_learns_one_batch_by_heart():
     torch.manual_seed(0)
     encoder = tiny_encoder(width=32, causal=True)

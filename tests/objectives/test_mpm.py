@@ -166,6 +166,7 @@ def test_golden_losses(head):
     assert_golden(train(tiny_mpm(head), 20, batches), GOLDEN, head)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", HEADS)
 def test_it_learns_one_batch_by_heart(head):
     torch.manual_seed(0)

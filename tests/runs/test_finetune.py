@@ -116,6 +116,7 @@ class Watch:
         monkeypatch.setattr(JetModule, "optimizer_step", watched_step)
 
 
+@pytest.mark.slow
 def test_a_backbone_that_is_unfrozen_late(jagged, backbone, tmp_path, monkeypatch):
     """Until then nothing goes back through it and nothing decays it; then it catches up."""
     watch = Watch(monkeypatch)
@@ -231,6 +232,7 @@ def test_settings_that_contradict_each_other(jagged, backbone, tmp_path, setting
 # --- few labels ---
 
 
+@pytest.mark.slow
 def test_fewer_labels_than_a_batch(jagged, backbone, tmp_path, monkeypatch):
     """Every batch holds all of them; the same ones for the same seed."""
     seen = []

@@ -183,6 +183,7 @@ def test_a_short_run_still_validates_at_its_end(jagged, tmp_path):
     assert [row["step"] for row in metrics(run, "val/")] == [2, 4, 5]
 
 
+@pytest.mark.slow
 def test_validation_is_repeatable_and_leaves_training_alone(jagged, tmp_path):
     """How often a run validates changes nothing of what it learns."""
     often = run_pretrain(jagged, tmp_path / "often", val_every=1)
@@ -253,6 +254,7 @@ def test_a_run_that_time_ends(jagged, tmp_path, monkeypatch, capsys):
     assert "10/10 s, done in" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_after_so_many_jets(jagged, tmp_path):
     """It is the run of so many steps."""
     jets = run_pretrain(jagged, tmp_path / "jets", steps=None, jets=5 * 16 + 1)
@@ -526,6 +528,7 @@ def test_a_random_backbone_keeps_the_scaling_alone(jagged, backbone, tmp_path):
     assert not torch.equal(other["encoder.out.weight"], after["encoder.out.weight"])
 
 
+@pytest.mark.slow
 def test_finetuning_is_repeatable(jagged, backbone, tmp_path):
     """Dropout included, which draws from the global generator."""
     one = run_finetune(jagged, tmp_path / "one", backbone)

@@ -89,6 +89,7 @@ class TestAUC:
         unpaired = [placements(scores, labels).psi.std() for scores in (one, other)]
         assert (found.high - found.low) / 2 < np.hypot(*unpaired)
 
+    @pytest.mark.slow
     def test_p_is_uniform_for_equally_good_runs(self):
         small = 0
         for seed in range(300):

@@ -57,6 +57,7 @@ def made(tmp_path_factory):
     return rows, cfg["plots"], cfg["report"]
 
 
+@pytest.mark.slow
 def test_the_user_is_told_how_many_figures_are_drawn(tmp_path, capsys):
     files = {"plots": tmp_path, "report": tmp_path / "r.html"}
     scores = (write(tmp_path / "a.h5", num_jets=400),)
@@ -66,6 +67,7 @@ def test_the_user_is_told_how_many_figures_are_drawn(tmp_path, capsys):
     assert not found.out
 
 
+@pytest.mark.slow
 def test_names_that_differ_in_signs_alone_have_figures_of_their_own(tmp_path):
     paths = [write(tmp_path / name, seed=seed) for seed, name in enumerate(("a+.h5", "a=.h5"))]
     evaluate(EvaluateConfig(scores=paths, tracking=False, replicas=100, plots=tmp_path / "plots"))

@@ -60,6 +60,7 @@ def config(jagged, out, *backbones, **settings):
     return load(ScanConfig, [Layer("the test", usual | files | words | settings)])
 
 
+@pytest.mark.slow
 def test_the_trainings_of_a_scan(jagged, backbones, tmp_path):
     """Baselines are made once for backbones of one architecture."""
 

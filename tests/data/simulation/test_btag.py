@@ -71,6 +71,7 @@ def test_tracks_of_one_vertex_begin_there(tree):
     assert ak.all(abs(length - tree.true_vtx_L3D) <= 1e-9 * (1 + length))
 
 
+@pytest.mark.slow
 def test_the_recipe_reads_them(made, jetssl, tmp_path):
     done = jetssl("convert", made, "--recipe", "btag", "--out", "jagged")
     assert done.returncode == 0, done.stderr
@@ -101,6 +102,7 @@ def test_the_recipe_reads_them(made, jetssl, tmp_path):
     assert (s[origin == 2] > 3).mean() > 5 * (s[origin == 0] > 3).mean()
 
 
+@pytest.mark.slow
 def test_the_number_of_jobs_does_not_matter(monkeypatch, tmp_path):
     monkeypatch.setattr(simulate, "JETS_PER_UNIT", 9)
     for jobs in (1, 2):

@@ -212,6 +212,7 @@ def test_a_killed_run_goes_on_where_it_was(made: Path, tmp_path: Path, jobs: int
     assert files(out) == files(made)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_small_units")
 def test_what_another_run_left_is_removed(made: Path, tmp_path: Path) -> None:
     stale = tmp_path / "train_100M" / ".HToBB_000.root.0123456789ab.parts"
@@ -237,6 +238,7 @@ def flip(raw: bytes) -> bytes:
     return raw[:middle] + bytes([raw[middle] ^ 1]) + raw[middle + 1 :]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_small_units")
 @pytest.mark.parametrize("damage", [cut, flip, clear])
 def test_a_damaged_unit_is_simulated_again(
