@@ -221,7 +221,7 @@ def modulations(
     bias = torch.cat([layer.bias for layer in layers])
     norms = torch.stack([branch.norm.weight for branch in branches])
     found = linear(context.vectors, weight, bias).to(dtype)
-    found = found.view(*found.shape[:-1], len(layers), 3, -1)
+    found = found.view(*found.shape[:-1], len(layers), 3, norms.shape[-1])
     scale, shift, gate = found.unbind(-2)  # (*J, branches, D) each
     scale = ((1 + scale) * norms).to(dtype)
     parts = zip(scale.unbind(-2), shift.unbind(-2), gate.unbind(-2), strict=True)

@@ -24,7 +24,7 @@ def register_means(encoded: Encoded) -> Float[Tensor, "J D"]:
     count = len(encoded.tokens) - len(encoded.constituent_rows)
     rows = torch.nonzero_static(is_register, size=count)[:, 0]
     registers = encoded.tokens.index_select(0, rows).float()
-    return registers.view(jets, -1, registers.shape[1]).mean(1)
+    return registers.view(jets, count // max(jets, 1), registers.shape[1]).mean(1)
 
 
 def koleo(vectors: Float[Tensor, "J D"]) -> Float[Tensor, " J"]:

@@ -159,6 +159,15 @@ def test_jet_features_modulate_only_with_a_context():
     assert not any("embed_jet" in name or "modulation" in name for name in without.state_dict())
 
 
+@pytest.mark.parametrize("context", [True, False])
+def test_no_jets_have_no_vectors_and_gradients_of_zero(context):
+    encoder = tiny_encoder(context=context)
+    tokens = encoder(random_batch(SIZES).first(0)).tokens
+    assert tokens.shape == (0, encoder.width)
+    tokens.sum().backward()
+    assert all((p.grad == 0).all() for p in encoder.parameters() if p.grad is not None)
+
+
 @torch.no_grad()
 def test_at_initialisation_the_blocks_are_the_identity():
     torch.manual_seed(0)

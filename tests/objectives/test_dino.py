@@ -215,7 +215,7 @@ def test_logits_are_cosines_and_are_not_normalised():
     torch.testing.assert_close(head(vectors), logits)
 
 
-@pytest.mark.parametrize("sizes", [[1, 0, 1], [0, 0], [1]])
+@pytest.mark.parametrize("sizes", [[1, 0, 1], [0, 0], [1], []])
 def test_nothing_to_hide_is_no_loss_of_tokens(sizes):
     objective = tiny_dino()
     terms = objective.loss(random_batch(sizes), rng())

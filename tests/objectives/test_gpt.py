@@ -113,6 +113,14 @@ def test_jets_without_constituents_predict_their_end():
     torch.testing.assert_close(terms["token"], wanted)
 
 
+def test_no_jets_are_no_loss():
+    objective = tiny_gpt()
+    terms = objective.loss(random_batch([]), generator())
+    assert [float(term.detach()) for term in terms.values()] == [0, 0]
+    torch.stack([*terms.values()]).sum().backward()
+    assert all((p.grad == 0).all() for p in objective.parameters() if p.grad is not None)
+
+
 def test_the_end_is_learned_only_where_the_jet_was_not_cut():
     """With the head open for the end alone, a jet that was cut has the loss of its constituents."""
     objective, batch = tiny_gpt(), random_batch([4, 4, 2])

@@ -180,7 +180,7 @@ def test_subjets_are_hidden_whole():
     assert tiny_jepa().subjet_radius is None
 
 
-@pytest.mark.parametrize("sizes", [[1, 0, 1], [0, 0], [1]])
+@pytest.mark.parametrize("sizes", [[1, 0, 1], [0, 0], [1], []])
 def test_nothing_to_hide_is_no_loss(sizes):
     objective = tiny_jepa()
     loss = objective.loss(random_batch(sizes), rng())["smooth_l1"]

@@ -110,7 +110,7 @@ def test_hidden_constituents_are_asked_for_in_the_order_of_pt(monkeypatch):
 
 
 @pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("sizes", [[1, 0, 1], [0, 0], [1]])
+@pytest.mark.parametrize("sizes", [[1, 0, 1], [0, 0], [1], []])
 def test_nothing_to_hide_is_no_loss(sizes, head):
     objective = tiny_mpm(head)
     terms = objective.loss(random_batch(sizes), generator())

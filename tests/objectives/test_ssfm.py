@@ -149,7 +149,7 @@ def test_time_is_logit_normal(monkeypatch):
     assert kstest(spy.t.logit().numpy(), "norm").pvalue > 1e-3
 
 
-@pytest.mark.parametrize("sizes", [[1, 0, 1], [0, 0], [1]])
+@pytest.mark.parametrize("sizes", [[1, 0, 1], [0, 0], [1], []])
 def test_nothing_to_hide_is_no_loss(sizes):
     objective = tiny_ssfm()
     loss = objective.loss(random_batch(sizes), rng())["flow"]
