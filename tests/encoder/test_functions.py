@@ -23,7 +23,7 @@ def silu(x):
 CASES = {
     "rms_norm": (functions.rms_norm, lambda x, w: norm(x) * w, [(10, 3, WIDTH), (WIDTH,)]),
     "modulated_norm": (
-        lambda x, scale, shift: functions.modulated_norm(x, scale, shift, OWNER),
+        lambda x, scale, shift: functions.modulated_norm(x, scale, shift, OWNER.to(x.device)),
         lambda x, scale, shift: norm(x) * scale[OWNER] + shift[OWNER],
         [(10, WIDTH), (4, WIDTH), (4, WIDTH)],
     ),
@@ -33,12 +33,14 @@ CASES = {
         [(10, 3, WIDTH), (WIDTH,)],
     ),
     "modulated_norm_in_one": (
-        lambda x, scale, shift: functions.modulated_norm_in_one(x, scale, shift, OWNER),
+        lambda x, scale, shift: functions.modulated_norm_in_one(
+            x, scale, shift, OWNER.to(x.device)
+        ),
         lambda x, scale, shift: norm(x) * scale[OWNER] + shift[OWNER],
         [(10, WIDTH), (4, WIDTH), (4, WIDTH)],
     ),
     "gated": (
-        lambda x, y, gate: functions.gated(x, y, gate, OWNER),
+        lambda x, y, gate: functions.gated(x, y, gate, OWNER.to(x.device)),
         lambda x, y, gate: x + gate[OWNER] * y,
         [(10, WIDTH), (10, WIDTH), (4, WIDTH)],
     ),
@@ -50,19 +52,31 @@ CASES = {
 }
 
 
+GPU = pytest.param(
+    "cuda",
+    marks=[
+        pytest.mark.gpu,
+        pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+    ],
+)
+
+
+@pytest.mark.parametrize("device", ["cpu", GPU])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("case", CASES)
-def test_values_and_gradients_are_those_of_the_definition(case, dtype):
+def test_values_and_gradients_are_those_of_the_definition(case, dtype, device):
+    """Under autocast, which changes nothing: the types are those of the tokens."""
     fast, definition, shapes = CASES[case]
     rng = torch.Generator().manual_seed(0)
     start = [torch.randn(shape, generator=rng).to(dtype) for shape in shapes]
     found = []
-    for function, precision in ((fast, dtype), (definition, torch.float64)):
-        inputs = [x.to(precision, copy=True).requires_grad_() for x in start]
-        out = function(*inputs)
+    for function, precision, place in ((fast, dtype, device), (definition, torch.float64, "cpu")):
+        inputs = [x.to(place, precision, copy=True).requires_grad_() for x in start]
+        with torch.autocast(place, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            out = function(*inputs)
         weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
-        (out * weights.to(precision)).sum().backward()
-        found.append([out.detach(), *(x.grad for x in inputs)])
+        (out * weights.to(out)).sum().backward()
+        found.append([out.detach().cpu(), *(x.grad.cpu() for x in inputs)])
     tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2}[dtype]
     for one, other in zip(*found, strict=True):
         assert one.dtype == dtype
