@@ -273,6 +273,7 @@ def scripted(monkeypatch, losses):
     return weights
 
 
+@pytest.mark.slow
 def test_the_weights_of_the_best_validation_are_saved(jagged, backbone, tmp_path, monkeypatch):
     data = {"batch_size": 24}  # a validation is one batch
     train = {"steps": 5, "val_every": 1, "keep": "best"}
@@ -409,6 +410,7 @@ def other_data(samples, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rescale", [False, True])
 def test_other_data(other_data, backbone, tmp_path, capsys, rescale):
     folder = run(other_data, tmp_path / "run", backbone, rescale=rescale)

@@ -67,6 +67,7 @@ def test_a_run_records_what_its_task_is_measured_by(folder, task, frozen):
         assert float(network.threshold) == pytest.approx(found["val/threshold"])
 
 
+@pytest.mark.slow
 def test_the_config_of_a_run_repeats_it_without_the_name_of_the_task(folder, tmp_path):
     run = tune(folder, "vertex", "first", 2)
     again = load_config(

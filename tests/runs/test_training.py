@@ -167,6 +167,7 @@ def test_training_moves_every_parameter_and_no_scaling(jagged, tmp_path, monkeyp
     assert still == {key for key in after if "scaling." in key}
 
 
+@pytest.mark.slow
 def test_the_probe_never_touches_the_encoder(jagged, backbone, tmp_path):
     often = run_pretrain(jagged, tmp_path / "often", probe_every=1)
     never = run_pretrain(jagged, tmp_path / "never", probe_every=1_000_000)
@@ -176,6 +177,7 @@ def test_the_probe_never_touches_the_encoder(jagged, backbone, tmp_path):
     assert losses[0] == losses[1]
 
 
+@pytest.mark.slow
 def test_a_short_run_still_validates_at_its_end(jagged, tmp_path):
     run = run_pretrain(jagged, tmp_path / "run", steps=2, val_every=1000, log_every=1000)
     assert [row["step"] for row in metrics(run, "val/")] == [2]

@@ -112,6 +112,7 @@ def test_memory_that_does_not_suffice_is_one_clear_line(runs, jagged, tmp_path, 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [9, 499])
 def test_the_batch_size_does_not_matter(runs, scores, jagged, tmp_path, batch_size):
     out = tmp_path / "scores.h5"
@@ -303,6 +304,7 @@ def test_half_precision_keeps_its_scores_in_single(runs, scores, jagged, tmp_pat
     assert (rounded != logits).mean() > 0.9  # not numbers of 8 bits
 
 
+@pytest.mark.slow
 def test_pools_and_boxes_do_not_show(runs, scores, jagged, tmp_path, monkeypatch):
     monkeypatch.setattr("jetssl_cli.scores.export.JETS_PER_POOL", 90)
     out = tmp_path / "scores.h5"

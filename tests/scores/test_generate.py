@@ -22,6 +22,8 @@ from jetssl_cli.runs.pretrain import PretrainConfig, load_config, load_pretraine
 from jetssl_cli.runs.run_config import TrainConfig
 from jetssl_cli.scores.generate import GenerateConfig, _without_truth, generate
 
+pytestmark = pytest.mark.slow  # networks are trained first
+
 MOST = 12
 CLUSTERS = 20
 METHODS = {
@@ -184,7 +186,6 @@ def test_other_columns_are_refused(runs, jagged, tmp_path):
     assert not (tmp_path / "out.h5").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ssfm", "gpt"])
 def test_the_command(jetssl, runs, jagged, tmp_path, name):
     words = ("generate", runs / name, "--data", jagged / "test.h5", "--out", "out.h5")
@@ -195,7 +196,6 @@ def test_the_command(jetssl, runs, jagged, tmp_path, name):
     assert len(whole(tmp_path / "out.h5")) == 20
 
 
-@pytest.mark.slow
 def test_the_output_is_not_replaced_by_chance(jetssl, runs, jagged, tmp_path):
     words = ("generate", runs / "gpt", "--data", jagged / "test.h5", "--out", "out.h5")
     (tmp_path / "out.h5").write_text("mine")

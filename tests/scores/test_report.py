@@ -116,6 +116,7 @@ class TestCurves:
         assert len(figures) == 4
 
 
+@pytest.mark.slow
 def test_every_plot_is_there_as_png_and_pdf(made):
     _, plots, _ = made
     stems = {"roc", "calibration"} | {

@@ -19,6 +19,8 @@ from jetssl_cli.data.simulation.processes import BTAG_PROCESSES
 from jetssl_cli.data.simulation.simulate import SimulateConfig
 from jetssl_cli.errors import DataError
 
+pytestmark = pytest.mark.slow  # Pythia starts and simulates
+
 WANTED = Wanted(20.0, 1000.0, 2.5)
 REAL = ("jet_pt", "jet_phi", "jet_eta", "jet_M", "jet_flav", "n_trks", "trk_pt", "trk_phi",
         "trk_eta", "trk_ctgtheta", "trk_charge", "trk_d0", "trk_z0", "trk_vtx_index",
@@ -71,7 +73,6 @@ def test_tracks_of_one_vertex_begin_there(tree):
     assert ak.all(abs(length - tree.true_vtx_L3D) <= 1e-9 * (1 + length))
 
 
-@pytest.mark.slow
 def test_the_recipe_reads_them(made, jetssl, tmp_path):
     done = jetssl("convert", made, "--recipe", "btag", "--out", "jagged")
     assert done.returncode == 0, done.stderr
@@ -102,7 +103,6 @@ def test_the_recipe_reads_them(made, jetssl, tmp_path):
     assert (s[origin == 2] > 3).mean() > 5 * (s[origin == 0] > 3).mean()
 
 
-@pytest.mark.slow
 def test_the_number_of_jobs_does_not_matter(monkeypatch, tmp_path):
     monkeypatch.setattr(simulate, "JETS_PER_UNIT", 9)
     for jobs in (1, 2):

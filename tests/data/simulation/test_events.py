@@ -22,6 +22,8 @@ from jetssl_cli.data.simulation.jetclass import (
 from jetssl_cli.data.simulation.processes import CLASSES, PROCESSES, find
 from jetssl_cli.errors import ConfigError, DataError
 
+pytestmark = pytest.mark.slow  # Pythia starts and simulates
+
 WANTED = Wanted()
 LIFETIMES = {211: True, 321: True, 130: True, 2112: True, 310: False, 3122: False, 411: False}
 

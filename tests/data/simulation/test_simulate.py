@@ -23,6 +23,8 @@ from jetssl_cli.data.simulation.processes import PROCESSES
 from jetssl_cli.data.simulation.simulate import SPLITS, SimulateConfig, plan, unit_seed
 from jetssl_cli.errors import ConfigError, DataError
 
+pytestmark = pytest.mark.slow  # Pythia starts and simulates
+
 JETCLASS = {
     **{f"part_{name}": "float" for name in
        ("px", "py", "pz", "energy", "deta", "dphi", "d0val", "d0err", "dzval", "dzerr", "charge")},
@@ -110,7 +112,6 @@ def test_constituents_are_those_of_the_real_schema(shared_data: Path) -> None:
     assert real == lists == {name for name in JETCLASS if name.startswith("part_")}
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("_small_units")
 def test_the_number_of_jobs_does_not_matter(made: Path, tmp_path: Path) -> None:
     simulate.simulate(config(tmp_path, jobs=2))
@@ -156,7 +157,6 @@ def test_splits_lie_in_their_folders(tmp_path: Path) -> None:
     assert len({unit.seed for f in large for unit in f.units}) == 2 * 501
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("_small_units")
 def test_finished_files_are_kept_and_others_refused(made: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
@@ -191,7 +191,6 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("_small_units")
 @pytest.mark.parametrize("jobs", [2])
 def test_a_killed_run_goes_on_where_it_was(made: Path, tmp_path: Path, jobs: int) -> None:
@@ -212,7 +211,6 @@ def test_a_killed_run_goes_on_where_it_was(made: Path, tmp_path: Path, jobs: int
     assert files(out) == files(made)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("_small_units")
 def test_what_another_run_left_is_removed(made: Path, tmp_path: Path) -> None:
     stale = tmp_path / "train_100M" / ".HToBB_000.root.0123456789ab.parts"
@@ -238,7 +236,6 @@ def flip(raw: bytes) -> bytes:
     return raw[:middle] + bytes([raw[middle] ^ 1]) + raw[middle + 1 :]
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("_small_units")
 @pytest.mark.parametrize("damage", [cut, flip, clear])
 def test_a_damaged_unit_is_simulated_again(
@@ -308,7 +305,6 @@ def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 class TestCommand:
-    @pytest.mark.slow
     def test_simulated_files_are_converted(self, jetssl, tmp_path: Path) -> None:
         words = ("--num-jets", 3, "--split", "val", "--processes", "HToWW4Q,ZJetsToNuNu")
         done = jetssl("simulate", "jetclass", *words, "--out", "sim")
