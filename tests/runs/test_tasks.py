@@ -102,6 +102,7 @@ def test_a_mixture_belongs_to_cwola(folder, tmp_path, task, more):
         )
 
 
+@pytest.mark.slow
 def test_real_files_without_origins_are_told_before_anything_is_written(
     shared_data: Path, tmp_path: Path
 ) -> None:

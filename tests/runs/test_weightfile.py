@@ -96,6 +96,7 @@ def test_weights_of_no_known_version_are_refused(saved):
     refuse(saved, tiny_encoder(), "layout None, expected 1", "another version of jetssl")
 
 
+@pytest.mark.slow
 def test_a_head_as_long_as_a_pickle_begins_is_no_pickle(tmp_path):
     """Safetensors begin with the length of their head, pickles with the bytes of 640."""
     path, length = tmp_path / "w", 0

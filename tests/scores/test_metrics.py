@@ -189,6 +189,7 @@ class TestAUC:
         assert figure.low == pytest.approx(0.75 - variance**0.5)
         assert figure.high == pytest.approx(min(0.75 + variance**0.5, 1))
 
+    @pytest.mark.slow
     def test_error_agrees_with_bootstrap(self):
         scores, labels = softmax_scores(600, 4, seed=4, strength=1.0)
         members = [np.flatnonzero(labels == c) for c in range(4)]
@@ -335,6 +336,7 @@ class TestPlacements:
         sums = [found.psi[labels == c].mean() for c in range(3)]
         assert sum(sums) / 2 == pytest.approx(found.auc)
 
+    @pytest.mark.slow
     def test_accuracy_and_auc_have_the_error_of_the_plain_bootstrap(self):
         scores, labels = softmax_scores(600, 3, seed=11, strength=1.0)
 
