@@ -26,7 +26,6 @@ from jetssl_cli.config import Strict
 from jetssl_cli.encoder.attention import Backend, plan, require
 from jetssl_cli.encoder.transformer import (
     Block,
-    Context,
     Modulation,
     RMSNorm,
     mlp,
@@ -221,9 +220,9 @@ class Encoder(nn.Module):
         """
         if self.embed_jet is None:
             return repeat(None, len(self.blocks))
-        vectors = silu(self.embed_jet(jets))
-        context = Context(vectors if owner is not None else vectors[:, None], owner)
-        return modulations(self.blocks, context, dtype)
+        context = silu(self.embed_jet(jets))
+        context = context if owner is not None else context[:, None]
+        return modulations(self.blocks, context, owner, dtype)
 
     def _with_registers(
         self, tokens: Float[Tensor, "T D"], packing: Packing

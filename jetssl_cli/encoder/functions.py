@@ -2,8 +2,8 @@
 
 Each is equal to its plain definition, in values and in gradients. Every step is one pass over the
 tokens in their own precision; statistics of a token are summed in float32. torch.compile is given
-the definitions, which it fuses by itself. On a GPU, norms are PyTorch's own: a kernel each way,
-where ours are ten, each of which the host has to send off.
+the definitions, which it fuses by itself. On a GPU, norms are PyTorch's own, which are fused: of
+ours, the host would have to send off a kernel for every step.
 """
 
 from __future__ import annotations
@@ -40,10 +40,9 @@ def modulated_norm(
 
     Without an owner they are spread by their shape, (J, 1, D) over (J, N, D); no derivatives then.
     """
-    if torch.compiler.is_compiling():
-        return (_normed(x) * _spread(scale, owner) + _spread(shift, owner)).to(x.dtype)
-    if x.is_cuda:
-        return modulated_norm_in_one(x, scale, shift, owner)
+    if (compiling := torch.compiler.is_compiling()) or x.is_cuda:
+        normed = _normed(x) if compiling else rms_norm_in_one(x, None)
+        return (normed * _spread(scale, owner) + _spread(shift, owner)).to(x.dtype)
     if owner is None:
         return torch.addcmul(shift, x * _inverse_rms(x), scale)
     out: Tensor = _ModulatedNorm.apply(x, scale, shift, owner)  # type: ignore[no-untyped-call]
@@ -57,16 +56,6 @@ def rms_norm_in_one(
     weight = None if weight is None else weight.to(x.dtype)
     with torch.autocast(x.device.type, enabled=False):
         return torch.nn.functional.rms_norm(x, x.shape[-1:], weight, EPS)
-
-
-def modulated_norm_in_one(
-    x: Float[Tensor, "*rows D"],
-    scale: Float[Tensor, "*jets D"],
-    shift: Float[Tensor, "*jets D"],
-    owner: Int[Tensor, " T"] | None,
-) -> Float[Tensor, "*rows D"]:
-    """The same as ``modulated_norm`` by the kernel of PyTorch."""
-    return rms_norm_in_one(x, None) * _spread(scale, owner) + _spread(shift, owner)
 
 
 def swiglu(x: Float[Tensor, "*rows two_hidden"]) -> Float[Tensor, "*rows hidden"]:

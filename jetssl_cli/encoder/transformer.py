@@ -106,16 +106,6 @@ class SwiGLU(nn.Module):
 
 
 @dataclass(frozen=True)
-class Context:
-    """What modulates the blocks: one vector for each jet."""
-
-    vectors: Float[Tensor, "*J X"]
-    """silu(c), where c is the context of the jet."""
-    owner: Int[Tensor, " T"] | None
-    """The jet that each token belongs to; None where the vectors have the shape (J, 1, X)."""
-
-
-@dataclass(frozen=True)
 class Modulation:
     """How each jet modulates a branch."""
 
@@ -124,7 +114,7 @@ class Modulation:
     shift: Float[Tensor, "*J D"]
     gate: Float[Tensor, "*J D"]
     owner: Int[Tensor, " T"] | None
-    """As in ``Context``."""
+    """The jet that each token belongs to; None of padded tokens, where the others are (J, 1, D)."""
 
 
 class Branch(nn.Module):
@@ -205,13 +195,17 @@ class Block(nn.Module):
 
 
 def modulations(
-    blocks: Iterable[nn.Module], context: Context, dtype: torch.dtype
+    blocks: Iterable[nn.Module],
+    context: Float[Tensor, "*J X"],
+    owner: Int[Tensor, " T"] | None,
+    dtype: torch.dtype,
 ) -> Iterator[list[Modulation]]:
     """The modulations of each block, found for all in one product: a GPU waits for each of many.
 
     Args:
         blocks: each a ``Block``, and of one width.
-        context: of the jets.
+        context: silu(c), with c the context of each jet.
+        owner: as in ``Modulation``.
         dtype: of the tokens.
     """
     of_blocks = [cast(Block, block).branches for block in blocks]
@@ -220,12 +214,12 @@ def modulations(
     weight = torch.cat([layer.weight for layer in layers])
     bias = torch.cat([layer.bias for layer in layers])
     norms = torch.stack([branch.norm.weight for branch in branches])
-    found = linear(context.vectors, weight, bias).to(dtype)
+    found = linear(context, weight, bias).to(dtype)
     found = found.view(*found.shape[:-1], len(layers), 3, norms.shape[-1])
     scale, shift, gate = found.unbind(-2)  # (*J, branches, D) each
     scale = ((1 + scale) * norms).to(dtype)
     parts = zip(scale.unbind(-2), shift.unbind(-2), gate.unbind(-2), strict=True)
-    modulated = (Modulation(*of_branch, context.owner) for of_branch in parts)
+    modulated = (Modulation(*of_branch, owner) for of_branch in parts)
     for of_block in of_blocks:
         yield list(islice(modulated, len(of_block)))
 

@@ -33,7 +33,6 @@ from jetssl_cli.encoder.attention import plan
 from jetssl_cli.encoder.encoder import Encoded, Encoder
 from jetssl_cli.encoder.transformer import (
     Block,
-    Context,
     RMSNorm,
     fourier,
     mlp,
@@ -173,12 +172,11 @@ class FlowDecoder(nn.Module):
         memory: Encoded,
     ) -> Float[Tensor, "T outputs"]:
         """Predict the velocity at the point ``xt``."""
-        of_time = silu(self.embed_time(fourier(t, self.time_features)))
-        context = Context(of_time, packing.row_owner)
+        context = silu(self.embed_time(fourier(t, self.time_features)))
         attend = plan(packing, backend=self.attention)
         attend_memory = plan(packing, memory.packing, backend=self.attention)
         x = self.embed(packing.pad(xt))
-        modulated = modulations(self.blocks, context, x.dtype)
+        modulated = modulations(self.blocks, context, packing.row_owner, x.dtype)
         for block, of_block in zip(self.blocks, modulated, strict=True):
             x = block(x, of_block, attend, attend_memory, memory.rows)
         return self.out(self.norm(x))[: packing.total]

@@ -30,7 +30,6 @@ from jetssl_cli.encoder.attention import plan
 from jetssl_cli.encoder.encoder import EncoderConfig
 from jetssl_cli.encoder.transformer import (
     Block,
-    Context,
     CrossAttention,
     SelfAttention,
     ZeroLinear,
@@ -174,17 +173,17 @@ def test_at_initialisation_the_blocks_are_the_identity():
     encoder = tiny_config().build(random_scaling(), 7, 8, 5)
     packing = random_batch(SIZES).packing
     x = torch.randn(packing.total, 16)
-    context = Context(torch.randn(len(SIZES), 8), packing.owner)
+    context = torch.randn(len(SIZES), 8), packing.owner
     for block, of_block in zip(
-        encoder.blocks, modulations(encoder.blocks, context, x.dtype), strict=True
+        encoder.blocks, modulations(encoder.blocks, *context, x.dtype), strict=True
     ):
         assert torch.equal(block(x, of_block, plan(packing)), x)
     cross = Block(16, 2, 8, memory_width=4)
     memory, attend = torch.randn(packing.total, 4), plan(packing)
-    (of_block,) = modulations([cross], context, x.dtype)
+    (of_block,) = modulations([cross], *context, x.dtype)
     assert torch.equal(cross(x, of_block, attend, attend, memory), x)
     randomise(cross)
-    (of_block,) = modulations([cross], context, x.dtype)
+    (of_block,) = modulations([cross], *context, x.dtype)
     assert not torch.allclose(cross(x, of_block, attend, attend, memory), x)
 
 
@@ -232,7 +231,7 @@ def test_a_branch_is_its_equation():
     branch = block.feed_forward
     x = torch.randn(packing.total, 16, generator=torch.Generator().manual_seed(0))
     context = torch.randn(len(SIZES), 8, generator=torch.Generator().manual_seed(1))
-    ((_, of_branch),) = modulations([block], Context(silu(context), packing.owner), x.dtype)
+    ((_, of_branch),) = modulations([block], silu(context), packing.owner, x.dtype)
     found = branch(x, of_branch)
     for row, jet in enumerate(packing.owner.tolist()):
         vector = context[jet] * context[jet].sigmoid()

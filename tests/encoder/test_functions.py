@@ -32,12 +32,10 @@ CASES = {
         lambda x, w: norm(x) * w,
         [(10, 3, WIDTH), (WIDTH,)],
     ),
-    "modulated_norm_in_one": (
-        lambda x, scale, shift: functions.modulated_norm_in_one(
-            x, scale, shift, OWNER.to(x.device)
-        ),
-        lambda x, scale, shift: norm(x) * scale[OWNER] + shift[OWNER],
-        [(10, WIDTH), (4, WIDTH), (4, WIDTH)],
+    "rms_norm_in_one, no weight": (
+        lambda x: functions.rms_norm_in_one(x, None),
+        norm,
+        [(10, 3, WIDTH)],
     ),
     "gated": (
         lambda x, y, gate: functions.gated(x, y, gate, OWNER.to(x.device)),
