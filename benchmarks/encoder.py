@@ -26,8 +26,9 @@ from jetssl_cli.batch import JetBatch
 from jetssl_cli.data.convert import ConvertConfig, convert
 from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.data.jets import JetArrays, concatenate
-from jetssl_cli.data.recipe import Schema, load_recipe
+from jetssl_cli.data.recipe import load_recipe
 from jetssl_cli.data.scaling import fit_scaling
+from jetssl_cli.data.schema import Schema
 from jetssl_cli.data.stream import to_batch
 from jetssl_cli.encoder.encoder import EncoderConfig
 from jetssl_cli.runs.pretrain import build_encoder

@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from train import BARS, objective, steps
 
 from jetssl_cli.data.jets import JetArrays
-from jetssl_cli.data.recipe import Schema
+from jetssl_cli.data.schema import Schema
 from jetssl_cli.data.stream import to_batch
 from jetssl_cli.encoder.attention import Backend
 from jetssl_cli.encoder.transformer import compile_parts

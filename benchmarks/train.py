@@ -28,8 +28,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from jetssl_cli.batch import JetBatch
 from jetssl_cli.config import Layer
 from jetssl_cli.data.jets import JetArrays
-from jetssl_cli.data.recipe import Schema
 from jetssl_cli.data.scaling import fit_scaling
+from jetssl_cli.data.schema import Schema
 from jetssl_cli.data.stream import to_batch
 from jetssl_cli.data.tokenizer import Tokenizer
 from jetssl_cli.encoder.attention import Backend, has_fast_bf16

@@ -18,6 +18,7 @@ import typer
 
 from jetssl_cli import __version__
 from jetssl_cli.cli import (
+    INTERRUPTED,
     data,
     doctor,
     export,
@@ -29,7 +30,6 @@ from jetssl_cli.cli import (
     sync,
     workflow,
 )
-from jetssl_cli.cli.main import INTERRUPTED
 from jetssl_cli.errors import ConfigError, JetSSLError
 from jetssl_cli.progress import print_error
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import suppress
 
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells and typer have it."""
+from jetssl_cli.cli import INTERRUPTED
 
 
 def main() -> None:

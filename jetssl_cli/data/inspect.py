@@ -19,7 +19,7 @@ from pydantic import PositiveInt
 from jetssl_cli.config import Strict
 from jetssl_cli.data.jagged import VERSION, JaggedFile, StoredArray
 from jetssl_cli.data.jets import JetArrays, concatenate
-from jetssl_cli.data.recipe import Feature, Schema
+from jetssl_cli.data.schema import Feature, Schema
 from jetssl_cli.errors import DataError
 from jetssl_cli.progress import progress
 
@@ -168,7 +168,7 @@ class _Pass:
         self.ids += self._counts(jets.ids, self.ids, "particle class is none of the schema")
         self.fewest = min(self.fewest, int(jets.sizes.min()))
         self.most = max(self.most, int(jets.sizes.max()))
-        self.constituents.add(jets.features, missing(self._schema, jets))
+        self.constituents.add(jets.features, self._schema.missing(jets.ids))
         self.jets.add(jets.jets, np.zeros(jets.jets.shape, np.bool_))
         for counter, column in zip(self.truth, jets.truth.T, strict=True):
             values, counts = np.unique(column, return_counts=True)
@@ -206,14 +206,9 @@ def inspect(cfg: InspectConfig) -> InspectReport:
         return report
     from jetssl_cli.data.plots import plot
 
-    return report.model_copy(update={"plots": tuple(plot(report, file.schema, jets, cfg.plots))})
-
-
-def missing(schema: Schema, jets: JetArrays) -> NDArray[np.bool_]:
-    """(T, F): True where a constituent is neutral and the feature one of charged ones alone."""
-    neutral = np.isin(jets.ids, schema.neutral_ids)
-    charged_only = np.array([feature.charged_only for feature in schema.constituents], np.bool_)
-    return np.logical_and.outer(neutral, charged_only)
+    note = f"{report.file.name}: first {report.sample:,} of {report.num_jets:,} jets"
+    plots = plot(file.schema, jets, cfg.plots, classes=report.classes, note=note)
+    return report.model_copy(update={"plots": tuple(plots)})
 
 
 def _report(path: Path, file: JaggedFile, found: _Pass, sample: JetArrays) -> InspectReport:
@@ -234,7 +229,7 @@ def _report(path: Path, file: JaggedFile, found: _Pass, sample: JetArrays) -> In
         left_out=file.left_out,
         arrays=file.arrays,
         sample=len(sample),
-        constituents=found.constituents.reports(sample.features, missing(schema, sample)),
+        constituents=found.constituents.reports(sample.features, schema.missing(sample.ids)),
         jets=found.jets.reports(sample.jets, np.zeros(sample.jets.shape, np.bool_)),
         ids=dict(zip(schema.ids, found.ids.tolist(), strict=False)),
         truth=tuple(map(_truth, schema.truth, found.truth)),

@@ -36,7 +36,8 @@ from jetssl_cli.data.hdf5 import (
     readable,
 )
 from jetssl_cli.data.jets import JetArrays, concatenate
-from jetssl_cli.data.recipe import Recipe, Schema, parse_recipe, schema_of
+from jetssl_cli.data.recipe import Recipe, parse_recipe, schema_of
+from jetssl_cli.data.schema import Schema
 from jetssl_cli.errors import ConfigError, DataError
 
 KIND = "jetssl-jagged"

@@ -16,7 +16,7 @@ from jetssl_cli.batch import JetBatch
 from jetssl_cli.data import order
 from jetssl_cli.data.jets import JetArrays, concatenate
 from jetssl_cli.data.reader import before, endless, pieces
-from jetssl_cli.data.recipe import Schema
+from jetssl_cli.data.schema import Schema
 from jetssl_cli.data.state import Origin, ReaderState
 from jetssl_cli.data.stream import JetStream
 

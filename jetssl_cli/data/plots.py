@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from jetssl_cli.data.inspect import InspectReport, missing
 from jetssl_cli.data.jets import JetArrays
-from jetssl_cli.data.recipe import Feature, Schema
-from jetssl_cli.data.scaling import LIMIT, fit_scaling
+from jetssl_cli.data.quantiles import LIMIT
+from jetssl_cli.data.scaling import fit_scaling
+from jetssl_cli.data.schema import Feature, Schema
 from jetssl_cli.data.stream import to_batch
 from jetssl_cli.data.style import legend, line, panels, save, settings
 
@@ -39,10 +39,19 @@ class _Values:
     classes: NDArray[Any]
 
 
-def plot(report: InspectReport, schema: Schema, jets: JetArrays, folder: Path) -> list[Path]:
+def plot(
+    schema: Schema, jets: JetArrays, folder: Path, *, classes: Mapping[str, int], note: str
+) -> list[Path]:
     """Plot jets, by the classes that most of them have; the number of jets is not 0.
 
     Constituents and jets with values that are not finite are left out.
+
+    Args:
+        schema: what the columns mean.
+        jets: a sample of those of a file.
+        folder: where the figures go.
+        classes: class -> number of jets in the file.
+        note: what stands above each figure.
 
     Returns:
         The files: ``constituents``, ``jets``, both ``_scaled``, and ``classes``; PNG and PDF.
@@ -55,9 +64,8 @@ def plot(report: InspectReport, schema: Schema, jets: JetArrays, folder: Path) -
     scaled = fit_scaling(schema, [jets])(to_batch(jets)) if len(jets) else to_batch(jets)
     shown = _largest(jets.labels, len(schema.classes))
     style = _Style(schema.classes, shown)
-    absent = missing(schema, jets)
+    absent = schema.missing(jets.ids)
     owner = np.repeat(jets.labels, jets.sizes)
-    note = f"{report.file.name}: first {report.sample:,} of {report.num_jets:,} jets"
 
     def constituents(values: NDArray[Any]) -> list[_Values]:
         return [
@@ -78,7 +86,7 @@ def plot(report: InspectReport, schema: Schema, jets: JetArrays, folder: Path) -
         ),
         "jets": lambda: _grid(of_jets(jets.jets), style, note, _histogram),
         "jets_scaled": lambda: _grid(of_jets(scaled.jets.numpy()), style, note, _scaled),
-        "classes": lambda: _overview(report, schema, jets, style, note),
+        "classes": lambda: _overview(classes, schema, jets, style, note),
     }
     with settings():
         return [path for name, figure in draw.items() for path in save(figure(), folder / name)]
@@ -205,12 +213,12 @@ def _edges(values: NDArray[Any], count: int) -> tuple[NDArray[np.float64], bool]
 
 
 def _overview(
-    report: InspectReport, schema: Schema, jets: JetArrays, style: _Style, note: str
+    classes: Mapping[str, int], schema: Schema, jets: JetArrays, style: _Style, note: str
 ) -> Figure:
     """Jets of each class, constituents of each jet, and the particle classes."""
     figure, axes = panels(4 if schema.ids else 3, note, columns=2)
     names = [schema.classes[index] for index in style.shown]
-    counts = [report.classes[name] for name in names]
+    counts = [classes[name] for name in names]
     colours = [style.line(index)["color"] for index in style.shown]
     bars = axes[0].barh(names[::-1], counts[::-1], color=colours[::-1])
     axes[0].bar_label(bars, [f" {count:,}" for count in counts[::-1]], fontsize="x-small")

@@ -14,7 +14,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from jetssl_cli.batch import JetBatch
 from jetssl_cli.data import order
 from jetssl_cli.data.jets import JetArrays
-from jetssl_cli.data.recipe import Schema
+from jetssl_cli.data.schema import Schema
 from jetssl_cli.data.state import Origin, ReaderState, require_same_files
 from jetssl_cli.errors import DataError
 

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from jetssl_cli.config import Layer, Strict, load, shipped_file, to_yaml
+from jetssl_cli.data.schema import Feature, Schema
 from jetssl_cli.errors import ConfigError, suggest
 from jetssl_cli.physics import FORMULAS, NEUTRAL_CLASSES, PARTICLE_CLASSES, takes_list
 from jetssl_cli.safeyaml import parse_yaml
@@ -160,14 +161,6 @@ class IntegerLabels(Strict):
         return tuple(self.value_of)
 
 
-class Feature(Strict):
-    """Name and unit of one stored column."""
-
-    name: str
-    unit: str
-    charged_only: bool = False
-
-
 class Limits(Strict):
     """Smallest and largest value, both allowed themselves."""
 
@@ -175,23 +168,6 @@ class Limits(Strict):
     """Smaller values are left out."""
     max: float | None = None
     """Larger values are left out."""
-
-
-class Schema(Strict):
-    """What the columns of a converted file mean; what a network must be fed with."""
-
-    constituents: tuple[Feature, ...]
-    """Constituent features, in the order of the columns."""
-    ids: tuple[str, ...]
-    """Particle classes."""
-    neutral_ids: tuple[int, ...]
-    """Indices of the particle classes without a track."""
-    truth: tuple[str, ...] = ()
-    """Truth about each constituent, in the order of the columns."""
-    jets: tuple[Feature, ...]
-    """Jet features, in the order of the columns."""
-    classes: tuple[str, ...]
-    """Names of the jet classes, in the order of the labels."""
 
 
 class Recipe(Strict):

@@ -12,13 +12,32 @@ from jetssl_cli.data import order
 from jetssl_cli.data.cache import digest
 from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.data.jets import JetArrays
-from jetssl_cli.data.stream import look
+from jetssl_cli.data.schema import Schema
 from jetssl_cli.errors import DataError
 
 JETS_PER_READ = 10_000
 PROBES = 32
 JETS_PER_PROBE = 64
 """Of each file, the constituents of so many times so many jets enter the fingerprint."""
+
+
+def look(files: Sequence[Path]) -> tuple[Schema, list[int]]:
+    """The schema that the files share, and the number of jets in each.
+
+    Raises:
+        DataError: a file cannot be read, or has other columns or classes than the first.
+    """
+    schema: Schema | None = None
+    sizes = []
+    for path in files:
+        with JaggedFile(path) as file:
+            if schema is not None and file.schema != schema:
+                raise DataError(f"{path}: has other columns or classes than {files[0]}")
+            schema = file.schema
+            sizes.append(file.num_jets)
+    if schema is None:
+        raise DataError("no data file was given")
+    return schema, sizes
 
 
 class Sample:

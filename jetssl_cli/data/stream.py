@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,14 +17,12 @@ from jetssl_cli.data.cache import digest
 from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.data.jets import JetArrays, concatenate
 from jetssl_cli.data.reader import before, endless, pieces
-from jetssl_cli.data.recipe import Schema
+from jetssl_cli.data.sample import look
 from jetssl_cli.data.state import Origin, ReaderState
 from jetssl_cli.data.subjets import check_columns, require_fastjet, subjets
 from jetssl_cli.data.truth import Wanted, columns_of
+from jetssl_cli.data.watch import Watch
 from jetssl_cli.errors import DataError
-
-if TYPE_CHECKING:
-    from jetssl_cli.data.watch import Watch
 
 MOST_OPEN = 64
 """Files that are open at a time: a process may have few hundred, a data set has thousands."""
@@ -254,22 +251,3 @@ class _HeldPools:
             self._held[place.pool] = concatenate(parts), permutation
         jets, permutation = self._held[place.pool]
         return jets.take(permutation[place.start : place.stop], self._most)
-
-
-def look(files: Sequence[Path]) -> tuple[Schema, list[int]]:
-    """The schema that the files share, and the number of jets in each.
-
-    Raises:
-        DataError: a file cannot be read, or has other columns or classes than the first.
-    """
-    schema: Schema | None = None
-    sizes = []
-    for path in files:
-        with JaggedFile(path) as file:
-            if schema is not None and file.schema != schema:
-                raise DataError(f"{path}: has other columns or classes than {files[0]}")
-            schema = file.schema
-            sizes.append(file.num_jets)
-    if schema is None:
-        raise DataError("no data file was given")
-    return schema, sizes

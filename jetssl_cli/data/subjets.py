@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
-from jetssl_cli.data.recipe import Schema
+from jetssl_cli.data.schema import Schema
 from jetssl_cli.errors import ConfigError, DataError
 
 COLUMNS = ("pt", "deta", "dphi")

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from jetssl_cli.config import Strict
 from jetssl_cli.data.cache import cached, digest
-from jetssl_cli.data.recipe import Feature, Schema
 from jetssl_cli.data.sample import Sample
 from jetssl_cli.data.scaling import SCALING_JETS, Scaling, fitted_scaling
+from jetssl_cli.data.schema import Feature, Schema
 from jetssl_cli.data.stream import to_batch
 from jetssl_cli.errors import DataError
 from jetssl_cli.progress import Advance, note, progress

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from jetssl_cli.data.jagged import VERSION, JaggedFile
 from jetssl_cli.data.jets import JetArrays
-from jetssl_cli.data.recipe import Feature, Schema, schema_of
+from jetssl_cli.data.recipe import schema_of
+from jetssl_cli.data.schema import Feature, Schema
 from jetssl_cli.data.shuffle import checksum
 from jetssl_cli.errors import DataError
 from jetssl_cli.progress import progress

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import yaml
 
 from jetssl_cli.config import Layer, Strict, load, to_yaml
-from jetssl_cli.data.recipe import Feature, Schema
+from jetssl_cli.data.schema import Feature, Schema
 from jetssl_cli.errors import ConfigError, RunError
 from jetssl_cli.runs import budget, lock
 from jetssl_cli.runs.snapshot import to_disk

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from jetssl_cli.data.mixed import SAMPLES
-from jetssl_cli.data.recipe import Schema
 from jetssl_cli.data.sample import Sample
 from jetssl_cli.data.scaling import SCALING_JETS, Scaling, fitted_scaling
+from jetssl_cli.data.schema import Schema
 from jetssl_cli.data.stream import JetStream
 from jetssl_cli.encoder.encoder import Encoder
 from jetssl_cli.errors import DataError, RunError

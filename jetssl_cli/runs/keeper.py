@@ -9,31 +9,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import lightning
 import torch
 from torch import Tensor
 
 from jetssl_cli import __version__
 from jetssl_cli.data.reader import JetReader
-from jetssl_cli.data.state import ReaderState
 from jetssl_cli.errors import RunError
 from jetssl_cli.progress import warn
 from jetssl_cli.runs import signals
-from jetssl_cli.runs.diverged import set_aside, told
+from jetssl_cli.runs.module import JetModule
 from jetssl_cli.runs.processes import Hosts
 from jetssl_cli.runs.signals import Asked, Stopped
 from jetssl_cli.runs.snapshot import Snapshot, Snapshots
-
-if TYPE_CHECKING:
-    from jetssl_cli.runs.module import JetModule
 
 MODULE, OPTIMIZER, BEST = "module.", "optimizer.", "best."
 GLOBAL, OWN, CUDA = "random.global", "random.own", "random.cuda"
 """Generators: torch's own, that of the method, and that of the GPU; one row for each process."""
 
 
-class Keeper:
+class Keeper(lightning.Callback):
     """Keeps the snapshots of one training."""
 
     def __init__(
@@ -62,19 +59,16 @@ class Keeper:
         self._asked, self._hosts, self._start = asked, hosts, start
         self._backbone = backbone
 
-    @property
-    def val_files(self) -> str:
-        """The files of the validation jets, as an error message calls them."""
-        first, *others = self._readers[1].files
-        return f"{first}{f' and {len(others)} more' if others else ''}"
-
-    def take_up(self, module: JetModule) -> bool:
-        """Put a new module and its optimizer where the training was; whether a validation is due.
+    def on_train_start(  # type: ignore[override]
+        self, trainer: lightning.Trainer, module: JetModule
+    ) -> None:
+        """Put a new module and its optimizer where the training was, and validate if it is due.
 
         Raises:
             RunError: the snapshot is one of another network, of other processes, or not that which
                 the first process has found.
         """
+        del trainer
         start, self._start = self._start, None
         found = start.facts["steps"] if start else 0
         if found != (first := round(self._hosts.first(float(found)))):
@@ -83,7 +77,7 @@ class Keeper:
                 f"last, the first one {first}; do they share this folder?"
             )
         if start is None:
-            return False
+            return
         facts, folder = start.facts, self._snapshots.folder
         arithmetic = module.train_cfg.arithmetic
         if facts.get("arithmetic") not in (None, arithmetic) and not module.global_rank:
@@ -97,31 +91,45 @@ class Keeper:
         for name in best.kept:
             best.weights[name] = _under(f"{BEST}{name}.", start.tensors)
         _validated_every(module, facts["steps"])
-        return bool(facts["steps"] % module.train_cfg.val_every == 0)
+        if facts["steps"] % module.train_cfg.val_every == 0:
+            module.validate()
 
-    def after_step(self, module: JetModule) -> None:
-        """Write a snapshot where one is due, or where the run was asked to stop.
+    def on_train_batch_end(  # type: ignore[override]
+        self,
+        trainer: lightning.Trainer,
+        module: JetModule,
+        outputs: object,
+        batch: object,
+        batch_idx: int,
+    ) -> None:
+        """After a step, write a snapshot where one is due, or where the run was asked to stop.
 
         Raises:
             Stopped: it was asked to.
         """
+        del trainer, outputs, batch
+        if (batch_idx + 1) % module.train_cfg.accumulate:
+            return
         steps = module.budget.steps
         due = float(not module.global_rank and self._snapshots.due(steps))  # the first one writes
         due, number = self._hosts.most([due, float(self._asked.number)])
         if (due or number) and not module.budget.finished:
-            self.write(module)
+            self._write(module)
         if number and not module.budget.finished:
-            self.stop(module, int(number))
+            self._stop(module, int(number))
 
-    def during_validation(self, module: JetModule) -> None:
+    def on_validation_batch_start(  # type: ignore[override]
+        self, trainer: lightning.Trainer, module: JetModule, *batch: object
+    ) -> None:
         """Stop, if the run of this only process was asked to."""
+        del trainer, batch
         if self._asked.number and self._hosts.alone and not module.budget.finished:
-            self.write(module)
-            self.stop(module, self._asked.number)
+            self._write(module)
+            self._stop(module, self._asked.number)
 
-    def write(self, module: JetModule) -> None:
+    def _write(self, module: JetModule) -> None:
         """Write a snapshot; what goes wrong costs a warning, since older ones are there."""
-        module.stop_if_diverged()
+        module.divergence.stop()
         found = Snapshot(self._tensors(module), self._facts(module))
         if module.global_rank:
             return
@@ -130,19 +138,7 @@ class Keeper:
         except RunError as err:
             warn(f"no snapshot after step {module.budget.steps}: {err}")
 
-    def diverged(self, module: JetModule, step: int, *, here: bool) -> str:
-        """Set the jets of a step aside, ``here`` too if this process is one whose numbers are bad.
-
-        Returns which they are. All processes have to call this.
-        """
-        run = self._snapshots.folder.parent
-        if here:
-            parts, rank = module.train_cfg.accumulate, module.global_rank
-            set_aside(run, self._readers[0], seed=self._seed, step=step, parts=parts, rank=rank)
-        self._hosts.most([0.0])  # all wait until all have written
-        return told(run, step)
-
-    def stop(self, module: JetModule, number: int) -> None:
+    def _stop(self, module: JetModule, number: int) -> None:
         """End the run, after its snapshot.
 
         Raises:
@@ -183,25 +179,6 @@ class Keeper:
         return found | {
             name: torch.stack(self._hosts.all(state)) for name, state in generators.items()
         }
-
-
-def reader_state(start: Snapshot | None) -> ReaderState | None:
-    """Where the reader goes on.
-
-    Raises:
-        DataError: it is not such a state.
-    """
-    return None if start is None else ReaderState.from_dict(start.facts["reader"])
-
-
-def require_same_backbone(now: str | None, start: Snapshot, folder: Path) -> None:
-    """Check that the backbone of a run that goes on, by its hash, is that of its snapshot.
-
-    Raises:
-        RunError: it is another one.
-    """
-    if start.facts.get("backbone") not in (None, now):
-        raise RunError(f"{folder}: the backbone is not the one that the run was begun with")
 
 
 def _restore(module: JetModule, start: Snapshot, folder: Path) -> None:

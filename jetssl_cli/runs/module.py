@@ -16,12 +16,11 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from jetssl_cli.batch import JetBatch
 from jetssl_cli.encoder.lora import plain_state
-from jetssl_cli.errors import RunError
 from jetssl_cli.objectives import parallel
 from jetssl_cli.objectives.objective import Objective
 from jetssl_cli.progress import Advance
 from jetssl_cli.runs.budget import Budget
-from jetssl_cli.runs.keeper import Keeper
+from jetssl_cli.runs.diverged import Divergence
 from jetssl_cli.runs.optim import OptimConfig, Pace
 from jetssl_cli.runs.probe import Probe, effective_rank, feature_std, jet_vectors
 from jetssl_cli.runs.run_config import TrainConfig
@@ -33,8 +32,6 @@ JETS = "number of jets"
 """Beside the sums of the terms of a loss, which have one word."""
 SEEDS_APART = 1_000_003
 """Between the seeds of two processes, so that runs with the next seeds share none."""
-NEVER = 2**62
-"""A step that no run comes to."""
 
 
 class Best:
@@ -77,7 +74,7 @@ class JetModule(lightning.LightningModule):
         train: TrainConfig,
         budget: Budget,
         tracker: Tracker,
-        keeper: Keeper,
+        divergence: Divergence,
         pace: Pace | None = None,
         keep: Mapping[str, nn.Module] | None = None,
         agree: Callable[[float], float] = float,
@@ -91,7 +88,7 @@ class JetModule(lightning.LightningModule):
             train: settings of the loop.
             budget: how long the run goes on.
             tracker: takes the measurements.
-            keeper: writes down where the training stands.
+            divergence: stops a training that is no longer finite.
             pace: how the encoder learns beside the rest.
             keep: modules whose weights at the best validation are kept, by name.
             agree: what all processes take for a number that each of them has found.
@@ -113,8 +110,7 @@ class JetModule(lightning.LightningModule):
         ignore(self, names)  # type: ignore[no-untyped-call]
         self.accuracy = MulticlassAccuracy(num_classes, average="micro", sync_on_compute=False)
         self.optim, self.train_cfg = optim, train
-        self.tracker, self.keeper = tracker, keeper
-        self.budget = budget
+        self.tracker, self.divergence, self.budget = tracker, divergence, budget
         self.advance: Advance = lambda *_: None
         self.latest: dict[str, float] = {}
         self._frozen = False
@@ -125,7 +121,6 @@ class JetModule(lightning.LightningModule):
         self._clock = (0, time.monotonic())
         self._jets = 0
         self._terms: dict[str, Tensor] = {}
-        self.first_bad = torch.tensor(NEVER)
 
     def setup(self, stage: str) -> None:
         """Seed the generators, on the device they draw for; each process draws other numbers."""
@@ -134,7 +129,6 @@ class JetModule(lightning.LightningModule):
         self.rng = torch.Generator(self.device).manual_seed(seed)
         if self.global_rank:
             torch.manual_seed(seed)
-        self.first_bad = self.first_bad.to(self.device)
 
     def transfer_batch_to_device(
         self, batch: JetBatch, device: torch.device, dataloader_idx: int
@@ -152,16 +146,8 @@ class JetModule(lightning.LightningModule):
         if self.probe is not None and parallel.world_size() > 1:
             for parameter in self.probe.parameters():
                 distributed.broadcast(parameter.detach(), 0)
-        if self.keeper.take_up(self):
-            self._validate()
         self.budget.start()
         self.advance(self.budget.done, self._note())
-
-    def on_train_batch_end(self, outputs: object, batch: JetBatch, batch_idx: int) -> None:
-        """Write down where the training stands, when it is time."""
-        del outputs, batch
-        if (batch_idx + 1) % self.train_cfg.accumulate == 0:
-            self.keeper.after_step(self)
 
     def training_step(self, batch: JetBatch, batch_idx: int) -> Tensor:
         """Loss of a batch, with that of the probe when it is its turn."""
@@ -171,7 +157,7 @@ class JetModule(lightning.LightningModule):
             self.objective.encoder.requires_grad_(not self._frozen)
         terms = self.objective.loss(batch, self.rng)
         total = torch.stack(list(terms.values())).sum()
-        self._note_bad(~total.isfinite())
+        self.divergence.note(~total.isfinite(), step)
         self._jets += batch.packing.num_jets
         if (step + 1) % self.train_cfg.log_every == 0 or step == 0:
             for name, value in terms.items():
@@ -192,7 +178,7 @@ class JetModule(lightning.LightningModule):
         del optimizer, gradient_clip_val, gradient_clip_algorithm
         self._average_seldom()
         norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self.optim.clip_norm)
-        self._note_bad(~norm.isfinite())
+        self.divergence.note(~norm.isfinite(), self.budget.steps)
         if self.probe is not None:
             nn.utils.clip_grad_norm_(self.probe.parameters(), self.optim.clip_norm)
 
@@ -216,7 +202,7 @@ class JetModule(lightning.LightningModule):
 
     def on_validation_start(self) -> None:
         """The same masks and noise in every validation."""
-        self.stop_if_diverged()
+        self.divergence.stop()
         self.objective.diagnostics()  # begins anew
         self._sums.clear()
         self._vectors.clear()
@@ -225,7 +211,6 @@ class JetModule(lightning.LightningModule):
     def validation_step(self, batch: JetBatch, batch_idx: int) -> None:
         """Loss, accuracy, and vectors in which a collapse would show."""
         del batch_idx
-        self.keeper.during_validation(self)
         num = batch.packing.num_jets
         if self.objective.classifies:
             logits = self.objective.logits(batch)
@@ -258,16 +243,12 @@ class JetModule(lightning.LightningModule):
             found["val/feature_std"] = feature_std(vectors)
         self.latest |= found
         self.tracker.metrics(found, self.budget.steps)
-        if bad := [name for name, value in found.items() if not math.isfinite(value)]:
-            raise RunError(
-                f"{bad[0]} is not finite after step {self.budget.steps}; nothing was saved: are "
-                f"all jets of {self.keeper.val_files} sound?"
-            )
+        self.divergence.stop_at_validation(found, self.budget.steps)
         self.best.look(found["val/loss"], self.budget.steps, write=self.global_rank == 0)
         self.trainer.should_stop |= self._is_enough()
         self.advance(0, self._note())
 
-    def _validate(self) -> None:
+    def validate(self) -> None:
         """Validate now, as Lightning does after a step."""
         loop = self.trainer.fit_loop.epoch_loop.val_loop
         self.trainer.validating = True
@@ -289,25 +270,9 @@ class JetModule(lightning.LightningModule):
             for grad, part in zip(grads, parts, strict=True):
                 grad.copy_(part.view_as(grad))
 
-    def _note_bad(self, bad: Tensor) -> None:
-        """Note the step if it is the first bad one; the answer stays on the device."""
-        noted = self.first_bad.clamp(max=self.budget.steps)
-        self.first_bad = torch.where(bad, noted, self.first_bad)
-
-    def stop_if_diverged(self) -> None:
-        """Raise RunError if the loss or its gradient has become non-finite; says for which jets."""
-        first = self.first_bad.clone()
-        if parallel.world_size() > 1:
-            distributed.all_reduce(first, distributed.ReduceOp.MIN)
-        step = int(first)  # asks the device, so not in every step
-        if step < NEVER:
-            jets = self.keeper.diverged(self, step, here=int(self.first_bad) == step)
-            told = f"the loss or its gradient became non-finite at step {step}; nothing was saved"
-            raise RunError(f"{told}{jets}")
-
     def _record(self, step: int) -> None:
         """Record the means over all processes, and over the parts of the batch."""
-        self.stop_if_diverged()
+        self.divergence.stop()
         then, now = self._clock[1], time.monotonic()
         world = parallel.world_size()
         values = torch.stack(list(self._terms.values())) / self.train_cfg.accumulate

@@ -18,9 +18,9 @@ from jetssl_cli.config import (
     shipped_file,
     shipped_names,
 )
-from jetssl_cli.data.recipe import Schema
 from jetssl_cli.data.sample import Sample
 from jetssl_cli.data.scaling import SCALING_JETS, Scaling, fitted_scaling
+from jetssl_cli.data.schema import Schema
 from jetssl_cli.data.tokenizer import TokenizeConfig, Tokenizer, fitted_tokenizer
 from jetssl_cli.encoder.encoder import Encoder, EncoderConfig
 from jetssl_cli.errors import ConfigError

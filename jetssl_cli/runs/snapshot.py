@@ -33,6 +33,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from jetssl_cli.config import Strict
+from jetssl_cli.data.state import ReaderState
 from jetssl_cli.errors import RunError, reason
 from jetssl_cli.progress import warn
 
@@ -83,6 +84,24 @@ class Snapshot:
     tensors: Mapping[str, Tensor]
     facts: Mapping[str, Any]
     """What goes into JSON: those of ``Facts``."""
+
+    @property
+    def reader(self) -> ReaderState:
+        """Where the reader goes on.
+
+        Raises:
+            DataError: it is not such a state.
+        """
+        return ReaderState.from_dict(self.facts["reader"])
+
+    def require_backbone(self, found: str | None, folder: Path) -> None:
+        """Check that the backbone of a run that goes on, by its hash, is still the same.
+
+        Raises:
+            RunError: it is another one; names the folder of the snapshot.
+        """
+        if self.facts.get("backbone") not in (None, found):
+            raise RunError(f"{folder}: the backbone is not the one that the run was begun with")
 
 
 class Snapshots:

@@ -22,17 +22,16 @@ from torch.utils.data import DataLoader
 from jetssl_cli.batch import JetBatch
 from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.data.reader import JetReader
-from jetssl_cli.data.recipe import Schema
-from jetssl_cli.data.sample import Sample
+from jetssl_cli.data.sample import Sample, look
+from jetssl_cli.data.schema import Schema
 from jetssl_cli.data.state import require_same_files
-from jetssl_cli.data.stream import look
 from jetssl_cli.encoder.transformer import compile_parts
 from jetssl_cli.errors import RunError, enough_memory
 from jetssl_cli.objectives.objective import Objective
 from jetssl_cli.progress import note, progress
 from jetssl_cli.runs import checkpoint, processes, weightfile
 from jetssl_cli.runs.budget import Budget
-from jetssl_cli.runs.keeper import Keeper, reader_state, require_same_backbone
+from jetssl_cli.runs.diverged import Divergence
 from jetssl_cli.runs.launch import together
 from jetssl_cli.runs.loaders import DataConfig, reading
 from jetssl_cli.runs.lock import locked
@@ -45,6 +44,7 @@ from jetssl_cli.runs.tracking import rewind, track
 if TYPE_CHECKING:
     import lightning
 
+    from jetssl_cli.runs.keeper import Keeper
     from jetssl_cli.runs.module import JetModule
 
 
@@ -170,11 +170,12 @@ def advice(cfg: RunConfig) -> str:
 
 
 def _run(prepared: Prepared) -> Path:
+    from jetssl_cli.runs.keeper import Keeper
     from jetssl_cli.runs.module import JetModule
 
     cfg, schema, weights = prepared.cfg, prepared.schema, prepared.weights
     place = processes.find(cfg.train)
-    reader, val_reader = prepared.readers(place)
+    readers = reader, val_reader = prepared.readers(place)
     with JaggedFile(reader.files[0]) as file:
         recipe = file.recipe.name
     with ExitStack() as stack:
@@ -189,7 +190,7 @@ def _run(prepared: Prepared) -> Path:
         start = snapshots.latest() if cfg.resume else None
         if start is not None:
             require_same_files(val_reader.files, val_reader.origin.files, start.facts["val"])
-            require_same_backbone(prepared.backbone, start, snapshots.folder)
+            start.require_backbone(prepared.backbone, snapshots.folder)
         folder = cfg.out if place.first else None
         if place.first and cfg.resume:
             steps = start.facts["steps"] if start else 0
@@ -204,25 +205,34 @@ def _run(prepared: Prepared) -> Path:
             train=cfg.train,
             budget=Budget(cfg.train, prepared.jets_per_step(place, reader), agree=hosts.first),
             tracker=tracker,
-            keeper=Keeper(
-                snapshots,
-                (reader, val_reader),
-                cfg.train.seed,
-                asked=asked,
+            divergence=Divergence(
+                cfg.out,
+                readers,
+                seed=cfg.train.seed,
+                parts=cfg.train.accumulate,
+                rank=place.rank,
                 hosts=hosts,
-                backbone=prepared.backbone,
-                start=start,
             ),
             pace=cfg.pace,
             keep=weights if cfg.train.keep == "best" else None,
             agree=hosts.first,
         )
+        keeper = Keeper(
+            snapshots,
+            readers,
+            cfg.train.seed,
+            asked=asked,
+            hosts=hosts,
+            backbone=prepared.backbone,
+            start=start,
+        )
         if cfg.train.compile:
             compile_parts(prepared.objective)
         lost = enough_memory(advice(cfg))  # told before the others are waited for
         with together(cfg, place, lambda: tracker.finish("FAILED")), lost:
-            batches = cfg.data.endless(reader, cfg.train.seed, reader_state(start))
-            _fit(module, place, cfg, batches, cfg.data.once(val_reader))
+            begin = None if start is None else start.reader
+            batches = cfg.data.endless(reader, cfg.train.seed, begin), cfg.data.once(val_reader)
+            _fit(module, keeper, place, cfg, batches)
         if place.first:
             if cfg.train.keep == "best":
                 tracker.metrics({"best/loss": module.best.loss}, module.best.step)
@@ -240,10 +250,10 @@ def _run(prepared: Prepared) -> Path:
 
 def _fit(
     module: JetModule,
+    keeper: Keeper,
     place: Place,
     cfg: RunConfig,
-    batches: DataLoader[JetBatch],
-    val: DataLoader[JetBatch],
+    batches: tuple[DataLoader[JetBatch], DataLoader[JetBatch]],
 ) -> None:
     import lightning
 
@@ -254,6 +264,7 @@ def _fit(
             logging.getLogger(name).setLevel(logging.ERROR)
         trainer = lightning.Trainer(
             max_epochs=-1,  # the budget ends the run
+            callbacks=keeper,
             accelerator="cuda" if torch.cuda.is_available() else "cpu",
             devices=place.devices,
             num_nodes=place.nodes,
@@ -273,7 +284,7 @@ def _fit(
         processes.let_run_ahead(trainer)
         label = f"{cfg.command} {cfg.out.name}"
         with progress(label, budget.total, budget.unit) as module.advance:
-            _train(trainer, module, batches, val)
+            _train(trainer, module, *batches)
     if not all(map(math.isfinite, module.latest.values())):
         raise RunError(f"the loss is not finite after step {budget.steps}; nothing was saved")
 

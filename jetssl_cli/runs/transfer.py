@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from jetssl_cli.data.recipe import Feature, Schema
 from jetssl_cli.data.scaling import Scaling
+from jetssl_cli.data.schema import Feature, Schema
 from jetssl_cli.encoder.encoder import Encoder, EncoderConfig
 from jetssl_cli.errors import RunError
 from jetssl_cli.runs import checkpoint, weightfile

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
 from jetssl_cli.config import Strict
 from jetssl_cli.data.jets import JetArrays
-from jetssl_cli.data.recipe import Feature, Schema
+from jetssl_cli.data.schema import Schema
 from jetssl_cli.physics import massless_mass
 
 KINEMATICS = ("pt", "deta", "dphi")
@@ -49,10 +50,8 @@ def compare(made: JetArrays, true: JetArrays, *, schema: Schema) -> list[Distanc
         true: the same jets, with the constituents that those stand for.
         schema: of both.
     """
-    return [
-        distance(column.name, column.unit, *(_column(jets, schema, index) for jets in (made, true)))
-        for index, column in enumerate(schema.constituents)
-    ]
+    columns = zip(schema.constituents, _columns(made, schema), _columns(true, schema), strict=True)
+    return [distance(column.name, column.unit, *of_both) for column, *of_both in columns]
 
 
 def compare_jets(made: JetArrays, true: JetArrays, *, schema: Schema) -> list[Distance]:
@@ -89,16 +88,11 @@ def wasserstein(one: Float[np.ndarray, " N"], two: Float[np.ndarray, " M"]) -> f
     return float(wasserstein_distance(one, two)) if len(one) and len(two) else None
 
 
-def _column(jets: JetArrays, schema: Schema, index: int) -> Sampled:
-    """One feature, of the constituents that have it."""
-    chosen = _has(schema.constituents[index], schema, jets)
+def _columns(jets: JetArrays, schema: Schema) -> Iterator[Sampled]:
+    """Each feature, of the constituents that have it."""
     numbers = np.repeat(np.arange(len(jets)), jets.sizes)
-    return Sampled(jets.features[chosen, index].astype(np.float64), numbers[chosen])
-
-
-def _has(column: Feature, schema: Schema, jets: JetArrays) -> Bool[np.ndarray, " T"]:
-    neutral: NDArray[np.bool_] = np.isin(jets.ids, schema.neutral_ids)
-    return ~(neutral & column.charged_only)
+    for values, missing in zip(jets.features.T, schema.missing(jets.ids).T, strict=True):
+        yield Sampled(values[~missing].astype(np.float64), numbers[~missing])
 
 
 def _mass(jets: JetArrays, columns: list[int]) -> NDArray[np.float64]:

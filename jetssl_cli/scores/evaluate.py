@@ -18,9 +18,10 @@ from jetssl_cli.scores.compare import Difference, Pairs
 from jetssl_cli.scores.curves import Curves, curves_of
 from jetssl_cli.scores.foreign import read_any
 from jetssl_cli.scores.groups import grouped
+from jetssl_cli.scores.identity import same_jets
 from jetssl_cli.scores.metrics import REPLICAS, WORKING_POINTS
 from jetssl_cli.scores.rows import Row, figure, figures, mark_best, ordered, run_names
-from jetssl_cli.scores.scorefile import ScoreSet, same_jets
+from jetssl_cli.scores.scorefile import ScoreSet
 from jetssl_cli.scores.single import Evaluated, evaluate_scores
 from jetssl_cli.scores.tables import to_csv, to_json, to_latex, to_markdown, write_all
 from jetssl_cli.scores.taskrows import TaskRow

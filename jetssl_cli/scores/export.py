@@ -13,7 +13,7 @@ from pydantic import PositiveInt
 from jetssl_cli.config import Strict
 from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.data.jets import JetArrays
-from jetssl_cli.data.recipe import Schema
+from jetssl_cli.data.schema import Schema
 from jetssl_cli.encoder.attention import Backend
 from jetssl_cli.errors import ConfigError, DataError, RunError, enough_memory
 from jetssl_cli.progress import note, progress

@@ -18,13 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jetssl_cli.errors import DataError, suggest
+from jetssl_cli.scores.identity import exact_hash_of, hash_of
 from jetssl_cli.scores.scorefile import (
     EXPECTED,
     ScoreSet,
     check,
     check_labels,
-    exact_hash_of,
-    hash_of,
     read_scores,
 )
 

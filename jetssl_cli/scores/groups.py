@@ -9,6 +9,7 @@ from fnmatch import fnmatch
 
 from jetssl_cli.errors import ConfigError, DataError, suggest
 from jetssl_cli.progress import note
+from jetssl_cli.scores.identity import differ, same_jets
 from jetssl_cli.scores.metrics import (
     UNDEFINED,
     WORKING_POINTS,
@@ -17,7 +18,6 @@ from jetssl_cli.scores.metrics import (
     Rejection,
 )
 from jetssl_cli.scores.rows import Row, run_names
-from jetssl_cli.scores.scorefile import differ, same_jets
 from jetssl_cli.scores.single import Evaluated
 
 

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from jetssl_cli.batch import JetBatch
 from jetssl_cli.data.jets import JetArrays
-from jetssl_cli.data.recipe import Schema
 from jetssl_cli.data.scaling import Scaling
+from jetssl_cli.data.schema import Schema
 from jetssl_cli.data.stream import to_batch
 from jetssl_cli.encoder import dense
 from jetssl_cli.encoder.attention import HALF_PRECISION, Backend, has_fast_bf16, require

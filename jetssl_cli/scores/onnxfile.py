@@ -26,7 +26,7 @@ from jaxtyping import Float
 
 from jetssl_cli.data.hdf5 import folder_for
 from jetssl_cli.data.jets import JetArrays
-from jetssl_cli.data.recipe import Feature, Schema
+from jetssl_cli.data.schema import Feature, Schema
 from jetssl_cli.data.stream import to_batch
 from jetssl_cli.errors import ConfigError, DataError, RunError
 from jetssl_cli.scores.onnxnetwork import DenseNetwork, padded

@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from jetssl_cli.batch import JetBatch
-from jetssl_cli.data.scaling import LIMIT, QuantileScaler, Scaling
+from jetssl_cli.data.quantiles import LIMIT, QuantileScaler
+from jetssl_cli.data.scaling import Scaling
 from jetssl_cli.encoder import dense
 from jetssl_cli.encoder.encoder import Encoder
 from jetssl_cli.encoder.pool import AttentionPool

@@ -25,7 +25,7 @@ from pydantic import BeforeValidator, Field, PositiveInt
 
 from jetssl_cli.config import Layer, Strict, override_layer, parts
 from jetssl_cli.data.jagged import JaggedFile
-from jetssl_cli.data.stream import look
+from jetssl_cli.data.sample import look
 from jetssl_cli.data.workers import share
 from jetssl_cli.errors import ConfigError, DataError, suggest
 from jetssl_cli.progress import progress
@@ -33,7 +33,9 @@ from jetssl_cli.runs import checkpoint
 from jetssl_cli.runs.finetune_config import load_config, mode
 from jetssl_cli.runs.pretrain import PretrainConfig
 from jetssl_cli.scores.metrics import BACKGROUND, WORKING_POINTS
+from jetssl_cli.scores.scanplot import plot
 from jetssl_cli.scores.scanpoint import Measured, Point, measure
+from jetssl_cli.scores.scansummary import Summary, summarise
 from jetssl_cli.scores.tables import write_all
 
 Mode = Literal["frozen", "full", "from-scratch", "random"]
@@ -89,21 +91,6 @@ class ScanConfig(Strict):
     """Settings of every training, as ``section.key=value``; none of ``OPTIONS``."""
 
 
-class Summary(Strict):
-    """Mean and standard deviation over the seeds (None with a single seed)."""
-
-    line: str
-    num_jets: int
-    seeds: int
-    accuracy: float
-    accuracy_std: float | None
-    rejection: float | None
-    """None where a seed has none, or some of the seeds, but not all, have a bound alone."""
-    rejection_std: float | None
-    rejection_bound: bool
-    """All seeds have a bound alone: it is the smallest of these."""
-
-
 class ScanReport(Strict):
     """All points of a scan."""
 
@@ -123,8 +110,6 @@ def scan(cfg: ScanConfig) -> ScanReport:
         DataError: a file cannot be read or written, or has too few jets.
         RunError: a backbone is no pretraining run.
     """
-    from jetssl_cli.scores.scanplot import plot
-
     points = plan(cfg)
     done: dict[str, Measured] = {}
     jobs = min(cfg.jobs, len(points))
@@ -214,42 +199,6 @@ def _require_rejection(name: str, classes: Sequence[str], test: Path) -> None:
             f"no rejection of {name!r}; "
             + (suggest(name, rejected) if rejected else f"{test} has none")
         )
-
-
-def summarise(points: Sequence[Measured]) -> list[Summary]:
-    """Mean and standard deviation over the seeds of each line and number of labels.
-
-    Of bounds the smallest is one for all seeds; bounds and numbers have no mean.
-    """
-    groups: dict[tuple[str, int], list[Measured]] = {}
-    for point in points:
-        groups.setdefault((point.line, point.num_jets), []).append(point)
-    found = []
-    for (line, num_jets), group in groups.items():
-        accuracy, spread = _mean([point.accuracy for point in group])
-        rejections = [point.rejection for point in group if point.rejection is not None]
-        bounds = sum(point.rejection_bound for point in group)
-        bound, whole = bounds == len(group), len(rejections) == len(group)
-        rejection, its_spread = _mean(rejections if whole and not bounds else [])
-        assert accuracy is not None
-        found.append(
-            Summary(
-                line=line,
-                num_jets=num_jets,
-                seeds=len(group),
-                accuracy=accuracy,
-                accuracy_std=spread,
-                rejection=min(rejections) if bound else rejection,
-                rejection_std=its_spread,
-                rejection_bound=bound,
-            )
-        )
-    return found
-
-
-def _mean(values: Sequence[float]) -> tuple[float | None, float | None]:
-    mean = float(np.mean(values)) if values else None
-    return mean, float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 def _architecture(backbone: Path) -> str:

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jetssl_cli.data.style import line, panels, save, settings
+from jetssl_cli.scores.scansummary import Summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from jetssl_cli.scores.scan import Summary
 
 MARKERS = "osD^vP*X<>"
 LENGTH_OF_ARROW = 0.15

@@ -72,7 +72,7 @@ def measure(point: Point, rejection: str | None) -> Measured:
     else:
         point.scores.unlink(missing_ok=True)
         finetune(point.cfg.model_copy(update={"resume": True}))
-    if not _are_of(point.scores, point.test):
+    if not _are_of(point.scores, run, point.test):
         point.scores.parent.mkdir(parents=True, exist_ok=True)
         export(ExportConfig(run=run, data=point.test, out=point.scores, overwrite=True))
     (row,) = evaluate(
@@ -94,12 +94,14 @@ def measure(point: Point, rejection: str | None) -> Measured:
     )
 
 
-def _are_of(scores: Path, test: Path) -> bool:
-    """Whether scores are there, of the jets that the file has now."""
+def _are_of(scores: Path, run: Path, test: Path) -> bool:
+    """Whether scores are there, by the weights and of the jets that are there now."""
     if not scores.exists():
         return False
     with open_complete(scores, FORMAT, VERSION) as file, readable(scores):
-        return attributes_of(file).get("data_hash") == _hash(test, test.stat().st_mtime_ns)
+        about = attributes_of(file)
+    of_data = about.get("data_hash") == _hash(test, test.stat().st_mtime_ns)
+    return of_data and about.get("weights_hash") == sha256(run / checkpoint.MODEL)
 
 
 @cache

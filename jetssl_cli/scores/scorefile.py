@@ -17,7 +17,6 @@ of scores and logits: the mean of what the backbone makes of a jet's constituent
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,6 +32,7 @@ from numpy.typing import NDArray
 from jetssl_cli.data.chunks import Rows
 from jetssl_cli.data.hdf5 import Table, attributes_of, create, open_complete, readable
 from jetssl_cli.errors import DataError, printable
+from jetssl_cli.scores.identity import HASH_OF_DATA, HASH_OF_LABELS, hash_of
 from jetssl_cli.scores.provenance import Provenance
 
 FORMAT = "jetssl-scores"
@@ -72,29 +72,6 @@ class ScoreSet:
         """What says which jets they are: ``jets``, and a hash of the labels by their names."""
         ranks = np.argsort(np.argsort(self.classes))
         return {**self.jets, HASH_OF_LABELS: hash_of(ranks[self.labels])}
-
-
-HASH_OF_DATA, HASH_OF_LABELS = "data_hash", "labels"
-
-
-def same_jets(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
-    """Whether two identities are those of the same jets in the same order.
-
-    The labels have to agree, and the data or, where only one file tells its data, all jet features
-    that both have. Labels alone say nothing.
-    """
-    return bool(_common(one, other)) and not differ(one, other)
-
-
-def differ(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
-    """Whether two identities cannot be those of the same jets in the same order."""
-    return any(one[name] != other[name] for name in (*_common(one, other), HASH_OF_LABELS))
-
-
-def _common(one: Mapping[str, str], other: Mapping[str, str]) -> set[str]:
-    """What both tell of their jets beside the labels, or that of it which says all."""
-    common = one.keys() & other.keys() - {HASH_OF_LABELS}
-    return {HASH_OF_DATA} if HASH_OF_DATA in common else common
 
 
 class ScoreWriter:
@@ -234,29 +211,6 @@ def check(path: Path, classes: Sequence[str], scores: NDArray[Any], labels: NDAr
     """
     check_labels(path, labels, len(classes))
     check_scores(path, scores, classes)
-
-
-def hash_of(values: NDArray[Any]) -> str:
-    """Of one jet feature, in float32 as our own files have it."""
-    return _digest(values.astype(np.float32))
-
-
-def exact_hash_of(values: NDArray[Any]) -> str | None:
-    """Of one jet feature in whole numbers, as integers or in float64; None where it is none.
-
-    In float32, numbers of events from 2^24 on are those of their neighbours as well. What is no
-    whole number counts in float32 alone: the same feature is printed with more or fewer digits.
-    """
-    is_float = values.dtype.kind == "f"
-    if is_float and values.dtype.itemsize < 8:
-        return None
-    with np.errstate(invalid="ignore"):
-        whole = values.astype(np.int64)
-    return None if is_float and (whole != values).any() else _digest(whole)
-
-
-def _digest(values: NDArray[Any]) -> str:
-    return hashlib.blake2b(values.tobytes(), digest_size=16).hexdigest()
 
 
 def _hashes(jets: Rows, columns: Sequence[str]) -> dict[str, str]:

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from jetssl_cli.batch import JetBatch
 from jetssl_cli.data.chunks import Rows
 from jetssl_cli.data.hdf5 import attributes_of, create, open_complete, readable
-from jetssl_cli.data.recipe import Schema
+from jetssl_cli.data.schema import Schema
 from jetssl_cli.data.stream import JetStream
 from jetssl_cli.errors import DataError, RunError, printable
 from jetssl_cli.objectives.downstream import Downstream

@@ -9,25 +9,19 @@ from __future__ import annotations
 
 import csv
 import importlib.util
-import os
 import re
 import shutil
-import signal
 import subprocess
-import sys
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import FrameType
 from typing import Any
 
-from jetssl_cli.config import Layer, Strict, load, shipped, to_yaml
+from jetssl_cli.config import Layer, Strict, load, to_yaml
 from jetssl_cli.errors import ConfigError, RunError
 from jetssl_cli.runs.lock import locked
-from jetssl_cli.runs.signals import Stopped
 from jetssl_cli.safeyaml import read_yaml
+from jetssl_cli.scores import snakemake
 from jetssl_cli.scores.workflow_config import JETCLASS, WorkflowConfig
 
 CONFIG = "workflow.yaml"
@@ -43,11 +37,6 @@ RULES = (
 JOBS = re.compile(r"^(\w+) +(\d+)$", re.MULTILINE)
 """A line of what Snakemake says of the jobs to come."""
 PICTURES = (".png", ".svg")
-PROFILES = ("local", "slurm")
-STDERR = 2
-"""Where all that Snakemake says goes: standard output is for the report."""
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-Handler = Callable[[int, FrameType | None], None]
 
 
 class RuleTime(Strict):
@@ -84,7 +73,8 @@ def workflow(cfg: WorkflowConfig) -> WorkflowReport:
     with locked(cfg.out) as hand_over:
         cfg = _as_begun(cfg)
         (cfg.out / CONFIG).write_text(to_yaml(cfg), encoding="utf-8")
-        code = _watch(_snakemake(cfg, cfg.out, cfg.out / CONFIG), cfg.out, hand_over)
+        command = snakemake.command(cfg, cfg.out, cfg.out / CONFIG)
+        code = snakemake.run(command, cfg.out, hand_over)
     if code:
         raise RunError(
             f"{cfg.out}: a part has failed, see above and {cfg.out / 'logs'}; the same command "
@@ -160,28 +150,11 @@ def _asked(cfg: WorkflowConfig, *words: str) -> str:
         config = Path(away) / CONFIG
         config.write_text(to_yaml(cfg), encoding="utf-8")
         folder = cfg.out if cfg.out.is_dir() else Path(away)
-        command = [*_snakemake(cfg, folder, config), *words]
+        command = [*snakemake.command(cfg, folder, config), *words]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RunError(f"Snakemake cannot say what is to be done:\n{done.stderr.strip()}")
     return done.stdout
-
-
-def _snakemake(cfg: WorkflowConfig, folder: Path, config: Path) -> list[str]:
-    """The command of Snakemake."""
-    home = shipped("workflow")
-    profile = home / "profiles" / cfg.profile if cfg.profile in PROFILES else Path(cfg.profile)
-    words: list[object] = [sys.executable, "-m", "snakemake", "--snakefile", home / "Snakefile"]
-    words += ["--directory", folder, "--configfile", config, "--profile", profile.resolve()]
-    words += ["--rerun-triggers", "mtime", "input", "--rerun-incomplete", "--keep-going"]
-    words += ["--quiet", "host", "reason", "--show-failed-logs"]
-    if cfg.jobs is not None:
-        words += ["--cores" if cfg.profile == "local" else "--jobs", cfg.jobs]
-    if cfg.container is not None:
-        words += ["--software-deployment-method", "apptainer"]
-        words += [f"--apptainer-args={cfg.container_args}"] * bool(cfg.container_args)
-    words.append("--nolock")  # the folder has a lock of its own
-    return [*map(str, words), *cfg.snakemake]
 
 
 def _require(cfg: WorkflowConfig) -> None:
@@ -197,7 +170,7 @@ def _require(cfg: WorkflowConfig) -> None:
         )
     if cfg.profile == "slurm" and shutil.which("sbatch") is None:
         raise ConfigError("--profile slurm: there is no SLURM on this machine (no sbatch)")
-    if cfg.profile not in PROFILES and not (Path(cfg.profile) / "config.yaml").is_file():
+    if cfg.profile not in snakemake.PROFILES and not (Path(cfg.profile) / "config.yaml").is_file():
         raise ConfigError(
             f"--profile {cfg.profile}: no such profile; local, slurm, or a folder with config.yaml"
         )
@@ -262,63 +235,3 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in settings.items()
         for name, inner in (value.items() if isinstance(value, Mapping) else [("", value)])
     }
-
-
-def _watch(command: Sequence[str], out: Path, hand_over: Callable[[int], None]) -> int:
-    """Run Snakemake and all its jobs; signals that come go on to all of them.
-
-    The folder is handed over to Snakemake, which goes on alone should this process be killed.
-
-    Raises:
-        Stopped: one has come.
-    """
-    came: list[int] = []
-    running: list[int] = []
-
-    def pass_on(number: int, _: FrameType | None) -> None:
-        came.append(number)
-        for group in running:
-            _interrupt(group)
-
-    with (
-        _handling(pass_on),
-        subprocess.Popen(command, stdout=STDERR, start_new_session=True) as process,
-    ):
-        running.append(process.pid)
-        hand_over(process.pid)
-        if came:
-            _interrupt(process.pid)
-        code = process.wait()
-    if came and code:
-        name = signal.Signals(came[0]).name
-        told = f"{out}: stopped by {name}; the same command goes on with it"
-        raise Stopped(told, came[0])
-    return code
-
-
-def _interrupt(group: int) -> None:
-    """Do what Ctrl-C on a terminal does: Snakemake waits for its jobs, which write snapshots."""
-    with suppress(ProcessLookupError):
-        os.killpg(group, signal.SIGINT)
-
-
-@contextmanager
-def _handling(handler: Handler) -> Iterator[None]:
-    """Handle signals while the block runs.
-
-    Those that are ignored (by nohup, or in the background of a script) still are, but not by the
-    processes that are started here, which could not be interrupted otherwise.
-    """
-    here = threading.current_thread() is threading.main_thread()  # others cannot handle signals
-    before = {number: signal.getsignal(number) for number in SIGNALS if here}
-    for number, old in before.items():
-        signal.signal(number, _ignore if old is signal.SIG_IGN else handler)
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
-
-
-def _ignore(_number: int, _frame: FrameType | None) -> None:
-    """Unlike SIG_IGN, not inherited."""

@@ -12,8 +12,9 @@ from sklearn.preprocessing import QuantileTransformer
 
 from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.data.jets import JetArrays
+from jetssl_cli.data.quantiles import LIMIT, QuantileScaler
 from jetssl_cli.data.recipe import load_recipe, schema_of
-from jetssl_cli.data.scaling import LIMIT, QuantileScaler, Scaling, fit_scaling
+from jetssl_cli.data.scaling import Scaling, fit_scaling
 from jetssl_cli.data.stream import to_batch
 
 SCHEMA = schema_of(load_recipe("jetclass"))

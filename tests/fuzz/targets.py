@@ -20,7 +20,6 @@ from jetssl_cli.data.recipe import Recipe, load_recipe, parse_recipe, schema_of
 from jetssl_cli.errors import JetSSLError
 from jetssl_cli.runs import checkpoint, snapshot, weightfile
 from jetssl_cli.runs.finetune_config import FinetuneConfig
-from jetssl_cli.runs.keeper import reader_state
 from jetssl_cli.runs.pretrain import PretrainConfig, load_config
 from jetssl_cli.scores.scorefile import read_scores
 from jetssl_cli.scores.tasks import evaluate_tasks
@@ -150,7 +149,7 @@ def _weights(path: Path) -> None:
 
 def _snapshot(path: Path) -> None:
     found = snapshot.read(path)
-    reader_state(found)
+    assert found.reader is not None
     best = found.facts["best"]
     assert len(best) == 3
     assert found.facts["steps"] >= 0

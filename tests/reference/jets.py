@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from jetssl_cli.batch import JetBatch, Packing
-from jetssl_cli.data.recipe import Schema, load_recipe, schema_of
+from jetssl_cli.data.recipe import load_recipe, schema_of
 from jetssl_cli.data.scaling import Scaling
+from jetssl_cli.data.schema import Schema
 from jetssl_cli.encoder.encoder import Encoder, EncoderConfig
 
 M = TypeVar("M", bound=nn.Module)

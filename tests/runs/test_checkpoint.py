@@ -8,7 +8,7 @@ import pytest
 from reference.jets import schema, tiny_config
 
 from jetssl_cli.config import load, to_yaml
-from jetssl_cli.data.recipe import Schema
+from jetssl_cli.data.schema import Schema
 from jetssl_cli.errors import ConfigError, RunError
 from jetssl_cli.objectives.masking import RandomMaskConfig
 from jetssl_cli.objectives.ssfm import SSFMConfig

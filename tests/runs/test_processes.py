@@ -24,7 +24,7 @@ from jetssl_cli.progress import progress
 from jetssl_cli.runs.finetune import finetune
 from jetssl_cli.runs.finetune_config import FinetuneConfig
 from jetssl_cli.runs.loaders import DataConfig
-from jetssl_cli.runs.module import NEVER, JetModule
+from jetssl_cli.runs.module import JetModule
 from jetssl_cli.runs.optim import OptimConfig
 from jetssl_cli.runs.pretrain import PretrainConfig, pretrain
 from jetssl_cli.runs.processes import DeviceConfig, find
@@ -311,7 +311,6 @@ def test_no_process_of_a_few_seeds_draws_what_another_draws():
                 train_cfg=TrainConfig(seed=seed),
                 global_rank=rank,
                 device=torch.device("cpu"),
-                first_bad=torch.tensor(NEVER),
             )
             with torch.random.fork_rng():
                 JetModule.setup(process, "fit")

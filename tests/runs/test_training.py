@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from unittest.mock import create_autospec
 
 import h5py
 import numpy as np
@@ -27,9 +28,9 @@ from jetssl_cli.objectives.supervised import Supervised, SupervisedConfig
 from jetssl_cli.runs import checkpoint, training
 from jetssl_cli.runs import pretrain as pretrain_module
 from jetssl_cli.runs.budget import Budget
+from jetssl_cli.runs.diverged import Divergence
 from jetssl_cli.runs.finetune import finetune, load_classifier
 from jetssl_cli.runs.finetune_config import FinetuneConfig
-from jetssl_cli.runs.keeper import Keeper
 from jetssl_cli.runs.loaders import DataConfig
 from jetssl_cli.runs.module import JetModule
 from jetssl_cli.runs.optim import OptimConfig
@@ -433,7 +434,7 @@ def test_objective_and_probe_are_clipped_each_by_itself():
         train=train_config(),
         budget=Budget(train_config(), 16),
         tracker=Tracker(None),
-        keeper=object.__new__(Keeper),
+        divergence=create_autospec(Divergence, instance=True),
     )
     small = 1e-3
     for p in module.objective.parameters():

@@ -9,8 +9,9 @@ import pytest
 import torch
 from reference.jets import SIZES, random_batch, random_scaling, schema, tiny_config, tiny_encoder
 
-from jetssl_cli.data.recipe import Feature, Schema, load_recipe, schema_of
+from jetssl_cli.data.recipe import load_recipe, schema_of
 from jetssl_cli.data.scaling import Scaling
+from jetssl_cli.data.schema import Feature, Schema
 from jetssl_cli.encoder.encoder import Encoder
 from jetssl_cli.errors import RunError
 from jetssl_cli.runs.transfer import Transfer, adapted, transfer

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from reference.jets import SIZES, random_batch, randomise, schema, tiny_encoder
 
 from jetssl_cli.data.jagged import JaggedFile
-from jetssl_cli.data.scaling import LIMIT, QuantileScaler
+from jetssl_cli.data.quantiles import LIMIT, QuantileScaler
 from jetssl_cli.encoder.pool import PoolConfig
 from jetssl_cli.errors import ConfigError, RunError
 from jetssl_cli.scores import onnxfile, onnxnetwork

@@ -12,6 +12,7 @@ from reference.jets import tiny_config
 from reference.numbered import RECIPE, jets_of
 
 from jetssl_cli.config import Layer, load
+from jetssl_cli.data.hdf5 import attributes_of, open_complete
 from jetssl_cli.data.jagged import write
 from jetssl_cli.errors import ConfigError, DataError, RunError
 from jetssl_cli.objectives.ssfm import SSFMConfig
@@ -22,8 +23,12 @@ from jetssl_cli.runs.pretrain import PretrainConfig, pretrain
 from jetssl_cli.runs.run_config import TrainConfig
 from jetssl_cli.runs.sources import hash_of_backbone, require_same_sources
 from jetssl_cli.scores import scanpoint
-from jetssl_cli.scores.scan import Measured, ScanConfig, plan, scan, summarise
+from jetssl_cli.scores.provenance import sha256
+from jetssl_cli.scores.scan import ScanConfig, plan, scan
 from jetssl_cli.scores.scanplot import plot
+from jetssl_cli.scores.scanpoint import Measured
+from jetssl_cli.scores.scansummary import summarise
+from jetssl_cli.scores.scorefile import FORMAT, VERSION
 
 OVERRIDES = (
     "objective.pool.width=8", "objective.pool.heads=2", "objective.pool.depth=1",
@@ -156,11 +161,14 @@ def test_numbers_of_other_data_or_another_backbone_are_not_taken_for_these(
         require_same_sources(point.cfg.out, point.cfg.model_copy(update={"data": both}))
 
     model = point.cfg.out / checkpoint.MODEL
+    assert hash_of_weights(point.scores) == sha256(model)
     weights, facts = weightfile.read_weights(model)
     kept = {key: facts[key] for key in ("recipe", "classes")}
     retrained(source, "scaling")
     weightfile.save(model, weights, kept)  # as an earlier version did
+    assert hash_of_weights(point.scores) != sha256(model)
     scanpoint.measure(point, None)
+    assert hash_of_weights(point.scores) == sha256(model)
     weightfile.save(model, weights, {**kept, "train": 3})
     with pytest.raises(RunError, match=r"do not tell what it was made of: train"):
         scanpoint.measure(point, None)
@@ -175,6 +183,11 @@ def test_baselines_are_of_the_scaling_alone(jagged, backbones, tmp_path):
     assert hash_of_backbone(point.cfg) == known
     retrained(source, "scaling")
     assert hash_of_backbone(point.cfg) != known
+
+
+def hash_of_weights(scores):
+    with open_complete(scores, FORMAT, VERSION) as file:
+        return attributes_of(file)["weights_hash"]
 
 
 def retrained(run, part):
