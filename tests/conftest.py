@@ -9,7 +9,7 @@ from pathlib import Path
 
 import forking
 import typecheck  # noqa: F401  (before the hook, which imports it)
-from jaxtyping import install_import_hook
+from jaxtyping import config, install_import_hook
 
 install_import_hook("jetssl_cli", "typecheck.check")
 
@@ -44,6 +44,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         ordered += quick[:room]
         del quick[:room]
     items[:] = ordered + quick
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Shape annotations do not execute: of a training of many steps, a third of the time."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

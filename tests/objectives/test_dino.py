@@ -357,6 +357,7 @@ def test_a_run_records_every_term_and_exports_the_teacher(jagged, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("unchecked")
 def test_it_learns_without_collapse(jagged):
     """The trivial level: log K, that of uniform answers, and of all that do not look at the jet.
 

@@ -176,6 +176,7 @@ def test_golden_losses(name, decoder):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("unchecked")
 def test_it_learns_one_batch_by_heart():
     torch.manual_seed(0)
     encoder = tiny_encoder(width=32, causal=True)

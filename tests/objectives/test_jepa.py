@@ -313,6 +313,7 @@ def test_a_run_records_every_term_and_exports_the_teacher(jagged, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("unchecked")
 def test_it_learns_without_collapse(jagged):
     """The trivial level: to answer, for each k, the mean target of all k-th hidden constituents.
 

@@ -14,7 +14,7 @@ from jetssl_cli.config import Layer
 from jetssl_cli.data.stream import JetStream
 from jetssl_cli.runs.pretrain import load_config, load_pretrained, pretrain
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unchecked")]
 
 MOST = 20
 """Constituents of a jet that are used, to be quick."""

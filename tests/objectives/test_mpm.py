@@ -167,6 +167,7 @@ def test_golden_losses(head):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("head", HEADS)
 def test_it_learns_one_batch_by_heart(head):
     torch.manual_seed(0)

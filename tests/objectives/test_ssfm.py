@@ -196,6 +196,7 @@ def steps(objective, num, batches, optim, seed=None):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("unchecked")
 def test_it_learns_one_batch_by_heart():
     torch.manual_seed(0)
     config = SSFMConfig(decoder_width=32, time_features=4)
