@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
@@ -257,7 +258,24 @@ def load_recipe(name: str) -> Recipe:
 
 
 def parse_recipe(text: str, source: str) -> Recipe:
-    """Read back the YAML text of a recipe that a data file carries."""
+    """Read back the YAML text of a recipe that a data file carries.
+
+    A text is parsed once: YAML takes its time, and of a data set all files have the same.
+
+    Raises:
+        ConfigError: it is none; names the source.
+    """
+    with suppress(ConfigError):
+        return _parsed(text)
+    return _parse(text, source)
+
+
+@lru_cache
+def _parsed(text: str) -> Recipe:
+    return _parse(text, "")
+
+
+def _parse(text: str, source: str) -> Recipe:
     raw = parse_yaml(text, source)
     if not isinstance(raw, dict):
         raise ConfigError(f"{source}: holds no recipe")
