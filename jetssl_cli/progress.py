@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 Advance = Callable[..., None]
-"""``advance(done, note="")``: so many more units are done; ``note`` is shown beside the rate."""
+"""``advance(more, note="", earlier=False)``: so many more units are done; those that an earlier run
+has done do not count for the rate, beside which ``note`` is shown."""
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -73,17 +74,17 @@ def _bar(console: Console, label: str, total: int | float, unit: str) -> Iterato
         TextColumn("left {task.fields[note]}", markup=False),
     )
     start = time.monotonic()
-    done: int | float = 0
+    here: int | float = 0
     bar = Progress(*columns, console=console)
     with suppress(OSError):  # a terminal may be closed
         bar.start()
     try:
         task = bar.add_task(label, total=total, rate="", note="")
 
-        def advance(more: int | float, note: str = "") -> None:
-            nonlocal done
-            done += more
-            rate = f" {_rate(done, start, unit)} ·" if unit != "s" else ""
+        def advance(more: int | float, note: str = "", *, earlier: bool = False) -> None:
+            nonlocal here
+            here += 0 if earlier else more
+            rate = f" {_rate(here, start, unit)} ·" if unit != "s" else ""
             bar.update(task, advance=more, note=note, rate=rate)
 
         yield advance
@@ -96,21 +97,23 @@ def _bar(console: Console, label: str, total: int | float, unit: str) -> Iterato
 def _lines(console: Console, label: str, total: int | float, unit: str) -> Iterator[Advance]:
     start = last = time.monotonic()
     done: int | float = 0
+    here: int | float = 0
     latest = ""
 
     def line(ending: str) -> None:
-        rate = f"{_rate(done, start, unit)}, " if unit != "s" else ""
+        rate = f"{_rate(here, start, unit)}, " if unit != "s" else ""
         text = f"{label}: {done:,.0f}/{total:,.0f} {unit}, {rate}{ending} {latest}"
         _say(console, text.rstrip())
 
-    def advance(more: int | float, note: str = "") -> None:
-        nonlocal done, last, latest
+    def advance(more: int | float, note: str = "", *, earlier: bool = False) -> None:
+        nonlocal done, here, last, latest
         done += more
+        here += 0 if earlier else more
         latest = note
         now = time.monotonic()
         if now - last >= SECONDS_BETWEEN_LINES and done < total:
             last = now
-            line(f"{_clock((total - done) * (now - start) / max(done, 1))} left")
+            line(f"{_clock((total - done) * (now - start) / max(here, 1))} left")
 
     yield advance
     line(f"done in {_clock(time.monotonic() - start)}")

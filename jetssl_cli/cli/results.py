@@ -75,7 +75,8 @@ def evaluate(
         ),
     ] = None,
     confusion: Annotated[
-        bool, typer.Option("--confusion", help="Also print the confusion matrices.")
+        bool,
+        typer.Option("--confusion", help="Also print the confusion matrices (rich, markdown)."),
     ] = False,
     bootstrap: Annotated[
         int, typer.Option(metavar="N", min=100, help="Replicas of the bootstrap.")
@@ -118,6 +119,7 @@ def evaluate(
         report=report,
         compare=compare,
         groups=tuple(group or ()),
+        confusion=confusion,
         replicas=bootstrap,
         seed=seed,
         tracking=tracking,

@@ -21,15 +21,20 @@ JETS_PER_PROBE = 64
 """Of each file, the constituents of so many times so many jets enter the fingerprint."""
 
 
-def look(files: Sequence[Path]) -> tuple[Schema, list[int]]:
+def look(files: Sequence[Path], *, apart: bool = True) -> tuple[Schema, list[int]]:
     """The schema that the files share, and the number of jets in each.
 
     Raises:
-        DataError: a file cannot be read, or has other columns or classes than the first.
+        DataError: a file cannot be read, has other columns or classes than the first, or, where
+            they are to be ``apart``, is named twice: its jets would count twice.
     """
     schema: Schema | None = None
     sizes = []
+    seen: set[Path] = set()
     for path in files:
+        if apart and path.resolve() in seen:
+            raise DataError(f"{path}: is named twice")
+        seen.add(path.resolve())
         with JaggedFile(path) as file:
             if schema is not None and file.schema != schema:
                 raise DataError(f"{path}: has other columns or classes than {files[0]}")

@@ -31,7 +31,6 @@ from jetssl_cli.encoder.transformer import compile_parts
 from jetssl_cli.errors import RunError, enough_memory
 from jetssl_cli.objectives.objective import Objective
 from jetssl_cli.runs import checkpoint, finetune, pretrain, processes
-from jetssl_cli.runs.budget import Budget
 from jetssl_cli.runs.finetune_config import FinetuneConfig
 from jetssl_cli.runs.pretrain import PretrainConfig
 from jetssl_cli.runs.probe import Probe
@@ -152,7 +151,7 @@ def _prepared(cfg: PretrainConfig | FinetuneConfig) -> Prepared:
 def _report(prepared: Prepared, place: Place) -> DryRun:
     cfg = prepared.cfg
     reader, val_reader = prepared.readers(place)
-    jets_per_step = prepared.jets_per_step(place, reader)
+    budget = prepared.budget(place, reader)
     trial = _Trial(prepared)
     parts = parts_of(prepared.objective, trial.probe)
     read = cfg.data.model_copy(update={"workers": 0}).endless(reader, cfg.train.seed)
@@ -161,7 +160,7 @@ def _report(prepared: Prepared, place: Place) -> DryRun:
     memory, memory_of = _memory(trial.device)
     start = Snapshots(cfg.out, cfg.checkpoint).latest() if cfg.resume else None
     done = int(start.facts["steps"]) if start else 0
-    budget, every = Budget(cfg.train, jets_per_step), cfg.train.val_every
+    every = cfg.train.val_every
     steps = budget.last_step
     if steps is None:
         left = budget.total - (float(start.facts["seconds"]) if start else 0.0)
@@ -175,11 +174,11 @@ def _report(prepared: Prepared, place: Place) -> DryRun:
         flops_per_jet=flops,
         train_jets=reader.num_jets,
         val_jets=val_reader.num_jets,
-        jets_per_step=jets_per_step,
+        jets_per_step=budget.jets_per_step,
         steps=steps,
         steps_done=done,
-        jets=steps * jets_per_step,
-        epochs=steps * jets_per_step / reader.num_jets,
+        jets=steps * budget.jets_per_step,
+        epochs=steps * budget.jets_per_step / reader.num_jets,
         seconds_per_step=seconds_per_step,
         seconds_per_validation=per_validation,
         seconds=(steps - done) * seconds_per_step + validations * per_validation,

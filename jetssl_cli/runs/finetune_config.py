@@ -15,7 +15,6 @@ from jetssl_cli.errors import ConfigError
 from jetssl_cli.objectives import TaskConfig
 from jetssl_cli.objectives.supervised import SupervisedConfig
 from jetssl_cli.runs import budget, checkpoint
-from jetssl_cli.runs.budget import Budget
 from jetssl_cli.runs.optim import OptimConfig, Pace
 from jetssl_cli.runs.pretrain import PretrainConfig
 from jetssl_cli.runs.run_config import RunConfig, TrainConfig
@@ -179,7 +178,6 @@ def check_mode(cfg: FinetuneConfig) -> None:
         ConfigError: names both.
     """
     frozen, late = cfg.objective.frozen, cfg.unfreeze_at or 0
-    last = Budget(cfg.train, cfg.data.batch_size).last_step
     rules = (
         (frozen and late, "unfreeze_at", "a backbone with objective.frozen is never trained"),
         (frozen and cfg.lora, "lora", "a backbone with objective.frozen is never trained"),
@@ -191,11 +189,6 @@ def check_mode(cfg: FinetuneConfig) -> None:
         (late and cfg.lora, "unfreeze_at", "with lora the backbone itself is never trained"),
         (late and cfg.random, "unfreeze_at", "a random backbone is either frozen or trained"),
         (cfg.lora and cfg.random, "lora", "adapters are for a trained backbone, not a random one"),
-        (
-            last is not None and late >= last,
-            "unfreeze_at",
-            f"the run ends after step {last}",
-        ),
         (
             cfg.cache_embeddings and not frozen,
             "cache_embeddings",

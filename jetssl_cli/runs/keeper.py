@@ -62,7 +62,7 @@ class Keeper(lightning.Callback):
     def on_train_start(  # type: ignore[override]
         self, trainer: lightning.Trainer, module: JetModule
     ) -> None:
-        """Put a new module and its optimizer where the training was, and validate if it is due.
+        """Put a new module and its optimizer where the training was.
 
         Raises:
             RunError: the snapshot is one of another network, of other processes, or not that which
@@ -91,8 +91,7 @@ class Keeper(lightning.Callback):
         for name in best.kept:
             best.weights[name] = _under(f"{BEST}{name}.", start.tensors)
         _validated_every(module, facts["steps"])
-        if facts["steps"] % module.train_cfg.val_every == 0:
-            module.validate()
+        module.validation_due = facts["steps"] % module.train_cfg.val_every == 0
 
     def on_train_batch_end(  # type: ignore[override]
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -152,13 +153,17 @@ class DataConfig(Strict):
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
             multiprocessing_context="spawn" if self.workers else None,
-            worker_init_fn=_leave_interrupts_to_the_training,
+            worker_init_fn=_leave_signals_to_the_training,
         )
 
     def once(self, reader: JetReader) -> DataLoader[JetBatch]:
-        """Every jet once, in order."""
+        """Every jet once, in order; torch's own generator is left as it is.
+
+        From it a DataLoader draws a seed for its processes, and dropout would come out otherwise in
+        a run that validates again when it goes on.
+        """
         assert isinstance(reader, IterableDataset)
-        return DataLoader(reader, batch_size=None)
+        return DataLoader(reader, batch_size=None, generator=torch.Generator())
 
 
 @contextmanager
@@ -186,7 +191,13 @@ def reading() -> Iterator[None]:
         raise type(err)(last.partition(": ")[2]) from None
 
 
-def _leave_interrupts_to_the_training(worker: int) -> None:
-    """Ctrl-C reaches all processes of a terminal; the training decides when it ends."""
+def _leave_signals_to_the_training(worker: int) -> None:
+    """What asks a training to stop may reach all its processes; it decides when these end.
+
+    torchrun and shells signal the group, and some batch systems every process. SIGTERM still ends a
+    process that reads, as torch has no other way where one hangs.
+    """
     del worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.setpgid(0, 0)
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)

@@ -111,7 +111,9 @@ class JetModule(lightning.LightningModule):
         self.accuracy = MulticlassAccuracy(num_classes, average="micro", sync_on_compute=False)
         self.optim, self.train_cfg = optim, train
         self.tracker, self.divergence, self.budget = tracker, divergence, budget
-        self.advance: Advance = lambda *_: None
+        self.advance: Advance = lambda *_, **__: None
+        self.validation_due = False
+        """A validation comes before the first step, as the run goes on from before it."""
         self.latest: dict[str, float] = {}
         self._frozen = False
         """The encoder is left alone at the moment."""
@@ -147,7 +149,9 @@ class JetModule(lightning.LightningModule):
             for parameter in self.probe.parameters():
                 distributed.broadcast(parameter.detach(), 0)
         self.budget.start()
-        self.advance(self.budget.done, self._note())
+        self.advance(self.budget.done, self._note(), earlier=True)
+        if self.validation_due:
+            self._validate()
 
     def training_step(self, batch: JetBatch, batch_idx: int) -> Tensor:
         """Loss of a batch, with that of the probe when it is its turn."""
@@ -248,7 +252,7 @@ class JetModule(lightning.LightningModule):
         self.trainer.should_stop |= self._is_enough()
         self.advance(0, self._note())
 
-    def validate(self) -> None:
+    def _validate(self) -> None:
         """Validate now, as Lightning does after a step."""
         loop = self.trainer.fit_loop.epoch_loop.val_loop
         self.trainer.validating = True

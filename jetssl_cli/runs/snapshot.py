@@ -124,7 +124,9 @@ class Snapshots:
         return cfg.every_minutes is not None and minutes >= cfg.every_minutes
 
     def write(self, snapshot: Snapshot) -> None:
-        """Write one, and drop the oldest.
+        """Write one, and drop the oldest, and those of steps that the run has not come to.
+
+        These are there where it went on from an earlier one, as they could not be read.
 
         Raises:
             RunError: it cannot be written; the others are as they were.
@@ -137,7 +139,8 @@ class Snapshots:
             _write(path, snapshot)
         except (OSError, SafetensorError) as err:
             raise RunError(f"{path}: cannot be written: {err}") from None
-        for old in (*self.files()[self.cfg.keep :], *self._partial()):
+        later = [other for other in self.files() if other.name > path.name]
+        for old in (*later, *self.files()[len(later) + self.cfg.keep :], *self._partial()):
             old.unlink(missing_ok=True)
 
     def files(self) -> list[Path]:

@@ -26,7 +26,7 @@ from jetssl_cli.data.sample import Sample, look
 from jetssl_cli.data.schema import Schema
 from jetssl_cli.data.state import require_same_files
 from jetssl_cli.encoder.transformer import compile_parts
-from jetssl_cli.errors import RunError, enough_memory
+from jetssl_cli.errors import ConfigError, RunError, enough_memory
 from jetssl_cli.objectives.objective import Objective
 from jetssl_cli.progress import note, progress
 from jetssl_cli.runs import checkpoint, processes, weightfile
@@ -54,7 +54,7 @@ def read_schema(data: DataConfig) -> Schema:
     Raises:
         DataError: a file cannot be read, or files do not fit together.
     """
-    schema, _ = look([*data.train, *data.val])
+    schema, _ = look([*data.train, *data.val], apart=False)
     return schema
 
 
@@ -132,11 +132,22 @@ class Prepared:
         readers = reader, data.val_stream(objective.subjet_radius, objective.truth)
         return readers if self.through is None else self.through(readers)
 
-    def jets_per_step(self, place: Place, reader: JetReader) -> int:
-        """Jets of an optimizer step, in all processes together."""
+    def budget(
+        self, place: Place, reader: JetReader, agree: Callable[[float], float] = float
+    ) -> Budget:
+        """How long the run goes on; ``agree`` as in ``Budget``.
+
+        Raises:
+            ConfigError: the backbone is to be trained from a step on that does not come.
+        """
         parts = self.cfg.train.accumulate
         size = place.jets_at_a_time(self.cfg.data.batch_size, parts)
-        return min(size, reader.num_jets // place.ranks) * place.ranks * parts
+        jets = min(size, reader.num_jets // place.ranks) * place.ranks * parts
+        budget = Budget(self.cfg.train, jets, agree=agree)
+        late, last = self.cfg.pace.unfreeze_at, budget.last_step
+        if last is not None and late >= last:
+            raise ConfigError(f"unfreeze_at = {late}: the run ends after step {last}")
+        return budget
 
 
 def run(prepared: Prepared) -> Path:
@@ -146,7 +157,8 @@ def run(prepared: Prepared) -> Path:
 
     Raises:
         OutOfMemoryError: the memory does not suffice; says which settings need less.
-        ConfigError: the objective needs a package that is not installed.
+        ConfigError: the objective needs a package that is not installed, or settings contradict
+            the number of jets.
         DataError: the data cannot be read.
         RunError: the folder holds a run already, the loss became non-finite, or another process
             failed.
@@ -176,6 +188,8 @@ def _run(prepared: Prepared) -> Path:
     cfg, schema, weights = prepared.cfg, prepared.schema, prepared.weights
     place = processes.find(cfg.train)
     readers = reader, val_reader = prepared.readers(place)
+    hosts = Hosts(place.ranks)
+    budget = prepared.budget(place, reader, hosts.first)
     with JaggedFile(reader.files[0]) as file:
         recipe = file.recipe.name
     with ExitStack() as stack:
@@ -196,14 +210,13 @@ def _run(prepared: Prepared) -> Path:
             steps = start.facts["steps"] if start else 0
             rewind(cfg.out, steps, validated=steps % cfg.train.val_every != 0)
         tracker = stack.enter_context(track(folder, enabled=cfg.tracking))
-        hosts = Hosts(place.ranks)
         asked = stack.enter_context(listening())
         module = JetModule(
             prepared.objective,
             num_classes=len(schema.classes),
             optim=cfg.optim,
             train=cfg.train,
-            budget=Budget(cfg.train, prepared.jets_per_step(place, reader), agree=hosts.first),
+            budget=budget,
             tracker=tracker,
             divergence=Divergence(
                 cfg.out,

@@ -113,6 +113,12 @@ def comparisons(rows: Rows) -> list[list[str]]:
     ]
 
 
+def comparison_notes(compared: list[list[str]]) -> list[str]:
+    """How to read the columns of ``comparisons``."""
+    is_open = any("‡" in cell for column in compared for cell in column)
+    return [COMPARED_NOTE, *([OPEN_NOTE] if is_open else [])]
+
+
 def confusions(rows: Rows) -> list[tuple[str, list[list[str]]]]:
     """For each row a title, and the columns of its confusion matrix in percent."""
     found, jets = [], _of_jets(rows)
@@ -242,19 +248,19 @@ def _reached(rows: Sequence[Row]) -> list[str]:
 
 
 def _show_difference(found: Difference | None, *, ratio: bool = False) -> str:
-    """Value, half width and p; one without a limit on one side by that on the other."""
+    """Value, half width and p; of one with a limit alone, that."""
     if found is None or (found.value, found.low, found.high) == (None, None, None):
         return "–"
     p = "" if found.p is None else f" (p {_show_p(found.p)})"
-    if found.low is not None and (found.value is None or (ratio and found.high is None)):
+    if found.value is None and found.low is not None:
         return f"> {found.low:.2g}{p}"
     if found.value is None:
         return f"< {found.high:.2g}{p}"
     sign = "" if ratio or found.value < 0 else "+"
-    if found.low is None or found.high is None or found.low == found.high:
-        return (sign + f"{found.value:.3g}{p}").replace("-", "−")
-    shown = _with_error(found.value, (found.high - found.low) / 2)
-    return (sign + shown + p).replace("-", "−")
+    error = half_width(found)
+    shown = _with_error(found.value, error) if error else f"{found.value:.3g}"
+    mark = "‡" if found.low is not None and found.high is None else ""
+    return (sign + shown + mark + p).replace("-", "−")
 
 
 def _show_p(p: float) -> str:

@@ -46,6 +46,8 @@ class EvaluateConfig(Strict):
     """Two runs to compare, by score file or name; else each is compared with the best."""
     groups: tuple[str, ...] = ()
     """``NAME=PATTERN``: runs to average over, by their name or their score file."""
+    confusion: bool = False
+    """Confusion matrices are wanted; JSON always has them."""
     replicas: int = Field(default=REPLICAS, ge=FEWEST_REPLICAS)
     """Replicas of the bootstrap."""
     seed: NonNegativeInt = 0
@@ -110,7 +112,7 @@ def _publish(rows: Sequence[Row] | Sequence[TaskRow], cfg: EvaluateConfig) -> No
 
 def _refuse_what_is_for_jets(cfg: EvaluateConfig) -> None:
     asked = (("--plots", cfg.plots), ("--report", cfg.report), ("--compare", cfg.compare))
-    for option, value in (*asked, ("--group", cfg.groups)):
+    for option, value in (*asked, ("--group", cfg.groups), ("--confusion", cfg.confusion)):
         if value:
             raise ConfigError(f"{option}: is for scores of the classes of jets")
 

@@ -134,12 +134,12 @@ def common_name(names: Sequence[str]) -> str:
 
 
 def _mean(estimates: Sequence[Estimate]) -> Estimate:
-    """Of figures from 0 to 1."""
+    """And one standard deviation on both sides, be it beyond what the figure can be."""
     values = [found.value for found in estimates if found.value is not None]
     if len(values) < len(estimates):
         return UNDEFINED
     mean, spread = statistics.fmean(values), statistics.stdev(values)
-    return Estimate(mean, max(mean - spread, 0.0), min(mean + spread, 1.0))
+    return Estimate(mean, mean - spread, mean + spread)
 
 
 def _mean_rejection(rejections: Sequence[Rejection | None]) -> Rejection | None:

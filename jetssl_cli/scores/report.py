@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING
 from jetssl_cli import __version__
 from jetssl_cli.data.style import render
 from jetssl_cli.progress import Advance
-from jetssl_cli.scores.cells import COMPARED_NOTE, bold, columns, comparisons, confusions, notes
+from jetssl_cli.scores.cells import (
+    bold,
+    columns,
+    comparison_notes,
+    comparisons,
+    confusions,
+    notes,
+)
 from jetssl_cli.scores.rows import Row, run_names
 from jetssl_cli.scores.tables import write_all
 
@@ -104,7 +111,7 @@ def page(rows: Sequence[Row], figures: Mapping[str, Figure], advance: Advance) -
     ]
     if compared := comparisons(rows):
         parts += ["<h2>Comparison</h2>", _table(compared, [])]
-        parts += [f'<p class="soft">{escape(COMPARED_NOTE)}</p>']
+        parts += [f'<p class="soft">{escape(note)}</p>' for note in comparison_notes(compared)]
     drawn = []
     for stem, figure in figures.items():
         drawn.append(_figure(stem, figure))

@@ -131,7 +131,7 @@ def _exceeds(name: str, row: Row, other: Row, sign: float, paired: Paired) -> bo
     return gap > math.hypot(half_width(own), half_width(its))
 
 
-def half_width(found: Estimate | Rejection | None) -> float:
+def half_width(found: Estimate | Rejection | Difference | None) -> float:
     """Half of the interval; of one that is open above, what lies below the value."""
     if found is None or found.value is None or found.low is None:
         return 0.0

@@ -166,7 +166,8 @@ def plan(cfg: ScanConfig) -> list[Point]:
     lines: list[tuple[str, Path, Mode]] = []
     for name, path in zip(names, cfg.backbones, strict=True):
         first = kinds.setdefault(_architecture(path), name)
-        ways = [way for way in cfg.modes if way not in BASELINES or first == name]
+        modes = dict.fromkeys(cfg.modes)
+        ways = [way for way in modes if way not in BASELINES or first == name]
         lines += [(f"{name} {way}", path, way) for way in ways]
     if len(kinds) == 1:
         lines = [(way if way in BASELINES else line, path, way) for line, path, way in lines]

@@ -17,10 +17,10 @@ from rich.text import Text
 from jetssl_cli.data.layout import laid_out
 from jetssl_cli.errors import ConfigError, DataError, suggest
 from jetssl_cli.scores.cells import (
-    COMPARED_NOTE,
     Rows,
     bold,
     columns,
+    comparison_notes,
     comparisons,
     confusions,
     notes,
@@ -57,7 +57,7 @@ class ScoreTable:
         if compared := comparisons(self._rows):
             yield Text()
             yield from _laid_out(compared, [], options.max_width)
-            yield Text(COMPARED_NOTE, style="dim")
+            yield from (Text(note, style="dim") for note in comparison_notes(compared))
         if self._confusion:
             for title, matrix in confusions(self._rows):
                 yield Text(f"\n{title}\n")
@@ -119,7 +119,7 @@ def to_markdown(rows: Rows, *, confusion: bool = False) -> str:
     """A pipe table with the caption below; then the comparisons and confusion matrices."""
     parts = [_pipes(columns(rows), bold(rows)), *map(_escape_markdown, notes(rows))]
     if compared := comparisons(rows):
-        parts += [_pipes(compared, []), _escape_markdown(COMPARED_NOTE)]
+        parts += [_pipes(compared, []), *map(_escape_markdown, comparison_notes(compared))]
     for title, matrix in confusions(rows) if confusion else []:
         parts += [_escape_markdown(title), _pipes(matrix, [])]
     return "\n\n".join(parts) + "\n"

@@ -207,6 +207,11 @@ def test_files_that_do_not_fit(files: list[Path], tmp_path: Path) -> None:
         JetStream([*files, tmp_path / "other.h5"], batch_size=1)
     with pytest.raises(DataError, match="no data file was given"):
         JetStream([], batch_size=1)
+    (tmp_path / "again.h5").symlink_to(files[0])
+    for twice in ([*files, files[0]], [files[0], tmp_path / "again.h5"]):
+        with pytest.raises(DataError, match=rf"{twice[-1]}: is named twice"):
+            JetStream(twice, batch_size=1)
+    assert look([files[0], files[0]], apart=False)[1] == [SIZES[0]] * 2
     with pytest.raises(DataError, match=r"absent\.h5: no such file"):
         JetStream([files[0], tmp_path / "absent.h5"], batch_size=1)
     with write(tmp_path / "none.h5", RECIPE, []) as writer:

@@ -6,6 +6,8 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -95,6 +97,46 @@ def test_a_reading_process_that_is_killed(whole, jagged, tmp_path, after):
     assert time.monotonic() - start < 200
     after(0, lambda: None)
     same_runs(pretrain(resumed(cfg)), whole)
+
+
+def test_a_signal_to_all_processes_stops_the_training_alone(jagged, tmp_path):
+    """As torchrun and shells send it to the group, and some batch systems to each process."""
+    files = ("--train", jagged / "train.h5", "--val", jagged / "val.h5", "--out", "run")
+    settings = ("data.workers=1", "data.batch_size=8", "data.num_val_jets=8", "train.log_every=1")
+    words = ("pretrain", "--method", "mpm", "--size", "tiny", *files, *settings, "tracking=false")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jetssl_cli", *map(str, words)],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    run, deadline = tmp_path / "run", time.monotonic() + 200
+
+    def wait_for(steps):
+        while not (rows := _lines_of(run / "metrics.jsonl")) or rows < steps:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    wait_for(1)
+    readers = [
+        int(child)
+        for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        if b"spawn_main" in Path("/proc", child, "cmdline").read_bytes()
+    ]
+    assert len(readers) == 1
+    os.kill(readers[0], signal.SIGUSR1)
+    wait_for(_lines_of(run / "metrics.jsonl") + 5)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, said = process.communicate(timeout=100)
+    assert process.returncode == 128 + signal.SIGTERM, said
+    assert "run: stopped after step" in said
+    assert len(list((run / "snapshots").iterdir())) == 1
+
+
+def _lines_of(path):
+    return path.read_text().count("\n") if path.exists() else 0
 
 
 @pytest.mark.parametrize("name", ["train.h5", "val.h5"])

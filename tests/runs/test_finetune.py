@@ -215,6 +215,10 @@ def test_at_most_one_mode():
         ({"random": True, "lora": LoRAConfig(rank=1)}, "adapters are for a trained backbone"),
         ({"unfreeze_at": 3, "lora": LoRAConfig(rank=1)}, "with lora the backbone itself"),
         ({"unfreeze_at": STEPS}, f"unfreeze_at = {STEPS}: the run ends after step {STEPS}"),
+        (
+            {"unfreeze_at": 5, "train": {"steps": None, "jets": 40}, "data": {"num_jets": 8}},
+            "unfreeze_at = 5: the run ends after step 5",  # 8 jets are half a batch
+        ),
         ({"cache_embeddings": True}, "the backbone has to be frozen"),
         ({"cache_embeddings": True, "frozen": True}, r"needs data\.in_memory"),
         (
@@ -227,6 +231,13 @@ def test_settings_that_contradict_each_other(jagged, backbone, tmp_path, setting
     with pytest.raises(ConfigError, match=told):
         run(jagged, tmp_path / "run", backbone, **settings)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_an_epoch_of_less_than_a_batch_is_a_step(jagged, backbone, tmp_path):
+    few = {"train": {"steps": None, "jets": 40}, "data": {"num_jets": 8}}
+    found = run(jagged, tmp_path / "run", backbone, unfreeze_at=4, **few)
+    assert metrics(found, "train/")[-1]["step"] == 5
 
 
 # --- few labels ---

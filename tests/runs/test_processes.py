@@ -83,6 +83,17 @@ def test_only_the_first_process_reports(monkeypatch, capsys):
         assert len(capsys.readouterr().err.splitlines()) == lines
 
 
+def test_what_an_earlier_run_has_done_says_nothing_of_the_rate(monkeypatch, capsys):
+    clock = iter((0.0, 5.0, 20.0, 40.0, 40.0, 40.0)).__next__
+    monkeypatch.setattr("jetssl_cli.progress.time.monotonic", clock)
+    with progress("work", 1000, "steps") as advance:
+        advance(500, earlier=True)
+        advance(100)
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == "work: 600/1,000 steps, 2.5 steps/s, 0:01:20 left"
+    assert told[1] == "work: 600/1,000 steps, 2.5 steps/s, done in 0:00:40"
+
+
 def data_config(jagged, **settings):
     usual = {"batch_size": JETS, "num_jets": JETS, "max_constituents": 12, "num_val_jets": 24}
     files = {"train": (jagged / "train.h5",), "val": (jagged / "val.h5",)}

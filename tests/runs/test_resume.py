@@ -123,45 +123,71 @@ def test_accumulated_batches(jagged, tmp_path, stop):
     same_runs(pretrain(resumed(cfg)), expected)
 
 
-def test_a_finetuning_goes_on(whole, jagged, tmp_path, stop):
+def finetuning(jagged, backbone, out):
     """Dropout draws from torch's own generator."""
+    return FinetuneConfig(
+        out=out,
+        backbone=backbone,
+        encoder=tiny_config(),
+        objective=SupervisedConfig(pool=PoolConfig(width=8, heads=2)),
+        data=data_config(jagged),
+        train=train_config(steps=STEPS, precision="32"),
+        tracking=False,
+    )
 
-    def cfg(name):
-        return FinetuneConfig(
-            out=tmp_path / name,
-            backbone=whole,
-            encoder=tiny_config(),
-            objective=SupervisedConfig(pool=PoolConfig(width=8, heads=2)),
-            data=data_config(jagged),
-            train=train_config(steps=STEPS, precision="32"),
-            tracking=False,
-        )
 
-    expected = finetune(cfg("whole"))
+@pytest.fixture(scope="module")
+def finetuned(whole, jagged, tmp_path_factory):
+    """A finetuning that nothing has stopped."""
+    return finetune(finetuning(jagged, whole, tmp_path_factory.mktemp("runs") / "finetuned"))
+
+
+def test_a_finetuning_goes_on(whole, finetuned, jagged, tmp_path, stop):
+    cfg = finetuning(jagged, whole, tmp_path / "run")
     stop(4)
     with pytest.raises(Stopped):
-        finetune(cfg("run"))
-    found = finetune(cfg("run").model_copy(update={"resume": True}))
-    assert same_weights(weights(found), weights(expected))
-    assert metrics(found) == metrics(expected)
+        finetune(cfg)
+    found = finetune(resumed(cfg))
+    assert same_weights(weights(found), weights(finetuned))
+    assert metrics(found) == metrics(finetuned)
 
 
-def test_a_signal_in_a_validation(whole, jagged, tmp_path, monkeypatch):
+@pytest.fixture
+def stop_in_validation(monkeypatch):
+    """Let a signal come in the validation after step 3; the clock runs in the one that follows."""
     from jetssl_cli.runs.module import JetModule
 
-    cfg = config(jagged, tmp_path / "run")
-    validate = JetModule.on_validation_start
+    begin, again = JetModule.on_validation_start, JetModule._validate
 
     def signalled(module):
-        validate(module)
-        if module.budget.steps == 3:
+        begin(module)
+        if module.budget.steps == 3 and not module.validation_due:
             os.kill(os.getpid(), signal.SIGTERM)
 
+    def timed(module):
+        assert module.budget._begin is not None
+        again(module)
+
     monkeypatch.setattr(JetModule, "on_validation_start", signalled)
+    monkeypatch.setattr(JetModule, "_validate", timed)
+
+
+@pytest.mark.usefixtures("stop_in_validation")
+def test_a_signal_in_a_validation(whole, jagged, tmp_path):
+    cfg = config(jagged, tmp_path / "run")
     with pytest.raises(Stopped, match="after step 3"):
         pretrain(cfg)
-    monkeypatch.undo()
     same_runs(pretrain(resumed(cfg)), whole)
+
+
+@pytest.mark.usefixtures("stop_in_validation")
+def test_a_signal_in_a_validation_of_a_finetuning(whole, finetuned, jagged, tmp_path):
+    cfg = finetuning(jagged, whole, tmp_path / "run")
+    with pytest.raises(Stopped, match="after step 3"):
+        finetune(cfg)
+    found = finetune(resumed(cfg))
+    assert same_weights(weights(found), weights(finetuned))
+    assert metrics(found) == metrics(finetuned)
 
 
 def test_a_signal_in_the_last_step_changes_nothing(whole, jagged, tmp_path, stop):
@@ -254,6 +280,20 @@ def test_a_damaged_snapshot_is_passed_over(whole, jagged, tmp_path, monkeypatch,
     last.write_bytes({"cut": data[:-50], "flipped": data, "empty": b""}[damage])
     same_runs(pretrain(resumed(cfg)), whole)
     assert "going on from 000000004" in capsys.readouterr().err
+
+
+def test_a_damaged_snapshot_is_not_kept_in_the_place_of_an_earlier_one(
+    whole, jagged, tmp_path, monkeypatch
+):
+    cfg = config(jagged, tmp_path / "run", checkpoint={"every_steps": 2})
+    killed(cfg, monkeypatch, 7)
+    last = Snapshots(cfg.out, cfg.checkpoint).files()[0]
+    last.write_bytes(b"")
+    one = CheckpointConfig(every_steps=5, keep=1)
+    killed(resumed(cfg, checkpoint=one), monkeypatch, 6)
+    names = [path.name for path in Snapshots(cfg.out, one).files()]
+    assert names == ["000000005.safetensors"]
+    same_runs(pretrain(resumed(cfg)), whole)
 
 
 def test_if_all_are_damaged_nothing_is_lost(jagged, tmp_path, monkeypatch):

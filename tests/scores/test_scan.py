@@ -80,7 +80,7 @@ def test_the_trainings_of_a_scan(jagged, backbones, tmp_path):
         (["one", "causal"], ["one frozen", "one random", "causal frozen", "causal random"]),
     ):
         assert lines(*names) == [(line, *more) for line in wanted for more in each]
-    points = plan(config(jagged, tmp_path, backbones / "one", modes="full,from-scratch"))
+    points = plan(config(jagged, tmp_path, backbones / "one", modes="full,from-scratch,full"))
     assert len({point.cfg.out for point in points} | {point.scores for point in points}) == 16
     full, scratch = points[0].cfg, points[-1].cfg
     assert (full.random, scratch.random) == (False, True)

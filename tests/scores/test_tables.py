@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 
 from jetssl_cli.errors import ConfigError
-from jetssl_cli.scores.cells import columns
+from jetssl_cli.scores.cells import columns, comparison_notes, comparisons
+from jetssl_cli.scores.compare import Comparison, Difference
 from jetssl_cli.scores.metrics import UNDEFINED, WORKING_POINTS, Calibration, Estimate, Rejection
 from jetssl_cli.scores.rows import Row, run_names
 from jetssl_cli.scores.tables import FORMATS, render
@@ -66,6 +67,28 @@ class TestCells:
     )
     def test_rejections(self, figure, shown):
         assert cell("Hbb 50%", rejection={"Hbb": figure}) == shown
+
+    @pytest.mark.parametrize(
+        ("ratio", "shown"),
+        [
+            (Difference(1.5, 1.2, 1.9, 0.2), "1.50 ± 0.35 (p 0.20)"),
+            (Difference(62.0, 30.0, None, 0.01), "62 ± 32‡ (p 0.010)"),  # one jet passes
+            (Difference(62.0, 62.0, None, 0.01), "62‡ (p 0.010)"),
+            (Difference(None, 20.7, None, 0.01), "> 21 (p 0.010)"),  # none passes
+            (Difference(None, None, 0.05, 0.01), "< 0.05 (p 0.010)"),
+            (None, "–"),
+        ],
+    )
+    def test_ratios_of_rejections(self, ratio, shown):
+        level = Difference(0.01, None, None, None)
+        pair = Comparison(
+            scores="scores/a.h5", to="scores/b.h5", only_this=1, only_other=0,
+            accuracy=level, auc=level, rejection={"Hbb": ratio},
+        )  # fmt: skip
+        compared = comparisons([row(comparisons=(pair,)), row(scores="scores/b.h5", run="b")])
+        assert [column[1] for column in compared[2:]] == ["+0.01", "+0.01", shown]
+        told = any("the interval is open above" in note for note in comparison_notes(compared))
+        assert told == ("‡" in shown)
 
     def test_reached_efficiency_is_compared_as_the_header_shows_it(self):
         reached = Rejection(12.5, 11.4, 13.8, 0.9951, bound=False)

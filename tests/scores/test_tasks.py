@@ -25,7 +25,7 @@ from sklearn.metrics import (
 
 from jetssl_cli.data.jagged import JaggedFile, write
 from jetssl_cli.data.stream import JetStream
-from jetssl_cli.errors import DataError, RunError
+from jetssl_cli.errors import ConfigError, DataError, RunError
 from jetssl_cli.runs.finetune import load_classifier, load_finetuned
 from jetssl_cli.scores import sic, tracks, vertices
 from jetssl_cli.scores.evaluate import EvaluateConfig, evaluate
@@ -367,6 +367,22 @@ def test_every_format_is_written(folder, tmp_path):
         paths = (folder / f"{name}.scores.h5",)
         evaluate(EvaluateConfig(scores=paths, out=out, tracking=False))
         assert sorted(path.suffix for path in out.iterdir()) == [".csv", ".json", ".md", ".tex"]
+
+
+@pytest.mark.parametrize(
+    ("option", "asked"),
+    [
+        ("--plots", {"plots": Path("plots")}),
+        ("--report", {"report": Path("report.html")}),
+        ("--compare", {"compare": ("vertex", "vertex")}),
+        ("--group", {"groups": ("a=*",)}),
+        ("--confusion", {"confusion": True}),
+    ],
+)
+def test_what_is_for_jets_is_refused(folder, option, asked):
+    cfg = EvaluateConfig(scores=(folder / "vertex.scores.h5",), tracking=False, **asked)
+    with pytest.raises(ConfigError, match=f"{option}: is for scores of the classes of jets"):
+        evaluate(cfg)
 
 
 def test_scores_of_different_tasks_are_not_put_into_one_table(folder):
