@@ -89,9 +89,10 @@ class Divergence:
         """
         if bad := [name for name, value in found.items() if not math.isfinite(value)]:
             first, *others = self._readers[1].files
+            files = f"{first} and {len(others)} more" if others else f"{first}"
             raise RunError(
                 f"{bad[0]} is not finite after step {steps}; nothing was saved: are all jets of "
-                f"{first}{f' and {len(others)} more' if others else ''} sound?"
+                f"{files} sound?"
             )
 
 

@@ -16,7 +16,8 @@ from jetssl_cli.errors import DataError
 from jetssl_cli.scores import foreign
 from jetssl_cli.scores.evaluate import EvaluateConfig, evaluate
 from jetssl_cli.scores.foreign import read_any
-from jetssl_cli.scores.scorefile import same_jets, write_scores
+from jetssl_cli.scores.identity import same_jets
+from jetssl_cli.scores.scorefile import write_scores
 
 CLASSES = ("QCD", "Hbb", "Hcc", "Hgg", "H4q", "Hqql", "Zqq", "Wqq", "Tbqq", "Tbl")
 """In the order of weaver's configuration of JetClass, which is not that of the project."""
