@@ -91,8 +91,9 @@ def export(
 ) -> None:
     """Write scores or embeddings of jets (HDF5, ROOT), or the network as ONNX.
 
-    Scores are float32, in the order of the data file, whatever the arithmetic. Of a task other than
-    classification they are those of tracks or pairs of tracks, and go to --out alone.
+    Scores are float32, in the order of the data file, whatever the arithmetic. Those of other tasks
+    go to --out alone: of tracks (track-origin), of pairs of tracks (vertex), of the jets of two
+    classes (cwola).
     """
     from jetssl_cli.config import load
     from jetssl_cli.scores.export import ExportConfig

@@ -2,13 +2,14 @@
 
 /                       attributes: format, version, recipe (YAML), schema (JSON), precision,
 /                       left_out (JSON: reason -> number), checksum (of a merged file),
-/                       complete (written last)
+/                       attributes_hash, complete (written last)
 /offsets                (J + 1,) int64; jet j has the rows offsets[j]:offsets[j + 1]
 /jets/features          (J, G) float32          /jets/labels  (J,) int16
 /constituents/features  (T, F) float32 or float16, as ``precision`` says
 /constituents/id        (T,) uint8      where the data set has particle classes
 /constituents/truth     (T, K) int32    where it has truth about each constituent
 /sources                names of the files that the jets come from
+/identities             (1,) size of the converted file, and a hash of its ends
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ def plot(
         jets: a sample of those of a file.
         folder: where the figures go.
         classes: class -> number of jets in the file.
-        note: what stands above each figure.
+        note: what stands below each figure.
 
     Returns:
         The files: ``constituents``, ``jets``, both ``_scaled``, and ``classes``; PNG and PDF.

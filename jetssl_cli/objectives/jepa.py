@@ -11,11 +11,12 @@ The loss is
     mean over the numbers of all hidden constituents of l(s - y)
     + 0.005 mean over jets of -log min_j |v_i - v_j|   (Sablayrolles et al., arXiv:1806.03198, (2))
 
-with l(d) = d^2 / 2 where |d| < 1, |d| - 1/2 elsewhere (Assran et al., arXiv:2301.08243, section 3);
+with l(d) = d^2 / 2 where |d| < 1, |d| - 1/2 elsewhere, as in data2vec (Baevski et al.,
+arXiv:2202.03555, section 3.4; Assran et al., arXiv:2301.08243, section 3, have an L2 distance);
 v are the means of the encoder's registers, divided by their lengths, and j runs over the other jets
-of the process. As in data2vec (Baevski et al., arXiv:2202.03555, section 3.3), y is the mean over
-layers of their normalised outputs, here normalised once more and over all layers, the embedding of
-the constituent included. The layer norms have no weights.
+of the process. As in data2vec, too (section 3.3), y is the mean over layers of their normalised
+outputs, here normalised once more and over all layers, the embedding of the constituent included.
+The layer norms have no weights.
 
 What keeps it from collapse: the embeddings are made constituent by constituent, from its features
 and class alone. A target that holds them cannot be guessed from the jet features, with which the

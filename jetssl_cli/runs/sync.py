@@ -1,4 +1,4 @@
-"""``jetssl sync``: MLflow gets what a run folder has and it has not. The only importer of mlflow.
+"""``jetssl sync``: MLflow gets what a run folder has and it has not. Nothing else sends to it.
 
     mlflow.txt   MLflow's name of the run, to go on with it
     sent.json    what MLflow has: whether the parameters, and each measurement up to which step

@@ -2,7 +2,8 @@
 
 The definitions are those of ParT (Qu, Li, Qian, arXiv:2202.03772). Every interval is the central
 68.3 % one (one standard deviation) of a bootstrap over the jets. Where a closed form is equal to it
-that is used: Wilson's interval for the accuracy, DeLong's for the AUC. Axes: J jets, C classes.
+that is used: Wilson's interval for the accuracy, DeLong's for the AUC; of the calibration error one
+standard deviation on both sides. Axes: J jets, C classes.
 """
 
 from __future__ import annotations
