@@ -128,4 +128,4 @@ def test_without_a_pair_the_loss_is_zero_and_has_gradients():
 
 def test_golden_losses_of_vertices():
     batches = [true_batch(SIZES, seed=seed) for seed in range(4)]
-    assert_golden(train(finder(), 20, batches), GOLDEN, "vertex")
+    assert_golden(train(finder(), 20, batches, lr=1e-4), GOLDEN, "vertex")
