@@ -116,14 +116,17 @@ class _Columns:
 
     def add(self, values: NDArray[Any], missing: NDArray[np.bool_]) -> None:
         """Take in more rows."""
-        finite = np.isfinite(values)
-        present = finite & ~missing
-        self._low = np.minimum(self._low, values.min(0, initial=np.inf, where=present))
-        self._high = np.maximum(self._high, values.max(0, initial=-np.inf, where=present))
-        self._zeros += (present & (values == 0)).sum(0)
-        self._present += present.sum(0)
-        self._missing += (finite & missing).sum(0)
-        self._bad += (~finite).sum(0)
+        for index, (spread, absent) in enumerate(zip(values.T, missing.T, strict=True)):
+            column = np.ascontiguousarray(spread)  # in which numpy is several times as fast
+            finite = np.isfinite(column)
+            present = finite & ~absent
+            there = column if present.all() else column[present]
+            self._low[index] = there.min(initial=self._low[index])
+            self._high[index] = there.max(initial=self._high[index])
+            self._zeros[index] += len(there) - np.count_nonzero(there)
+            self._present[index] += len(there)
+            self._missing[index] += np.count_nonzero(finite & absent)
+            self._bad[index] += len(column) - np.count_nonzero(finite)
 
     def reports(self, sample: NDArray[Any], missing: NDArray[np.bool_]) -> tuple[ColumnReport, ...]:
         """One report per column; percentiles are those of the sample."""

@@ -117,8 +117,9 @@ def merge(cfg: MergeConfig) -> MergeReport:
         raise DataError(f"{cfg.out}: is there already; choose another name or --overwrite")
     inputs = _Inputs(paths)
     wanted = _wanted(inputs, cfg)
-    count, jets_per_read = _split(inputs, int(wanted.sum()), cfg.memory)
-    buckets = Buckets(cfg.out.with_name(f".{cfg.out.name}.buckets"), count)
+    count, jets_per_piece = _split(inputs, int(wanted.sum()), cfg.memory)
+    buckets = Buckets(cfg.out.with_name(f".{cfg.out.name}.buckets"), count, jets_per_piece)
+    jets_per_read = min(jets_per_piece, JETS_AT_ONCE)
     try:
         with folder_for(cfg.out), buckets:
             total = _scatter(inputs, wanted, buckets, jets_per_read, cfg)
@@ -172,10 +173,10 @@ def _wanted(inputs: _Inputs, cfg: MergeConfig) -> NDArray[np.int64]:
 
 
 def _split(inputs: _Inputs, num_jets: int, memory: int) -> tuple[int, int]:
-    """Number of buckets, and jets to read at once, so that the memory suffices.
+    """Number of buckets, and jets to scatter at once, so that the memory suffices.
 
-    A bucket is held twice while it is gathered, a piece that is read about eight times while it is
-    scattered; both with room for fluctuations.
+    A bucket is held twice while it is gathered, a piece about eight times while it is scattered;
+    both with room for fluctuations. Small pieces take longer: each goes to all buckets.
     """
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     used *= 1 if sys.platform == "darwin" else 1024
@@ -186,7 +187,7 @@ def _split(inputs: _Inputs, num_jets: int, memory: int) -> tuple[int, int]:
         raise DataError(f"--memory {asked}: at least {least}MiB are needed")
     bytes_per_jet = inputs.num_bytes / max(inputs.num_jets, 1) + PLACE_BYTES
     count = math.ceil(3.5 * bytes_per_jet * num_jets / budget)
-    return max(count, 1), min(max(int(budget / 10 / bytes_per_jet), 100), JETS_AT_ONCE)
+    return max(count, 1), max(int(budget / 10 / bytes_per_jet), 100)
 
 
 def _scatter(

@@ -16,9 +16,10 @@ from jetssl_cli.data.jets import FIELDS, JetArrays, concatenate
 class Buckets:
     """Jets scattered over files on disk, each of which fits in memory; a context manager."""
 
-    def __init__(self, folder: Path, count: int) -> None:
-        """So many buckets in a folder; nothing is written yet."""
-        self._folder, self.count = folder, count
+    def __init__(self, folder: Path, count: int, jets_at_once: int) -> None:
+        """So many buckets in a folder; so many jets are collected before they are written."""
+        self._folder, self.count, self._jets_at_once = folder, count, jets_at_once
+        self._held: list[tuple[JetArrays, NDArray[np.float64]]] = []
 
     def __enter__(self) -> Buckets:
         """Begin with empty buckets; what an earlier run left in the folder is removed."""
@@ -36,6 +37,16 @@ class Buckets:
 
     def scatter(self, jets: JetArrays, places: NDArray[np.float64]) -> None:
         """Put each jet into the bucket that holds its place, a number from 0 to below 1."""
+        self._held.append((jets, places))
+        if sum(len(held) for held, _ in self._held) >= self._jets_at_once:
+            self._write()
+
+    def _write(self) -> None:
+        if not self._held:
+            return
+        parts, each = zip(*self._held, strict=True)
+        self._held.clear()
+        jets, places = concatenate(parts), np.concatenate(each)
         bucket = (places * self.count).astype(np.int64)
         order = np.argsort(bucket, kind="stable")
         ordered, places = jets.take(order), places[order]
@@ -54,6 +65,7 @@ class Buckets:
         One bucket after the other, all jets are in the order of their places, of equal ones in that
         in which they came, however many buckets there are.
         """
+        self._write()
         path = self._path(index)
         if not path.exists():
             return None

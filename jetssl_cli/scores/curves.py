@@ -45,12 +45,13 @@ def curves_of(found: ScoreSet, odds: Mapping[str, Discriminants | None]) -> Curv
     """Curves of each signal against QCD; where there is none, of each class against all others."""
     scores, labels, classes = found.scores, found.labels, found.classes
     edges = np.linspace(0, 1, BINS + 1)
-    if odds:
-        pairs = {name: (cut.signal, cut.background) for name, cut in odds.items() if cut}
-    else:
-        pairs = {
-            name: (scores[labels == c, c], scores[labels != c, c]) for c, name in enumerate(classes)
-        }
+    pairs = (  # one at a time: of all classes they would be as large as the scores
+        ((name, cut.signal, cut.background) for name, cut in odds.items() if cut)
+        if odds
+        else (
+            (name, scores[labels == c, c], scores[labels != c, c]) for c, name in enumerate(classes)
+        )
+    )
     shares: dict[str, dict[str, NDArray[np.float64]]] = {}
     for c, name in enumerate(classes):
         own = labels == c
@@ -61,7 +62,7 @@ def curves_of(found: ScoreSet, odds: Mapping[str, Discriminants | None]) -> Curv
         shares[name] = {kind: _shares(scores[chosen, c], edges) for kind, chosen in kinds.items()}
     return Curves(
         background=BACKGROUND if odds else "all others",
-        roc={name: _roc(*pair) for name, pair in pairs.items() if all(map(len, pair))},
+        roc={name: _roc(*pair) for name, *pair in pairs if all(map(len, pair))},
         edges=edges,
         scores=shares,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,14 @@ def run_id(config: str, weights_hash: str) -> str:
 
 
 def sha256(path: Path) -> str:
-    """The hash of a file, as ``sha256sum`` prints it."""
+    """The hash of a file, as ``sha256sum`` prints it; a file that stays what it is is read once."""
+    found = path.stat()
+    return _sha256(path.resolve(), found.st_size, found.st_mtime_ns, found.st_ino)
+
+
+@cache
+def _sha256(path: Path, *seen: int) -> str:
+    del seen
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

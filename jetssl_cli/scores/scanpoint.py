@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from jetssl_cli.config import Strict
@@ -100,15 +99,8 @@ def _are_of(scores: Path, run: Path, test: Path) -> bool:
         return False
     with open_complete(scores, FORMAT, VERSION) as file, readable(scores):
         about = attributes_of(file)
-    of_data = about.get("data_hash") == _hash(test, test.stat().st_mtime_ns)
-    return of_data and about.get("weights_hash") == sha256(run / checkpoint.MODEL)
-
-
-@cache
-def _hash(test: Path, written: int) -> str:
-    """Of a file as it was written last: read once for all points of a process."""
-    del written
-    return sha256(test)
+    told = about.get("data_hash"), about.get("weights_hash")
+    return told == (sha256(test), sha256(run / checkpoint.MODEL))
 
 
 def _best_step(run: Path) -> int:

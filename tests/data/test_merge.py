@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -118,7 +119,7 @@ def test_memory_is_without_effect(
     """Neither the number of buckets nor that of the jets read at once, as memory gives them."""
     monkeypatch.setattr(module, "JETS_AT_ONCE", 9)
     found = []
-    for split in ((1, 9), (6, 7), (60, 2)):
+    for split in ((1, 9), (6, 7), (60, 2), (6, 20), (6, 1000)):
         monkeypatch.setattr(module, "_split", lambda *_, split=split: split)
         report = run(*files, out=tmp_path / "out.h5", overwrite=True, **more)
         assert report.buckets == split[0]
@@ -163,8 +164,8 @@ def test_labels_are_read_in_pieces(
 def test_of_equal_places_the_first_comes_first(tmp_path: Path) -> None:
     places = np.tile([0.5, 0.0, np.nextafter(1, 0), 0.5], 5)
     wanted = np.argsort(places, kind="stable").tolist()
-    for count in (1, 2, 3, 7, 1000):
-        with Buckets(tmp_path / "buckets", count) as buckets:
+    for count, at_once in itertools.product((1, 2, 3, 7, 1000), (1, 10, 100)):
+        with Buckets(tmp_path / "buckets", count, at_once) as buckets:
             for start in range(0, 20, 6):
                 part = slice(start, start + 6)
                 buckets.scatter(jets_of(0, 20).take(np.arange(20)[part]), places[part])
