@@ -74,7 +74,9 @@ def printable(text: str) -> str:
 
 def reason(err: BaseException) -> str:
     """What an error of a library says, in one line."""
-    text = err.args[0] if isinstance(err, KeyError) and err.args else err
+    text: object = err.args[0] if isinstance(err, KeyError) and err.args else err
+    if isinstance(err, OSError) and err.filename is not None:
+        text = err.strerror  # the message that it goes into names the file
     return " ".join(str(text).split()) or type(err).__name__
 
 

@@ -121,7 +121,7 @@ def _lines(console: Console, label: str, total: int | float, unit: str) -> Itera
 
 def _rate(done: int | float, start: float, unit: str) -> str:
     rate = done / max(time.monotonic() - start, 1e-9)
-    return f"{rate:,.0f} {unit}/s" if rate >= 100 else f"{rate:.2g} {unit}/s"
+    return f"{rate:,.0f} {unit}/s" if rate >= 99.5 else f"{rate:.2g} {unit}/s"
 
 
 def _clock(seconds: float) -> str:

@@ -140,11 +140,19 @@ def generate(
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of all that is drawn.")] = 0,
     integration_steps: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Steps from noise to jets (ssfm).")
-    ] = 50,
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="Steps from noise to jets (ssfm); else 50.", show_default=False
+        ),
+    ] = None,
     temperature: Annotated[
-        float, typer.Option(metavar="T", help="Below 1, likely constituents become likelier (gpt).")
-    ] = 1.0,
+        float | None,
+        typer.Option(
+            metavar="T",
+            help="Below 1, likely constituents become likelier (gpt); else 1.",
+            show_default=False,
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:

@@ -21,10 +21,13 @@ def print_json(report: object) -> None:
 
 
 def print_table(table: Table) -> None:
-    """Print a table as its cells stand: no markup, no colours, no number broken over lines."""
+    """Print a table as its cells stand: no markup, no colours, no number broken over lines.
+
+    Columns that are to be folded are text.
+    """
     if table.show_header:
         for column in table.columns[1:]:
-            column.no_wrap = True
+            column.no_wrap = column.overflow != "fold"
     Console(markup=False, highlight=False).print(table)
 
 

@@ -113,6 +113,8 @@ def merge(cfg: MergeConfig) -> MergeReport:
     paths = find(cfg.sources, ".h5")
     if cfg.out.resolve() in {path.resolve() for path in paths}:
         raise DataError(f"{cfg.out}: is one of the sources; choose another name")
+    if cfg.out.is_dir():
+        raise DataError(f"--out {cfg.out}: is a folder; a file is needed")
     if cfg.out.exists() and not cfg.overwrite:
         raise DataError(f"{cfg.out}: is there already; choose another name or --overwrite")
     inputs = _Inputs(paths)

@@ -58,14 +58,14 @@ class Mixture(Strict):
         """
         signal, background = (len(jets) for jets in self._all(stream))
         number = self.num_background or background // 2
-        name = str(stream.files[0])
+        read = f"{stream.files[0]}: of {stream.num_jets:,} jets that are read,"
         if self.num_signal > signal:
             raise DataError(
-                f"{name}: has {signal} jets of {self.signal}, the mixture needs {self.num_signal}"
+                f"{read} {signal} are {self.signal}; the mixture needs {self.num_signal}"
             )
         if number == 0 or 2 * number > background:
             raise DataError(
-                f"{name}: has {background} jets of {self.background}, the mixture needs "
+                f"{read} {background} are {self.background}; the mixture needs "
                 f"{2 * max(number, 1)}, half of them in M1"
             )
         return self.model_copy(update={"num_background": number})

@@ -7,32 +7,40 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from itertools import islice
 from multiprocessing.synchronize import Event
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from jetssl_cli.errors import DataError
 
 T = TypeVar("T")
 R = TypeVar("R")
+Broken = Literal["finished", "stopped", "ended"]
+"""What becomes of tasks that are under way when the work is broken off: they come to their end, are
+asked to stop by SIGTERM, as trainings understand it, or end anywhere."""
 
 
 def share(
-    work: Callable[[T], R], tasks: Sequence[T], jobs: int, *, doing: str, at_once: bool = False
+    work: Callable[[T], R],
+    tasks: Sequence[T],
+    jobs: int,
+    *,
+    doing: str,
+    broken: Broken = "finished",
 ) -> Iterator[tuple[T, R]]:
     """Do every task, in ``jobs`` processes, or in this one; yield results as they come.
 
-    Interrupted, or where a task fails, no others are begun, and those under way are finished, or
-    with ``at_once`` given up. The processes end with this one.
+    Interrupted, or where a task fails, no others are begun. The processes end with this one.
 
     Args:
         work: a function of a module, which other processes can import.
         tasks: its arguments.
         jobs: number of processes.
         doing: what a process does, for the message when one is killed, such as "converting".
-        at_once: whether a task may be broken off anywhere.
+        broken: what becomes of those under way.
 
     Raises:
         DataError: a process was killed.
@@ -44,37 +52,50 @@ def share(
     context = multiprocessing.get_context("spawn")  # h5py and uproot do not survive a fork
     stop = context.Event()
     pool = ProcessPoolExecutor(
-        jobs, mp_context=context, initializer=_end_with_parent, initargs=(stop,)
+        jobs, mp_context=context, initializer=_end_with_parent, initargs=(stop, broken)
     )
+    under_way: dict[Future[R], T] = {}
+    to_come = iter(tasks)
+
+    def begin(number: int) -> None:
+        under_way.update((pool.submit(work, task), task) for task in islice(to_come, number))
+
     try:
         with _ignoring_interrupts():  # what the workers inherit: Ctrl-C is for this process alone
-            futures = {pool.submit(work, task): task for task in tasks}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
+            begin(jobs)  # a pool begins those that it was given, whatever comes
+        while under_way:
+            for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+                task, result = under_way.pop(future), future.result()
+                begin(1)
+                yield task, result
     except BrokenProcessPool:
         raise DataError(
             f"a {doing} process was killed, perhaps for memory; finished files are kept: "
             "run again, with fewer --jobs"
         ) from None
     except BaseException:
-        if at_once:
+        if broken != "finished":
             stop.set()
         raise
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _end_with_parent(stop: Event) -> None:
+def _end_with_parent(stop: Event, broken: Broken) -> None:
     """A worker whose parent was killed would wait for ever for its next task."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
-    def end_after(wait: Callable[[], object]) -> None:
-        wait()
-        os._exit(1)
+    def end_after(waiting: Callable[[], object], *, softly: bool) -> None:
+        waiting()
+        if softly:
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            os._exit(1)
 
-    for wait in (parent.join, stop.wait):
-        threading.Thread(target=end_after, args=(wait,), daemon=True).start()
+    for waiting, softly in ((parent.join, False), (stop.wait, broken == "stopped")):
+        how = {"softly": softly}
+        threading.Thread(target=end_after, args=(waiting,), kwargs=how, daemon=True).start()
 
 
 @contextmanager

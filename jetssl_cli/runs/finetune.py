@@ -38,7 +38,7 @@ def finetune(cfg: FinetuneConfig) -> Path:
     """
     check(cfg)
     if cfg.resume and checkpoint.is_complete(cfg.out):
-        require_same_sources(cfg.out, cfg)
+        require_same_sources(cfg.out, cfg.data, cfg.backbone, random=cfg.random)
         return cfg.out
     return run(prepare(cfg))
 
@@ -81,7 +81,8 @@ def prepare(cfg: FinetuneConfig, *, trial: bool = False) -> Prepared:
         cfg.lora.add_to(encoder)
     through = partial(_embedded, cfg, encoder) if cfg.cache_embeddings else None
     weights = {checkpoint.MODEL: objective}
-    return Prepared(cfg, schema, objective, weights, through, hash_of_backbone(cfg))
+    known_by = hash_of_backbone(cfg.backbone, random=cfg.random)
+    return Prepared(cfg, schema, objective, weights, through, known_by)
 
 
 def load_finetuned(run: Path) -> tuple[FinetuneConfig, Schema, Downstream]:

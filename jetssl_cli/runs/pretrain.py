@@ -28,6 +28,7 @@ from jetssl_cli.objectives import ObjectiveConfig
 from jetssl_cli.objectives.objective import Objective
 from jetssl_cli.runs import budget, checkpoint, weightfile
 from jetssl_cli.runs.run_config import RunConfig
+from jetssl_cli.runs.sources import require_same_sources
 from jetssl_cli.runs.training import Prepared, check, note_single_class, read_schema, run
 
 
@@ -92,12 +93,14 @@ def pretrain(cfg: PretrainConfig) -> Path:
     """Pretrain, and return the folder of the run; there is nothing to do for a complete one.
 
     Raises:
-        ConfigError: the devices are not there, or cannot share a batch evenly.
+        ConfigError: the devices are not there, or cannot share a batch evenly, or a complete run
+            was made of other data.
         DataError: the data cannot be read.
         RunError: the folder holds a run already, or the training had to stop.
     """
     check(cfg)
     if cfg.resume and checkpoint.is_complete(cfg.out):
+        require_same_sources(cfg.out, cfg.data)
         return cfg.out
     return run(prepare(cfg))
 

@@ -25,6 +25,10 @@ class Stopped(JetSSLError):  # noqa: N818
         super().__init__(text)
         self.code = 128 + number
 
+    def __reduce__(self) -> tuple[type[Stopped], tuple[str, int]]:
+        """Another process may have to be told."""
+        return Stopped, (self.args[0], self.code - 128)
+
 
 class Asked:
     """The signal that came, if one did."""

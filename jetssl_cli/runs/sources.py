@@ -11,7 +11,7 @@ from jetssl_cli.config import Strict
 from jetssl_cli.data.sample import Sample
 from jetssl_cli.errors import ConfigError, RunError
 from jetssl_cli.runs import checkpoint, weightfile
-from jetssl_cli.runs.finetune_config import FinetuneConfig
+from jetssl_cli.runs.loaders import DataConfig
 from jetssl_cli.runs.snapshot import HASH, content_hash
 
 
@@ -26,7 +26,7 @@ class Sources(Strict):
     """Of a finetuning; see ``hash_of_backbone``."""
 
 
-def hash_of_backbone(cfg: FinetuneConfig) -> str | None:
+def hash_of_backbone(backbone: Path, *, random: bool) -> str | None:
     """What tells the backbone from others that were in its folder before, or will be.
 
     That is the hash of its weights, which an earlier version may have left out. A random network
@@ -35,17 +35,20 @@ def hash_of_backbone(cfg: FinetuneConfig) -> str | None:
     Raises:
         RunError: the weights cannot be read.
     """
-    path = cfg.backbone / checkpoint.BACKBONE
-    if cfg.random:
+    path = backbone / checkpoint.BACKBONE
+    if random:
         return _hash_of_scaling(path, path.stat().st_mtime_ns)
     found = weightfile.read_facts(path).get(HASH)
     return None if found is None else str(found)
 
 
-def require_same_sources(run: Path, cfg: FinetuneConfig) -> None:
-    """Check that a complete finetuning was made of what its settings name now.
+def require_same_sources(
+    run: Path, data: DataConfig, backbone: Path | None = None, *, random: bool = False
+) -> None:
+    """Check that a complete run was made of what its settings name now.
 
-    What is not there any more is not compared.
+    A finetuning has a backbone, or a ``random`` one like it. What is not there any more is not
+    compared.
 
     Raises:
         ConfigError: names what is another now.
@@ -53,7 +56,7 @@ def require_same_sources(run: Path, cfg: FinetuneConfig) -> None:
         RunError: weights cannot be read.
     """
     told, made = _told(run / checkpoint.MODEL), f"the run in {run} was made with"
-    for paths, fingerprints in ((cfg.data.train, told.train), (cfg.data.val, told.val)):
+    for paths, fingerprints in ((data.train, told.train), (data.val, told.val)):
         if fingerprints and len(fingerprints) != len(paths):
             raise ConfigError(
                 f"{made} {len(fingerprints)} files in the place of {paths[0]}, not {len(paths)}"
@@ -61,9 +64,11 @@ def require_same_sources(run: Path, cfg: FinetuneConfig) -> None:
         for path, fingerprint in zip(paths, fingerprints, strict=False):
             if path.is_file() and _fingerprint(path, path.stat().st_mtime_ns) != fingerprint:
                 raise ConfigError(f"{made} other jets than those in {path}")
-    there = (cfg.backbone / checkpoint.BACKBONE).is_file()
-    if told.backbone is not None and there and hash_of_backbone(cfg) != told.backbone:
-        raise ConfigError(f"{made} another backbone than the one in {cfg.backbone}")
+    if told.backbone is None or backbone is None:
+        return
+    there = (backbone / checkpoint.BACKBONE).is_file()
+    if there and hash_of_backbone(backbone, random=random) != told.backbone:
+        raise ConfigError(f"{made} another backbone than the one in {backbone}")
 
 
 def _told(path: Path) -> Sources:

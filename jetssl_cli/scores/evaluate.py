@@ -31,6 +31,10 @@ FEWEST_REPLICAS = 100
 """Of which the ends of an interval can be told."""
 
 
+PAGES = (".html", ".htm")
+"""Ends of the names of a report: no other file is written over."""
+
+
 class EvaluateConfig(Strict):
     """Which score files to evaluate."""
 
@@ -68,8 +72,7 @@ def evaluate(cfg: EvaluateConfig) -> list[Row] | list[TaskRow]:
     """
     cfg = cfg.model_copy(update={"scores": tuple(_files_of(cfg.scores))})
     _refuse_repeats(cfg.scores)
-    if cfg.report is not None and cfg.report.is_dir():
-        raise ConfigError(f"--report {cfg.report}: is a folder; a file is needed")
+    _refuse_places(cfg)
     tasks = evaluate_tasks(cfg.scores)
     if tasks:
         _refuse_what_is_for_jets(cfg)
@@ -108,6 +111,17 @@ def _publish(rows: Sequence[Row] | Sequence[TaskRow], cfg: EvaluateConfig) -> No
         for name, row in zip(run_names(rows), named, strict=True):
             values |= _metrics(name, row)
         record("evaluate", tables, values)
+
+
+def _refuse_places(cfg: EvaluateConfig) -> None:
+    """Raises ConfigError if an output is to be where something else is."""
+    for option, path in (("--out", cfg.out), ("--plots", cfg.plots)):
+        if path is not None and path.is_file():
+            raise ConfigError(f"{option} {path}: is a file; a folder is needed")
+    if cfg.report is not None and cfg.report.suffix not in PAGES:
+        raise ConfigError(f"--report {cfg.report}: a page, such as report.html, is needed")
+    if cfg.report is not None and cfg.report.is_dir():
+        raise ConfigError(f"--report {cfg.report}: is a folder; a file is needed")
 
 
 def _refuse_what_is_for_jets(cfg: EvaluateConfig) -> None:

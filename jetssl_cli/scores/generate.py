@@ -16,7 +16,7 @@ from jetssl_cli.data.jets import JetArrays, concatenate
 from jetssl_cli.data.recipe import Recipe, schema_of
 from jetssl_cli.data.scaling import Scaling
 from jetssl_cli.data.stream import JetStream
-from jetssl_cli.errors import RunError
+from jetssl_cli.errors import ConfigError, RunError
 from jetssl_cli.objectives.objective import Sampling
 from jetssl_cli.progress import progress
 from jetssl_cli.runs.checkpoint import match
@@ -40,9 +40,9 @@ class GenerateConfig(Strict):
     """Generate the first so many jets of the file only."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of the masks and of everything that is drawn."""
-    steps: PositiveInt = 50
+    steps: PositiveInt | None = None
     """Steps of the integration (ssfm)."""
-    temperature: PositiveFloat = 1.0
+    temperature: PositiveFloat | None = None
     """Of the softmax that words are drawn from (gpt)."""
     batch_size: PositiveInt = 500
     """Jets at a time; with another, other numbers are drawn."""
@@ -71,12 +71,15 @@ def generate(cfg: GenerateConfig) -> GenerateReport:
     not agree with the generated constituents. Truth about constituents is left out.
 
     Raises:
+        ConfigError: a setting is that of another method.
         DataError: the data cannot be read, or the output not be written.
         RunError: not a pretraining run of a method that generates, data that do not fit it, or the
             output is there already.
     """
     if cfg.out.resolve() == cfg.data.resolve():
         raise RunError(f"{cfg.out}: is the file of the jets; choose another name")
+    if cfg.out.is_dir():
+        raise RunError(f"{cfg.out}: is a folder; --out is a file")
     if cfg.out.exists() and not cfg.overwrite:
         raise RunError(f"{cfg.out}: is there already; choose another name or --overwrite")
     run_cfg, schema, objective = load_pretrained(cfg.run)
@@ -85,6 +88,7 @@ def generate(cfg: GenerateConfig) -> GenerateReport:
             f"{cfg.run}: was pretrained with {run_cfg.objective.name}, which does not generate; "
             "ssfm fills in hidden constituents, gpt writes whole jets"
         )
+    how = _sampling(cfg, run_cfg.objective.name)
     with JaggedFile(cfg.data) as file:
         recipe, precision = _without_truth(file.recipe), file.precision
     stream = JetStream(
@@ -98,7 +102,6 @@ def generate(cfg: GenerateConfig) -> GenerateReport:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     objective = objective.to(device)
     rng = torch.Generator(device).manual_seed(cfg.seed)
-    how = Sampling(steps=cfg.steps, temperature=cfg.temperature)
     compared = _Compared()
     with (
         write(cfg.out, recipe, [str(cfg.data)], precision=precision) as writer,
@@ -115,6 +118,17 @@ def generate(cfg: GenerateConfig) -> GenerateReport:
             compared.add(_arrays(made), _arrays(batch.keep(~kept)), jets, _arrays(batch))
             advance(batch.packing.num_jets)
     return compared.report(cfg.out, recipe)
+
+
+def _sampling(cfg: GenerateConfig, method: str) -> Sampling:
+    for option, value, owner in (
+        ("--integration-steps", cfg.steps, "ssfm"),
+        ("--temperature", cfg.temperature, "gpt"),
+    ):
+        if value is not None and method != owner:
+            raise ConfigError(f"{option}: is for {owner}; {cfg.run} was pretrained with {method}")
+    usual = Sampling()
+    return Sampling(cfg.steps or usual.steps, cfg.temperature or usual.temperature)
 
 
 class _Compared:

@@ -42,6 +42,8 @@ Mode = Literal["frozen", "full", "from-scratch", "random"]
 BASELINES: tuple[Mode, ...] = ("from-scratch", "random")
 """They take the architecture of a backbone, and none of its weights."""
 VALIDATIONS = 40
+COLUMNS = ("constituents", "ids", "jets")
+"""Parts of a schema that test jets have to have as well; classes may differ."""
 OPTIONS = {
     "backbone": "--backbone",
     "out": "--out",
@@ -118,7 +120,9 @@ def scan(cfg: ScanConfig) -> ScanReport:
     else:
         tasks = [(point, cfg.rejection, jobs) for point in points]
         with progress(f"scan {cfg.out.name}", len(points), "trainings") as advance:
-            for (point, *_), found in share(_quietly, tasks, jobs, doing="finetuning"):
+            for (point, *_), found in share(
+                _quietly, tasks, jobs, doing="finetuning", broken="stopped"
+            ):
                 done[point.scores.stem] = found
                 advance(1)
     measured = [done[point.scores.stem] for point in points]
@@ -157,7 +161,9 @@ def plan(cfg: ScanConfig) -> list[Point]:
         raise ConfigError(f"two backbones are called {twice[0]!r}; rename one of them")
     schema, sizes = look([cfg.train])
     for file in (cfg.val, cfg.test):  # before the first training
-        look([file])
+        found, _ = look([file])
+        if any(getattr(found, part) != getattr(schema, part) for part in COLUMNS):
+            raise DataError(f"{file}: has other columns than {cfg.train}")
     if max(cfg.num_jets) > sum(sizes):
         raise DataError(f"{cfg.train}: has {sum(sizes)} jets, {max(cfg.num_jets)} are wanted")
     if cfg.rejection is not None:

@@ -67,7 +67,7 @@ def measure(point: Point, rejection: str | None) -> Measured:
     if checkpoint.is_begun(run):
         checkpoint.require_same(run, checkpoint.read_config(run, FinetuneConfig), point.cfg)
     if checkpoint.is_complete(run):
-        require_same_sources(run, point.cfg)
+        require_same_sources(run, point.cfg.data, point.cfg.backbone, random=point.cfg.random)
     else:
         point.scores.unlink(missing_ok=True)
         finetune(point.cfg.model_copy(update={"resume": True}))

@@ -163,6 +163,8 @@ def _require(cfg: WorkflowConfig) -> None:
     Raises:
         ConfigError: Snakemake is not installed, or a profile or a machine lacks something.
     """
+    if cfg.out.is_file():
+        raise ConfigError(f"--out {cfg.out}: is a file; a folder is needed")
     needed = ["snakemake"] + ["snakemake_executor_plugin_slurm"] * (cfg.profile == "slurm")
     if not all(map(importlib.util.find_spec, needed)):
         raise ConfigError(

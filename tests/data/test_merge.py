@@ -238,6 +238,8 @@ def test_an_output_that_is_there_is_replaced_only_on_request(
     files: list[Path], tmp_path: Path
 ) -> None:
     out = save(tmp_path / "all.h5", 0, 3)
+    with pytest.raises(DataError, match=rf"--out {tmp_path}: is a folder; a file is needed"):
+        run(*files, out=tmp_path, overwrite=True)
     with pytest.raises(DataError, match=r"all\.h5: is there already"):
         run(*files, out=out)
     assert len(numbers(out)) == 3

@@ -133,8 +133,11 @@ def test_only_the_first_jets_are_used_if_so_wanted(files: list[Path]) -> None:
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"num_signal": 2000}, r"has \d+ jets of bottom, the mixture needs 2000"),
-        ({"num_signal": 1, "num_background": 500}, r"\d+ jets of light, the mixture needs 1000"),
+        (
+            {"num_signal": 2000},
+            r"of [\d,]+ jets that are read, \d+ are bottom; the mixture needs 2000",
+        ),
+        ({"num_signal": 1, "num_background": 500}, r"\d+ are light; the mixture needs 1000"),
         ({"signal": "botom", "num_signal": 1}, "no class 'botom'; did you mean 'bottom'"),
         ({"background": "QCD", "num_signal": 1}, "no class 'QCD'"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -97,6 +98,14 @@ def test_a_misspelled_setting_of_mlflow(tmp_path, monkeypatch, name, value, wher
     finding = found(tmp_path)[where]
     assert finding.state == "broken"
     assert finding.advice.endswith(meant)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [60, 80])
+def test_names_and_states_are_whole_on_a_narrow_terminal(jetssl, width):
+    said = jetssl("doctor", COLUMNS=f"{width}").stdout
+    for one in json.loads(jetssl("doctor", "--json").stdout):
+        assert re.search(rf"^ *{re.escape(one['name'])} +{one['state']} ", said, re.MULTILINE)
 
 
 @pytest.mark.slow

@@ -315,6 +315,13 @@ def test_resuming_begins_a_run_that_is_not_there_and_leaves_a_complete_one(whole
     assert {path: path.stat().st_mtime_ns for path in cfg.out.iterdir()} == before
 
 
+def test_a_complete_run_of_other_data_is_not_taken_for_one_of_these(whole, jagged):
+    files = {"train": (jagged / "test.h5",)}
+    cfg = resumed(config(jagged, whole, data=files))
+    with pytest.raises(ConfigError, match=r"was made with other jets than those in .*test\.h5"):
+        pretrain(cfg)
+
+
 def test_other_data_are_refused(jagged, tmp_path, stop):
     cfg = config(jagged, tmp_path / "run")
     stop(4)

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from sklearn.metrics import accuracy_score, roc_auc_score
 
 from jetssl_cli.data.hdf5 import create
-from jetssl_cli.errors import DataError
+from jetssl_cli.errors import ConfigError, DataError
 from jetssl_cli.scores.evaluate import FEWEST_REPLICAS, EvaluateConfig, evaluate
 from jetssl_cli.scores.metrics import REPLICAS, WORKING_POINTS
 from jetssl_cli.scores.rows import figure, figures
@@ -161,6 +161,20 @@ class TestEvaluate:
             (made,) = [found for row in evaluate(cfg) for found in row.comparisons]
             assert (made.scores, made.to) == tuple(map(str, reversed(paths)))
 
+    def test_outputs_are_not_written_over_other_files(self, tmp_path, jets):
+        path = write(tmp_path / "a.h5", jets)
+        before = path.read_bytes()
+        (tmp_path / "page.html").mkdir()
+        for asked, told in (
+            ({"report": path}, r"--report .*a\.h5: a page, such as report\.html, is needed"),
+            ({"report": tmp_path / "page.html"}, "is a folder; a file is needed"),
+            ({"out": path}, r"--out .*a\.h5: is a file; a folder is needed"),
+            ({"plots": path}, r"--plots .*a\.h5: is a file; a folder is needed"),
+        ):
+            with pytest.raises(ConfigError, match=told):
+                evaluate(EvaluateConfig(tracking=False, scores=[path], replicas=100, **asked))
+        assert path.read_bytes() == before
+
     def test_one_file_named_twice(self, tmp_path, jets):
         path = write(tmp_path / "a.h5", jets)
         detour = tmp_path / "x" / ".." / "a.h5"
@@ -194,8 +208,10 @@ class TestOut:
 
     def test_a_file_in_the_way(self, tmp_path, jets):
         path = write(tmp_path / "a.h5", jets)
-        with pytest.raises(DataError, match=r"a\.h5: cannot be written"):
-            evaluate(EvaluateConfig(tracking=False, scores=[path], out=path))
+        out = tmp_path / "b.h5" / "tables"
+        out.parent.touch()
+        with pytest.raises(DataError, match="tables: cannot be written: Not a directory"):
+            evaluate(EvaluateConfig(tracking=False, scores=[path], out=out))
 
     def test_nothing_half_written_stays(self, tmp_path, jets):
         out = tmp_path / "out"

@@ -67,7 +67,7 @@ def whole(path):
 
 
 def run(runs, jagged, name, out, **settings):
-    settings = {"num_jets": 60, "steps": 3, **settings}
+    settings = {"num_jets": 60, "steps": None if name == "gpt" else 3, **settings}
     return generate(GenerateConfig(run=runs / name, data=jagged / "test.h5", out=out, **settings))
 
 
@@ -189,7 +189,8 @@ def test_other_columns_are_refused(runs, jagged, tmp_path):
 @pytest.mark.parametrize("name", ["ssfm", "gpt"])
 def test_the_command(jetssl, runs, jagged, tmp_path, name):
     words = ("generate", runs / name, "--data", jagged / "test.h5", "--out", "out.h5")
-    done = jetssl(*words, "--num-jets", 20, "--integration-steps", 2, "--temperature", 0.8)
+    own = {"ssfm": ("--integration-steps", 2), "gpt": ("--temperature", 0.8)}
+    done = jetssl(*words, "--num-jets", 20, *own[name])
     assert done.returncode == 0, done.stderr
     for word in ("distance", "pt [GeV]", "mass of a jet [GeV]", "20 jets"):
         assert word in done.stdout
@@ -213,6 +214,8 @@ def test_what_the_command_refuses(jetssl, runs, jagged, tmp_path):
     cases = {
         (runs / "mpm", *data): "pretrained with mpm, which does not generate; ssfm fills in",
         (runs / "ssfm", *data, "--temperature", 0): "temperature = 0",
+        (runs / "ssfm", *data, "--temperature", 0.5): "--temperature: is for gpt; ",
+        (runs / "gpt", *data, "--integration-steps", 5): "--integration-steps: is for ssfm; ",
     }
     for words, message in cases.items():
         done = jetssl("generate", *words)
@@ -230,6 +233,7 @@ def test_what_is_refused(runs, jagged, tmp_path):
         ((runs / "gone", data, out), RunError, "no such run folder"),
         ((runs / "ssfm", no_jets, out), DataError, r"config\.yaml: "),
         ((runs / "ssfm", data, data), RunError, "is the file of the jets"),
+        ((runs / "ssfm", data, tmp_path), RunError, "is a folder; --out is a file"),
     ):
         with pytest.raises(error, match=message):
             generate(GenerateConfig(**dict(zip(("run", "data", "out"), words, strict=True))))

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
 
 import pytest
 from reference.jets import tiny_config
@@ -158,7 +164,7 @@ def test_numbers_of_other_data_or_another_backbone_are_not_taken_for_these(
     both = point.cfg.data.model_copy(update={"val": (train, train)})
     shutil.copy(jagged / "train.h5", train)
     with pytest.raises(ConfigError, match=f"{made} 1 files in the place of {train}, not 2"):
-        require_same_sources(point.cfg.out, point.cfg.model_copy(update={"data": both}))
+        require_same_sources(point.cfg.out, both)
 
     model = point.cfg.out / checkpoint.MODEL
     assert hash_of_weights(point.scores) == sha256(model)
@@ -178,11 +184,11 @@ def test_baselines_are_of_the_scaling_alone(jagged, backbones, tmp_path):
     source = tmp_path / "one"
     shutil.copytree(backbones / "one", source)
     (point,) = plan(config(jagged, tmp_path, source, num_jets="10", seeds=1, modes="random"))
-    known = hash_of_backbone(point.cfg)
+    known = hash_of_backbone(point.cfg.backbone, random=True)
     retrained(source, "registers")
-    assert hash_of_backbone(point.cfg) == known
+    assert hash_of_backbone(point.cfg.backbone, random=True) == known
     retrained(source, "scaling")
-    assert hash_of_backbone(point.cfg) != known
+    assert hash_of_backbone(point.cfg.backbone, random=True) != known
 
 
 def hash_of_weights(scores):
@@ -210,6 +216,33 @@ def test_trainings_in_several_processes_come_to_the_same(jagged, backbones, tmp_
     assert "scan 2: 2/2 trainings" in told
     for point, other in zip(one.points, two.points, strict=True):
         assert point.model_copy(update={"run": other.run}) == other
+
+
+@pytest.mark.slow
+def test_interrupted_trainings_stop_and_no_others_begin(jagged, backbones, tmp_path):
+    files = [f"--{name}={jagged / name}.h5" for name in ("train", "val", "test")]
+    words = ["--backbone", backbones / "one", *files, "--out", "scan", "--num-jets", "10,20,30"]
+    words += ["--modes", "full", "--seeds", "1", "--steps", "1000000", "--patience", "1000000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jetssl_cli", "scan", *map(str, words), "--jobs", "2", *OVERRIDES],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
+    )
+    runs, deadline = tmp_path / "scan" / "runs", time.monotonic() + 200
+    while len(list(runs.glob("*/metrics.jsonl"))) < 2:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=100)
+    assert process.returncode == 130
+    assert said.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in said
+    assert len(list(runs.iterdir())) == 2
+    assert len(list(runs.glob("*/snapshots/*.safetensors"))) == 2
 
 
 def test_means_and_standard_deviations(tmp_path):
@@ -305,10 +338,15 @@ def test_mistakes_are_told_before_any_training(jagged, backbones, tmp_path, monk
         scan(config(jagged, tmp_path, one, rejection="Hbc"))
     with pytest.raises(RunError, match="no such run folder"):
         scan(config(jagged, tmp_path, tmp_path / "none"))
-    signal = tmp_path / "signal.h5"
-    with write(signal, RECIPE, []) as writer:
+    other_jets = tmp_path / "signal.h5"
+    with write(other_jets, RECIPE, []) as writer:
         writer.append(jets_of(1, 1))
-    with pytest.raises(ConfigError, match=rf"no rejection of 'Hbb'; {signal} has none"):
-        plan(config(jagged, tmp_path, one, rejection="Hbb", test=str(signal)))
-    signal.unlink()
+    with pytest.raises(ConfigError, match=rf"no rejection of 'Hbb'; {other_jets} has none"):
+        plan(config(jagged, tmp_path, one, rejection="Hbb", test=str(other_jets)))
+    other = RECIPE.model_copy(update={"jets": dict(list(RECIPE.jets.items())[1:])})
+    with write(other_jets, other, [], precision="float32") as writer:
+        writer.append(replace(jets_of(1, 1), jets=jets_of(1, 1).jets[:, 1:]))
+    with pytest.raises(DataError, match=rf"{other_jets}: has other columns than .*train\.h5"):
+        plan(config(jagged, tmp_path, one, test=str(other_jets)))
+    other_jets.unlink()
     assert not list(tmp_path.iterdir())
