@@ -18,6 +18,8 @@ from jetssl_cli.runs.transfer import Transfer, adapted, transfer
 
 KNOWN = schema()
 RUN = Path("runs/ssfm")
+ROUNDED = {"rtol": 1e-4, "atol": 1e-4}
+"""Sums over other columns are rounded otherwise, and on each CPU in its own way."""
 
 
 def rebuilt(encoder: Encoder, new: Schema, fitted: Scaling | None = None) -> Encoder:
@@ -43,7 +45,7 @@ def test_columns_go_by_name():
     order, of_jets = [3, 0, 6, 2, 1, 5, 4], [4, 2, 0, 1, 3]
     new = with_features((KNOWN.constituents[i] for i in order), (KNOWN.jets[i] for i in of_jets))
     found = rebuilt(encoder, new)(columns(batch, order, of_jets))
-    torch.testing.assert_close(found.tokens, encoder(batch).tokens)
+    torch.testing.assert_close(found.tokens, encoder(batch).tokens, **ROUNDED)
 
 
 def test_a_missing_feature_is_one_in_the_middle():
@@ -54,7 +56,7 @@ def test_a_missing_feature_is_one_in_the_middle():
     scaled = encoder.scale(batch)
     scaled.features[:, [3, 5]] = 0
     scaled.jets[:, [1, 2]] = 0
-    torch.testing.assert_close(found.tokens, encoder.encode(scaled).tokens)
+    torch.testing.assert_close(found.tokens, encoder.encode(scaled).tokens, **ROUNDED)
     assert Transfer(new, KNOWN).missing == ["d0", "dz", "jet_eta", "jet_phi"]
     assert not Transfer(new, KNOWN).unknown
 
@@ -71,7 +73,7 @@ def test_an_unknown_feature_has_no_weight_but_a_gradient():
         jets=torch.cat([batch.jets, torch.randn(len(batch.jets), 1)], 1),
     )
     found = target(more)
-    torch.testing.assert_close(found.tokens, encoder(batch).tokens)
+    torch.testing.assert_close(found.tokens, encoder(batch).tokens, **ROUNDED)
     found.tokens.square().sum().backward()
     assert target.embed[0].weight.grad[:, 0].abs().max() > 0
     assert torch.equal(target.scaling.constituents.quantiles[0], fitted.constituents.quantiles[0])
@@ -89,7 +91,7 @@ def test_without_particle_classes_all_are_charged_hadrons():
     with torch.no_grad():
         encoder.embed_id.weight[1] = encoder.embed_id.weight[[1, 3]].mean(0)
     same = encoder(replace(batch, ids=torch.ones_like(batch.ids)))
-    torch.testing.assert_close(found.tokens, same.tokens)
+    torch.testing.assert_close(found.tokens, same.tokens, **ROUNDED)
 
 
 def test_particle_classes_that_the_backbone_does_not_know():
