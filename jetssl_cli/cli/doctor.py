@@ -43,8 +43,8 @@ def doctor(
         print_json(findings)
     else:
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-        for _ in ("name", "state"):
-            table.add_column(no_wrap=True)
+        table.add_column(no_wrap=True)
+        table.add_column(no_wrap=True)
         table.add_column("found", overflow="fold")
         for one in findings:
             found = Text(one.found + (f"\n-> {one.advice}" if one.advice else ""))

@@ -86,16 +86,15 @@ def _end_with_parent(stop: Event, broken: Broken) -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
 
-    def end_after(waiting: Callable[[], object], *, softly: bool) -> None:
+    def end_after(waiting: Callable[[], object], softly: bool) -> None:
         waiting()
         if softly:
             os.kill(os.getpid(), signal.SIGTERM)
         else:
             os._exit(1)
 
-    for waiting, softly in ((parent.join, False), (stop.wait, broken == "stopped")):
-        how = {"softly": softly}
-        threading.Thread(target=end_after, args=(waiting,), kwargs=how, daemon=True).start()
+    for ends in ((parent.join, False), (stop.wait, broken == "stopped")):
+        threading.Thread(target=end_after, args=ends, daemon=True).start()
 
 
 @contextmanager

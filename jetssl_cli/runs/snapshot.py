@@ -139,8 +139,9 @@ class Snapshots:
             _write(path, snapshot)
         except (OSError, SafetensorError) as err:
             raise RunError(f"{path}: cannot be written: {err}") from None
-        later = [other for other in self.files() if other.name > path.name]
-        for old in (*later, *self.files()[len(later) + self.cfg.keep :], *self._partial()):
+        files = self.files()
+        this = files.index(path)
+        for old in (*files[:this], *files[this + self.cfg.keep :], *self._partial()):
             old.unlink(missing_ok=True)
 
     def files(self) -> list[Path]:
