@@ -16,6 +16,20 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 CPU = torch.device("cpu")
+STRAYS = 32
+"""Rows that belong to no token count as so many further jets, where every row must have one."""
+
+
+@dataclass(frozen=True)
+class Owners:
+    """Whose the rows are that what belongs to jets is spread over."""
+
+    rows: Int[Tensor, " rows"]
+    """The jet of each row; those that are no tokens count for the first jet."""
+    offsets: Int[Tensor, " bounds"]
+    """The tokens of each jet."""
+    longest: int
+    """Tokens of the longest jet, or a few more."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +43,8 @@ class Packing:
     """The offsets, in the memory of the host."""
     device: torch.device = CPU
     """Where the rows are."""
+    exact: bool = False
+    """Tensors have no rows behind the tokens."""
 
     @classmethod
     def of(cls, sizes: Int[Tensor, " J"], device: torch.device | None = None) -> Packing:
@@ -80,20 +96,35 @@ class Packing:
 
     @cached_property
     def rows(self) -> int:
-        """Rows of the tensors inside a network: on a CPU a few more than tokens.
+        """Rows of the tensors inside a network: a few more than tokens.
 
-        There, a matrix product of a new size costs milliseconds to prepare, so that sizes come in
-        steps: 16 for each power of two.
+        Sizes come in steps, 16 for each power of two: a CPU takes milliseconds to prepare a matrix
+        product of a new size, and a GPU can be sent again what it did for batches of this one.
         """
-        if self.device.type != "cpu":
-            return self.total
-        step = 1 << max(self.total.bit_length() - 5, 0)
+        step = 1 if self.exact else 1 << max(self.total.bit_length() - 5, 0)
         return -(-self.total // step) * step
 
     @cached_property
-    def row_owner(self) -> Int[Tensor, " rows"]:
-        """The jet that each row belongs to; those that are no tokens count for the first jet."""
-        return torch.nn.functional.pad(self.owner, (0, self.rows - self.total))
+    def owners(self) -> Owners:
+        """Whose the rows are."""
+        rows = torch.nn.functional.pad(self.owner, (0, self.rows - self.total))
+        return Owners(rows, self.offsets, -(-self.longest // 8) * 8)
+
+    @cached_property
+    def bounds(self) -> Int[Tensor, " more_bounds"]:
+        """The offsets in 32 bits, and those of ``STRAYS`` further jets: every row has a jet."""
+        strays = self.total + self._stray * torch.arange(1, STRAYS + 1)
+        host = torch.cat([self.host, strays.clamp_max(self.rows)]).int()
+        return host.to(self.device, non_blocking=True)
+
+    @cached_property
+    def tile(self) -> int:
+        """Length of the longest jet of ``bounds``, to the next power of two and at least 16."""
+        return 1 << (max(self.longest, self._stray, 16) - 1).bit_length()
+
+    @cached_property
+    def _stray(self) -> int:
+        return -(-(self.rows - self.total) // STRAYS)
 
     def pad(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "rows D"]:
         """Values of the tokens, and zeros in the rows behind them."""
@@ -120,7 +151,7 @@ class Packing:
 
     def to(self, device: torch.device) -> Packing:
         """The same packing on another device."""
-        return Packing(self.host, device)
+        return Packing(self.host, device, self.exact)
 
 
 @dataclass(frozen=True)

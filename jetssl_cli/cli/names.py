@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from jetssl_cli.config import shipped_names
 
-ATTENTION = ("auto", "flash-attn", "varlen", "padded", "reference")
+ATTENTION = ("auto", "triton", "flash-attn", "varlen", "padded", "reference")
 PRECISIONS = ("auto", "32", "bf16-mixed")
 MODES = ("frozen", "full", "from-scratch", "random")
 SPLITS = ("train", "val", "test")

@@ -19,7 +19,7 @@ Attention = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="Attention back end: auto, flash-attn, varlen, padded or reference.",
+        help="Attention back end: auto, triton, flash-attn, varlen, padded or reference.",
         show_default=False,
         autocompletion=one_of(ATTENTION),
     ),

@@ -8,13 +8,14 @@ its own jet, and a query whose jet has no keys gets zero.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache, partial
 from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -28,8 +29,10 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(q, k, v) -> out, each (tokens, heads, width of a head)."""
 STEP_OF_HEADS = 8
 """FlashAttention in PyTorch takes heads whose width is a multiple of this."""
-Backend = Literal["auto", "flash-attn", "varlen", "padded", "reference"]
-HALF_PRECISION: tuple[Backend, ...] = ("flash-attn", "varlen")
+Backend = Literal["auto", "triton", "flash-attn", "varlen", "padded", "reference"]
+MOST_KEYS, MOST_WIDTH = 256, 64
+"""What a tile of our kernels has room for: tokens of a jet, numbers of a head."""
+HALF_PRECISION: tuple[Backend, ...] = ("triton", "flash-attn", "varlen")
 """Kernels of a GPU, which do not compute in float32."""
 
 
@@ -43,12 +46,15 @@ def plan(
     """Prepare attention of ``queries`` to ``keys`` (to themselves, if none are given).
 
     With ``causal`` (self-attention only) a token attends to those before it in its jet and itself.
+    Tensors have the ``rows`` of their packing; what comes out of rows that are no tokens is finite.
     """
     assert keys is None or not causal, "causal attention is self-attention"
     keys = queries if keys is None else keys
     if backend == "auto":
-        backend = _best(queries.offsets.device)
+        backend = _best(keys)
     attend = _PLANS[backend](queries, keys, causal)
+    if isinstance(attend, Tiled):
+        return attend
     return torch.compiler.disable(attend)  # type: ignore[no-untyped-call]
 
 
@@ -82,40 +88,76 @@ def padded(queries: Packing, keys: Packing, causal: bool) -> Attend:
     return attend
 
 
+@dataclass(frozen=True)
+class Tiled:
+    """Attention of short jets by kernels of our own: a value, which can be compiled and recorded.
+
+    Heads that are too wide for them go through PyTorch's.
+    """
+
+    q_bounds: Int[Tensor, " bounds"]
+    k_bounds: Int[Tensor, " bounds"]
+    q_tile: int
+    k_tile: int
+    causal: bool
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attend; see ``Attend``."""
+        bounds = self.q_bounds, self.k_bounds, self.q_tile, self.k_tile
+        if q.shape[-1] > MOST_WIDTH:
+            return _varlen_attn(q, k, v, *bounds, self.causal)
+        out: Tensor = torch.ops.jetssl.tiled_attention(q, k, v, *bounds, self.causal)
+        return out
+
+
+def triton(queries: Packing, keys: Packing, causal: bool) -> Attend:
+    """Kernels of our own, in which short jets leave less empty; CUDA, half precision.
+
+    Where a jet is too long for them, the batch goes through ``varlen``.
+    """
+    from jetssl_cli.encoder import tiles  # noqa: F401  (defines torch.ops.jetssl)
+
+    if keys.tile > MOST_KEYS:
+        return varlen(queries, keys, causal)
+    return Tiled(queries.bounds, keys.bounds, queries.tile, keys.tile, causal)
+
+
 def varlen(queries: Packing, keys: Packing, causal: bool) -> Attend:
     """FlashAttention on packed tokens as built into PyTorch; CUDA, half precision."""
+    _take_newest_flash()
+    if not (queries.rows and keys.rows):
+        return _nothing
+    bounds = queries.bounds, keys.bounds, queries.tile, keys.tile
+    return lambda q, k, v: _varlen_attn(q, k, v, *bounds, causal)
+
+
+def _varlen_attn(  # noqa: PLR0913
+    q: Heads, k: Keys, v: Keys, q_bounds: Tensor, k_bounds: Tensor,
+    q_most: int, k_most: int, causal: bool,
+) -> Heads:  # fmt: skip
     from torch.nn.attention.varlen import varlen_attn
 
-    _take_newest_flash()
-    if not (queries.total and keys.total):
-        return _nothing
-    q_bounds, k_bounds = queries.offsets.int(), keys.offsets.int()
-
-    def attend(q: Heads, k: Keys, v: Keys) -> Heads:
-        width = q.shape[-1]
-        if more := -width % STEP_OF_HEADS:
-            q, k, v = (pad(x, (0, more)) for x in (q, k, v))
-        bounds = (q_bounds, k_bounds, queries.longest, keys.longest)
-        how: dict[str, Any] = {"window_size": (-1, 0)} if causal else {}
-        out = varlen_attn(q, k, v, *bounds, scale=width**-0.5, **how)
-        assert isinstance(out, Tensor)
-        return out[..., :width]
-
-    return attend
+    width = q.shape[-1]
+    if more := -width % STEP_OF_HEADS:
+        q, k, v = (pad(x, (0, more)) for x in (q, k, v))
+    how: dict[str, Any] = {"window_size": (-1, 0)} if causal else {}
+    out = varlen_attn(q, k, v, q_bounds, k_bounds, q_most, k_most, scale=width**-0.5, **how)
+    assert isinstance(out, Tensor)
+    return out[..., :width]
 
 
 def flash_attn(queries: Packing, keys: Packing, causal: bool) -> Attend:
     """FlashAttention from the ``flash-attn`` package; CUDA, half precision."""
     from flash_attn import flash_attn_varlen_func
 
-    if not (queries.total and keys.total):
+    if not (queries.rows and keys.rows):
         return _nothing
     return partial(
         flash_attn_varlen_func,
-        cu_seqlens_q=queries.offsets.int(),
-        cu_seqlens_k=keys.offsets.int(),
-        max_seqlen_q=queries.longest,
-        max_seqlen_k=keys.longest,
+        cu_seqlens_q=queries.bounds,
+        cu_seqlens_k=keys.bounds,
+        max_seqlen_q=queries.tile,
+        max_seqlen_k=keys.tile,
         causal=causal,
     )
 
@@ -126,6 +168,7 @@ def _nothing(q: Heads, k: Keys, v: Keys) -> Heads:
 
 
 _PLANS: dict[str, Callable[[Packing, Packing, bool], Attend]] = {
+    "triton": triton,
     "flash-attn": flash_attn,
     "varlen": varlen,
     "padded": padded,
@@ -143,8 +186,9 @@ def require(backend: Backend) -> None:
         raise ConfigError(
             f"encoder.attention = {backend!r}: needs a CUDA GPU of compute capability 8.0 or more"
         )
-    if backend == "flash-attn" and not _has_flash_attn():
-        raise ConfigError("encoder.attention = 'flash-attn': the package flash-attn is missing")
+    missing = {"flash-attn": not _has_flash_attn(), "triton": not _has_triton()}
+    if missing.get(backend):
+        raise ConfigError(f"encoder.attention = {backend!r}: the package {backend} is missing")
 
 
 def has_flash_attention() -> bool:
@@ -157,6 +201,11 @@ def _has_flash_attn() -> bool:
     """Whether version 2 of flash-attn is installed: of version 4 there is a namespace alone."""
     found = find_spec("flash_attn")
     return found is not None and found.origin is not None
+
+
+def _has_triton() -> bool:
+    """Whether Triton, which comes with PyTorch for CUDA, is installed."""
+    return find_spec("triton") is not None
 
 
 def has_fast_bf16() -> bool:
@@ -187,13 +236,15 @@ def _take_newest_flash() -> None:
             return
 
 
-def _best(device: torch.device) -> Backend:
-    """FlashAttention where it runs: on CUDA, in half precision."""
+def _best(keys: Packing) -> Backend:
+    """On CUDA in half precision our own kernels, or FlashAttention where jets are long."""
     half = (torch.float16, torch.bfloat16)
-    if device.type != "cuda" or not torch.is_autocast_enabled("cuda"):
+    if keys.device.type != "cuda" or not torch.is_autocast_enabled("cuda"):
         return "padded"
     if not has_flash_attention():
         return "padded"
     if torch.get_autocast_dtype("cuda") not in half:
         return "padded"
+    if _has_triton() and keys.tile <= MOST_KEYS:
+        return "triton"
     return "flash-attn" if _has_flash_attn() else "varlen"

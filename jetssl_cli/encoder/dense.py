@@ -57,10 +57,7 @@ def encode(
     x = torch.cat([registers, tokens], 1)
     real = torch.cat([mask.new_ones(registers.shape[:2]), mask], 1)
     attend = plan(real, causal=encoder.cfg.causal)
-    for block, modulated in zip(
-        encoder.blocks, encoder.modulated(jets, None, x.dtype), strict=True
-    ):
-        x = block(x, modulated, attend)
+    x = encoder.blocks(x, encoder.modulated(jets, None, x.dtype), attend)
     return encoder.out(encoder.norm(x)), real
 
 

@@ -9,28 +9,19 @@ A jet is a set: unless the encoder is causal, nothing in it depends on the place
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import repeat
 
 import torch
 from jaxtyping import Float, Int
 from pydantic import NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import silu
-from torch.utils.checkpoint import checkpoint as recomputed
 
-from jetssl_cli.batch import JetBatch, Packing
+from jetssl_cli.batch import JetBatch, Owners, Packing
 from jetssl_cli.config import Strict
-from jetssl_cli.encoder.attention import Backend, plan, require
-from jetssl_cli.encoder.transformer import (
-    Block,
-    Modulation,
-    RMSNorm,
-    mlp,
-    modulations,
-)
+from jetssl_cli.encoder.attention import Attend, Backend, plan, require
+from jetssl_cli.encoder.transformer import Blocks, Modulations, RMSNorm, mlp
 
 
 class EncoderConfig(Strict):
@@ -147,8 +138,8 @@ class Encoder(nn.Module):
         self.embed_jet = mlp(jets, hidden, cfg.context_width) if cfg.context else None
         self.registers = nn.Parameter(torch.randn(cfg.registers, cfg.width) * 0.02)
         context_width = cfg.context_width if cfg.context else None
-        self.blocks = nn.ModuleList(
-            Block(cfg.width, cfg.heads, context_width) for _ in range(cfg.depth)
+        self.blocks = Blocks(
+            cfg.depth, cfg.width, cfg.heads, context_width, recompute=cfg.recompute
         )
         self.norm = RMSNorm(cfg.width)
         self.out = nn.Linear(cfg.width, cfg.width)
@@ -177,9 +168,9 @@ class Encoder(nn.Module):
 
     def encode(self, scaled: JetBatch) -> Encoded:
         """Encode a batch whose features are scaled already."""
-        packing, rows, layers = self.layers(scaled)
-        (last,) = deque(layers, maxlen=1)
-        return Encoded(self.out(self.norm(last)), packing, rows, self.cfg.attention)
+        packing, rows, given = self._embedded(scaled)
+        x = self.blocks(*given)
+        return Encoded(self.out(self.norm(x)), packing, rows, self.cfg.attention)
 
     def layers(
         self, scaled: JetBatch
@@ -189,40 +180,36 @@ class Encoder(nn.Module):
         Returns:
             The packing of registers and constituents; the rows of the constituents; the layers.
         """
+        packing, rows, given = self._embedded(scaled)
+        return packing, rows, self.blocks.layers(*given)
+
+    def _embedded(
+        self, scaled: JetBatch
+    ) -> tuple[Packing, Tensor, tuple[Tensor, Modulations | None, Attend]]:
+        """As ``layers``, with what the blocks are given in the place of what they make of it."""
         tokens = self.embed(scaled.packing.pad(scaled.features))[: scaled.packing.total]
         if self.embed_id is not None:
             tokens = tokens + self.embed_id(scaled.ids).to(tokens.dtype)
         packing, first, rows = self._with_registers(tokens, scaled.packing)
-        return packing, rows, self._blocks(first, packing, scaled.jets)
-
-    def _blocks(
-        self, x: Float[Tensor, "rows D"], packing: Packing, jets: Float[Tensor, "J G"]
-    ) -> Iterator[Tensor]:
-        modulated = self.modulated(jets, packing.row_owner, x.dtype)
+        modulated = self.modulated(scaled.jets, packing.owners, first.dtype)
         attend = plan(packing, causal=self.cfg.causal, backend=self.cfg.attention)
-        yield x
-        for block, of_block in zip(self.blocks, modulated, strict=True):
-            if self.cfg.recompute and torch.is_grad_enabled():
-                x = recomputed(block, x, of_block, attend, use_reentrant=False)
-            else:
-                x = block(x, of_block, attend)
-            yield x
+        return packing, rows, (first, modulated, attend)
 
     def modulated(
-        self, jets: Float[Tensor, "J G"], owner: Int[Tensor, " rows"] | None, dtype: torch.dtype
-    ) -> Iterable[Sequence[Modulation] | None]:
-        """The modulations of each block; None for each without a context.
+        self, jets: Float[Tensor, "J G"], owners: Owners | None, dtype: torch.dtype
+    ) -> Modulations | None:
+        """The modulations of the blocks; None without a context.
 
         Args:
             jets: scaled.
-            owner: the jet of each token; None for padded tokens, (J, N, D).
+            owners: whose the rows are; None for padded tokens, (J, N, D).
             dtype: of the tokens.
         """
         if self.embed_jet is None:
-            return repeat(None, len(self.blocks))
+            return None
         context = silu(self.embed_jet(jets))
-        context = context if owner is not None else context[:, None]
-        return modulations(self.blocks, context, owner, dtype)
+        context = context if owners is not None else context[:, None]
+        return self.blocks.modulations(context, owners, dtype)
 
     def _with_registers(
         self, tokens: Float[Tensor, "T D"], packing: Packing

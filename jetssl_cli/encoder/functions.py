@@ -11,10 +11,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.autograd import Function
 from torch.nn.functional import silu
+
+from jetssl_cli.batch import Owners
 
 EPS = 1e-6
 """Added to the mean square of a token."""
@@ -34,18 +36,18 @@ def modulated_norm(
     x: Float[Tensor, "*rows D"],
     scale: Float[Tensor, "*jets D"],
     shift: Float[Tensor, "*jets D"],
-    owner: Int[Tensor, " T"] | None,
+    owners: Owners | None,
 ) -> Float[Tensor, "*rows D"]:
     """Compute x / rms(x) * scale + shift, scale and shift being those of the jet.
 
-    Without an owner they are spread by their shape, (J, 1, D) over (J, N, D); no derivatives then.
+    Without owners they are spread by their shape, (J, 1, D) over (J, N, D); no derivatives then.
     """
     if (compiling := torch.compiler.is_compiling()) or x.is_cuda:
         normed = _normed(x) if compiling else rms_norm_in_one(x, None)
-        return (normed * _spread(scale, owner) + _spread(shift, owner)).to(x.dtype)
-    if owner is None:
+        return (normed * _spread(scale, owners) + _spread(shift, owners)).to(x.dtype)
+    if owners is None:
         return torch.addcmul(shift, x * _inverse_rms(x), scale)
-    out: Tensor = _ModulatedNorm.apply(x, scale, shift, owner)  # type: ignore[no-untyped-call]
+    out: Tensor = _ModulatedNorm.apply(x, scale, shift, owners.rows)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -71,19 +73,25 @@ def gated(
     x: Float[Tensor, "*rows D"],
     y: Float[Tensor, "*rows D"],
     gate: Float[Tensor, "*jets D"],
-    owner: Int[Tensor, " T"] | None,
+    owners: Owners | None,
 ) -> Float[Tensor, "*rows D"]:
     """Compute x + gate * y, with the gate of the jet that owns the token; as ``modulated_norm``."""
     if torch.compiler.is_compiling():
-        return x + _spread(gate, owner) * y
-    if owner is None:
+        return x + _spread(gate, owners) * y
+    if owners is None:
         return torch.addcmul(x, y, gate)
-    out: Tensor = _Gated.apply(x, y, gate, owner)  # type: ignore[no-untyped-call]
+    out: Tensor = _Gated.apply(x, y, gate, owners.rows)  # type: ignore[no-untyped-call]
     return out
 
 
-def _spread(of_jets: Tensor, owner: Tensor | None) -> Tensor:
-    return of_jets if owner is None else of_jets.index_select(0, owner)
+def _spread(of_jets: Tensor, owners: Owners | None) -> Tensor:
+    """To all rows what belongs to their jet."""
+    if owners is None:
+        return of_jets
+    if of_jets.is_cuda and torch.compiler.is_compiling():
+        out: Tensor = _Spread.apply(of_jets, owners.rows, owners.offsets, owners.longest)  # type: ignore[no-untyped-call]
+        return out
+    return of_jets.index_select(0, owners.rows)
 
 
 def _normed(x: Tensor) -> Tensor:
@@ -108,6 +116,25 @@ def _norm_backward(inverse: Tensor, normed: Tensor, grad: Tensor) -> Tensor:
 
 def _over_jets(grad: Tensor, owner: Tensor, jets: int) -> Tensor:
     return grad.new_zeros(jets, grad.shape[1]).index_add_(0, owner, grad)
+
+
+class _Spread(Function):
+    """Compiled, its derivative is a kernel without additions that many programs wait for."""
+
+    @staticmethod
+    def forward(ctx: Any, of_jets: Tensor, rows: Tensor, offsets: Tensor, longest: int) -> Tensor:
+        ctx.save_for_backward(offsets)
+        ctx.longest = longest
+        return of_jets.index_select(0, rows)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        (grad,), (offsets,) = grads, ctx.saved_tensors
+        place = torch.arange(ctx.longest, device=grad.device)
+        inside = place < offsets.diff()[:, None]
+        rows = torch.where(inside, offsets[:-1, None] + place, 0)
+        found = torch.where(inside[..., None], grad[rows], 0)  # (J, longest, D), never stored
+        return found.sum(1, dtype=_wide(grad.dtype)).to(grad.dtype), None, None, None
 
 
 class _RMSNorm(Function):

@@ -57,7 +57,7 @@ class AttentionPool(nn.Module):
     def forward(self, encoded: Encoded) -> Float[Tensor, "J outputs"]:
         """Outputs of each jet."""
         one_each = torch.arange(encoded.packing.num_jets + 1)
-        queries = Packing(one_each, encoded.packing.device)
+        queries = Packing(one_each, encoded.packing.device, exact=True)
         attend = plan(queries, encoded.packing, backend=encoded.backend)
         x = self.query.expand(encoded.packing.num_jets, -1)
         return self.run(x, attend, encoded.rows)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice, pairwise
-from typing import cast
+from itertools import islice, pairwise, repeat
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import linear
+from torch.utils.checkpoint import checkpoint as recomputed
 
-from jetssl_cli.encoder.attention import Attend
+from jetssl_cli.batch import Owners
+from jetssl_cli.encoder.attention import Attend, Tiled
 from jetssl_cli.encoder.functions import gated, modulated_norm, rms_norm, swiglu
+from jetssl_cli.encoder.graphs import Graphs
 
 Tokens = Float[Tensor, "*T D"]
 """Packed, (T, D), or padded, (J, N, D)."""
@@ -113,16 +117,31 @@ class Modulation:
     """1 + what is linear in the context, times the weight of the norm."""
     shift: Float[Tensor, "*J D"]
     gate: Float[Tensor, "*J D"]
-    owner: Int[Tensor, " T"] | None
-    """The jet that each token belongs to; None of padded tokens, where the others are (J, 1, D)."""
+    owners: Owners | None
+    """Whose the rows are; None of padded tokens, where the others are (J, 1, D)."""
+
+
+@dataclass(frozen=True)
+class Modulations:
+    """How each jet modulates the branches of some blocks, all in their order."""
+
+    scale: Float[Tensor, "*J branches D"]
+    shift: Float[Tensor, "*J branches D"]
+    gate: Float[Tensor, "*J branches D"]
+    owners: Owners | None
+
+    def of_branches(self) -> Iterator[Modulation]:
+        """One after the other."""
+        parts = self.scale.unbind(-2), self.shift.unbind(-2), self.gate.unbind(-2)
+        return (Modulation(*of_branch, self.owners) for of_branch in zip(*parts, strict=True))
 
 
 class Branch(nn.Module):
     """A residual branch: x + gate * layer(norm(x) * (1 + scale) + shift).
 
     Scale, shift and gate are linear in silu(context) and start at zero, as in adaLN-Zero (Peebles
-    and Xie, arXiv:2212.09748, section 3.2). They are computed once per jet, by ``modulations``, and
-    spread over its tokens. Without a context the branch is the plain x + layer(norm(x)).
+    and Xie, arXiv:2212.09748, section 3.2). ``Blocks.modulations`` computes them once per jet;
+    they are spread over its tokens. Without a context the branch is the plain x + layer(norm(x)).
     """
 
     def __init__(
@@ -148,8 +167,8 @@ class Branch(nn.Module):
         if modulation is None:
             return x + self.dropout(self.layer(self.norm(x), *inputs))
         of = modulation
-        normed = modulated_norm(x, of.scale, of.shift, of.owner)
-        return gated(x, self.dropout(self.layer(normed, *inputs)).to(x.dtype), of.gate, of.owner)
+        normed = modulated_norm(x, of.scale, of.shift, of.owners)
+        return gated(x, self.dropout(self.layer(normed, *inputs)).to(x.dtype), of.gate, of.owners)
 
 
 class Block(nn.Module):
@@ -194,44 +213,121 @@ class Block(nn.Module):
         return self.feed_forward(x, of_feed_forward)
 
 
-def modulations(
-    blocks: Iterable[nn.Module],
-    context: Float[Tensor, "*J X"],
-    owner: Int[Tensor, " T"] | None,
-    dtype: torch.dtype,
-) -> Iterator[list[Modulation]]:
-    """The modulations of each block, found for all in one product: a GPU waits for each of many.
+@dataclass(frozen=True)
+class Asked:
+    """Of the last block, some tokens alone are asked for."""
 
-    Args:
-        blocks: each a ``Block``, and of one width.
-        context: silu(c), with c the context of each jet.
-        owner: as in ``Modulation``.
-        dtype: of the tokens.
-    """
-    of_blocks = [cast(Block, block).branches for block in blocks]
-    branches = [branch for of_block in of_blocks for branch in of_block]
-    layers = [branch.modulation for branch in branches if branch.modulation is not None]
-    weight = torch.cat([layer.weight for layer in layers])
-    bias = torch.cat([layer.bias for layer in layers])
-    norms = torch.stack([branch.norm.weight for branch in branches])
-    found = linear(context, weight, bias).to(dtype)
-    found = found.view(*found.shape[:-1], len(layers), 3, norms.shape[-1])
-    scale, shift, gate = found.unbind(-2)  # (*J, branches, D) each
-    scale = ((1 + scale) * norms).to(dtype)
-    parts = zip(scale.unbind(-2), shift.unbind(-2), gate.unbind(-2), strict=True)
-    modulated = (Modulation(*of_branch, owner) for of_branch in parts)
-    for of_block in of_blocks:
-        yield list(islice(modulated, len(of_block)))
+    rows: Rows
+    attend: Attend
+    """With these as the queries."""
+
+
+class Blocks(nn.ModuleList):
+    """Blocks of one width, one after the other."""
+
+    graphs: Graphs | None = None
+    """Whether what comes out is found by CUDA graphs."""
+
+    def __init__(
+        self,
+        depth: int,
+        width: int,
+        heads: int,
+        context_width: int | None,
+        memory_width: int | None = None,
+        *,
+        recompute: bool = False,
+    ) -> None:
+        """Build the blocks; with ``recompute`` they keep only what goes into each."""
+        super().__init__(Block(width, heads, context_width, memory_width) for _ in range(depth))
+        self.recompute = recompute
+
+    def forward(
+        self,
+        x: Tokens,
+        modulations: Modulations | None,
+        attend: Attend,
+        attend_memory: Attend | None = None,
+        memory: Tensor | None = None,
+        asked: Asked | None = None,
+    ) -> Chosen:
+        """What comes out of the last block."""
+        args = x, modulations, attend, attend_memory, memory, asked
+        attends = [attend, attend_memory, None if asked is None else asked.attend]
+        if self.graphs is not None and x.is_cuda and self._can_be_recorded(attends):
+            return self.graphs(*args)
+        return self._last(*args)
+
+    def layers(
+        self,
+        x: Tokens,
+        modulations: Modulations | None,
+        attend: Attend,
+        attend_memory: Attend | None = None,
+        memory: Tensor | None = None,
+        asked: Asked | None = None,
+    ) -> Iterator[Chosen]:
+        """What goes into the first block, and what comes out of each."""
+        of_branches = repeat(None) if modulations is None else modulations.of_branches()
+        yield x
+        for number, block in enumerate(self):
+            assert isinstance(block, Block)
+            of_block = list(islice(of_branches, len(block.branches)))
+            modulated = None if modulations is None else of_block
+            inputs = modulated, attend, attend_memory, memory
+            if self.recompute and torch.is_grad_enabled():
+                x = recomputed(block, x, *inputs, use_reentrant=False)
+            elif asked is not None and number + 1 == len(self):
+                x = block(x, modulated, asked.attend, attend_memory, memory, asked.rows)
+            else:
+                x = block(x, *inputs)
+            yield x
+
+    def modulations(
+        self, context: Float[Tensor, "*J X"], owners: Owners | None, dtype: torch.dtype
+    ) -> Modulations:
+        """The modulations of all blocks in one product: a GPU waits for each of many.
+
+        Args:
+            context: silu(c), with c the context of each jet.
+            owners: as in ``Modulation``.
+            dtype: of the tokens.
+        """
+        branches = [branch for block in self for branch in cast(Block, block).branches]
+        layers = [branch.modulation for branch in branches if branch.modulation is not None]
+        weight = torch.cat([layer.weight for layer in layers])
+        bias = torch.cat([layer.bias for layer in layers])
+        norms = torch.stack([branch.norm.weight for branch in branches])
+        found = linear(context, weight, bias).to(dtype)
+        found = found.view(*found.shape[:-1], len(layers), 3, norms.shape[-1])
+        scale, shift, gate = found.unbind(-2)
+        return Modulations(((1 + scale) * norms).to(dtype), shift, gate, owners)
+
+    def _last(self, *args: Any) -> Tensor:
+        (last,) = deque(self.layers(*args), maxlen=1)
+        return last
+
+    def _can_be_recorded(self, attends: Sequence[Attend | None]) -> bool:
+        """Without hidden states: drawn numbers, a pass forward in that back, plans in a closure."""
+        if self.recompute or not all(
+            attend is None or isinstance(attend, Tiled) for attend in attends
+        ):
+            return False
+        drops = (part.p > 0 for part in self.modules() if isinstance(part, nn.Dropout))
+        return not (self.training and any(drops))
 
 
 def compile_parts(module: nn.Module) -> None:
-    """Let torch.compile fuse blocks around their attention, and MLPs, for any number of tokens.
+    """Let torch.compile fuse blocks, and MLPs, for any number of tokens; on a GPU, record blocks.
 
-    Parts of one shape are compiled once.
+    Parts of one shape are compiled once, for each way in which they are used.
     """
+    torch._dynamo.config.recompile_limit = 64  # with and without gradients, and so on
     for part in module.modules():
         if isinstance(part, Block | nn.Sequential):
             part.compile(dynamic=True)
+        if isinstance(part, Blocks):
+            part.graphs = Graphs(part, part._last)
 
 
 class LayerNorm(nn.LayerNorm):

@@ -40,7 +40,7 @@ from jetssl_cli.batch import JetBatch, Packing
 from jetssl_cli.config import Strict
 from jetssl_cli.encoder.attention import plan
 from jetssl_cli.encoder.encoder import Encoded, Encoder
-from jetssl_cli.encoder.transformer import Block, RMSNorm
+from jetssl_cli.encoder.transformer import Blocks, RMSNorm
 from jetssl_cli.errors import ConfigError
 from jetssl_cli.objectives import parallel
 from jetssl_cli.objectives.objective import Generated, Objective, Sampling, width_beside
@@ -195,15 +195,13 @@ class CausalDecoder(nn.Module):
     def __init__(self, encoder: Encoder, *, width: int, depth: int) -> None:
         super().__init__()
         self.project = nn.Linear(encoder.width, width)
-        self.blocks = nn.ModuleList(Block(width, encoder.cfg.heads, None) for _ in range(depth))
+        self.blocks = Blocks(depth, width, encoder.cfg.heads, None)
         self.norm = RMSNorm(width)
 
     def forward(self, encoded: Encoded) -> Float[Tensor, "T D"]:
         """Vectors of registers and constituents; each knows those before it and itself."""
         attend = plan(encoded.packing, causal=True, backend=encoded.backend)
-        x = self.project(encoded.rows)
-        for block in self.blocks:
-            x = block(x, None, attend)
+        x = self.blocks(self.project(encoded.rows), None, attend)
         return self.norm(x)[: encoded.packing.total]
 
 

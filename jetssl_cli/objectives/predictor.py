@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from jetssl_cli.batch import Packing
 from jetssl_cli.encoder.attention import plan
 from jetssl_cli.encoder.encoder import Encoded
-from jetssl_cli.encoder.transformer import Block, RMSNorm
+from jetssl_cli.encoder.transformer import Asked, Blocks, RMSNorm
 
 MASK_TOKENS = 128
 """Rows of the table; further hidden constituents of a jet share the last one."""
@@ -30,7 +30,7 @@ class Predictor(nn.Module):
         super().__init__()
         self.project = nn.Linear(encoder_width, width)
         self.mask_tokens = nn.Parameter(torch.randn(MASK_TOKENS, width) * 0.02)
-        self.blocks = nn.ModuleList(Block(width, heads, None) for _ in range(depth))
+        self.blocks = Blocks(depth, width, heads, None)
         self.norm = RMSNorm(width)
 
     def forward(self, visible: Encoded, hidden: Packing) -> Float[Tensor, "rows E"]:
@@ -45,9 +45,7 @@ class Predictor(nn.Module):
         masked = self.mask_tokens.index_select(0, places).to(seen.dtype)  # gradients in float32
         x = seen.new_zeros(packing.rows, seen.shape[1])
         x.index_copy_(0, rows, seen).index_copy_(0, hidden_rows, masked)
-        *blocks, last = self.blocks
-        attend = plan(packing, backend=visible.backend) if blocks else None
-        for block in blocks:
-            x = block(x, None, attend)
-        rows = torch.nn.functional.pad(hidden_rows, (0, hidden.rows - hidden.total))
-        return self.norm(last(x, None, plan(hidden, packing, backend=visible.backend), rows=rows))
+        chosen = torch.nn.functional.pad(hidden_rows, (0, hidden.rows - hidden.total))
+        attend = plan(packing, backend=visible.backend)
+        asked = Asked(chosen, plan(hidden, packing, backend=visible.backend))
+        return self.norm(self.blocks(x, None, attend, asked=asked))

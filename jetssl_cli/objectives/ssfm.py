@@ -31,13 +31,7 @@ from jetssl_cli.batch import JetBatch, Packing
 from jetssl_cli.config import Strict
 from jetssl_cli.encoder.attention import plan
 from jetssl_cli.encoder.encoder import Encoded, Encoder
-from jetssl_cli.encoder.transformer import (
-    Block,
-    RMSNorm,
-    fourier,
-    mlp,
-    modulations,
-)
+from jetssl_cli.encoder.transformer import Blocks, RMSNorm, fourier, mlp
 from jetssl_cli.objectives import parallel
 from jetssl_cli.objectives.masking import MaskConfig, RandomMaskConfig
 from jetssl_cli.objectives.objective import Generated, Objective, Sampling, width_beside
@@ -158,9 +152,7 @@ class FlowDecoder(nn.Module):
         self.attention, self.time_features = cfg.attention, time_features
         self.embed = mlp(outputs, cfg.embedding_width, cfg.embedding_width, width)
         self.embed_time = mlp(2 * time_features, cfg.embedding_width, cfg.context_width)
-        self.blocks = nn.ModuleList(
-            Block(width, cfg.heads, cfg.context_width, encoder.width) for _ in range(depth)
-        )
+        self.blocks = Blocks(depth, width, cfg.heads, cfg.context_width, encoder.width)
         self.norm = RMSNorm(width)
         self.out = nn.Linear(width, outputs)
 
@@ -176,7 +168,6 @@ class FlowDecoder(nn.Module):
         attend = plan(packing, backend=self.attention)
         attend_memory = plan(packing, memory.packing, backend=self.attention)
         x = self.embed(packing.pad(xt))
-        modulated = modulations(self.blocks, context, packing.row_owner, x.dtype)
-        for block, of_block in zip(self.blocks, modulated, strict=True):
-            x = block(x, of_block, attend, attend_memory, memory.rows)
+        modulated = self.blocks.modulations(context, packing.owners, x.dtype)
+        x = self.blocks(x, modulated, attend, attend_memory, memory.rows)
         return self.out(self.norm(x))[: packing.total]

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jetssl_cli.batch import Packing
+from jetssl_cli.batch import STRAYS, Packing
 from jetssl_cli.encoder import attention, padded
 from jetssl_cli.encoder.attention import plan
 from jetssl_cli.encoder.padded import JETS_PER_BOX, Boxes
@@ -229,7 +229,7 @@ def test_causal_attention_is_self_attention():
 
 
 def test_the_cpu_takes_the_padded_path():
-    assert attention._best(torch.device("cpu")) == "padded"
+    assert attention._best(pack([3, 1])) == "padded"
 
 
 def test_double_precision_stays_double():
@@ -247,8 +247,8 @@ def test_heads_of_any_width_are_filled_up_for_varlen(monkeypatch, causal):
 
     def kernel(q, k, v, q_bounds, k_bounds, longest, of_keys, *, scale, window_size=(-1, -1)):
         assert q.shape[-1] % 8 == 0
-        assert (longest, of_keys) == (7, 7)
-        assert q_bounds.tolist() == k_bounds.tolist() == [0, 3, 3, 4, 11]
+        assert (longest, of_keys) == (16, 16)
+        assert q_bounds.tolist() == k_bounds.tolist() == [0, 3, 3, 4, 11] + [11] * STRAYS
         whole = plan(queries, causal=window_size == (-1, 0), backend="reference")
         return whole(q * (scale * q.shape[-1] ** 0.5), k, v)
 
@@ -272,36 +272,63 @@ def test_flash_attention_4_alone_is_not_version_2(tmp_path, monkeypatch):
         attention._has_flash_attn.cache_clear()
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("backend", ["varlen", "flash-attn", "padded"])
+def test_every_row_has_a_jet_for_kernels():
+    """Rows behind the tokens make short jets of their own, as many in any batch."""
+    for sizes in ([], [0], [3, 0, 1], [40, 30, 0, 12], [129] * 40, [1] * 3000):
+        packing = pack(sizes)
+        bounds = packing.bounds
+        assert bounds.dtype == torch.int32
+        assert bounds.tolist()[: len(sizes) + 1] == packing.offsets.tolist()
+        assert len(bounds) == len(sizes) + 1 + STRAYS
+        assert bounds[-1] == packing.rows
+        assert (bounds.diff() >= 0).all()
+        assert bounds.diff().max() <= packing.tile
+        assert packing.tile in (16, 32, 64, 128, 256)
+        assert packing.tile // 2 < max(packing.longest, 9)
+
+
+GPU_BACKENDS = ["triton", "varlen", "flash-attn", "padded"]
+GPU = (
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+)
+
+
+@pytest.mark.parametrize("backend", [pytest.param(b, marks=GPU) for b in GPU_BACKENDS])
 @pytest.mark.parametrize("kind", ["self", "causal", "cross"])
-@pytest.mark.parametrize("width", [64, 20])
-def test_gpu_back_ends_are_the_reference(backend, kind, width):
-    """In bfloat16 against float32, values and gradients; jets without tokens or keys included."""
+@pytest.mark.parametrize(("width", "longest"), [(20, 9), (64, 70), (128, 70), (64, 200), (64, 300)])
+def test_gpu_back_ends_are_the_reference(backend, kind, width, longest):
+    """In bfloat16 against float32, values and gradients; jets without tokens or keys included.
+
+    Rows behind the tokens get numbers too, not whatever lies in memory.
+    """
     if backend == "flash-attn":
         pytest.importorskip("flash_attn")
     device = torch.device("cuda")
-    queries = pack([3, 0, 1, 70, 5]).to(device)
-    keys = pack([4, 2, 0, 1, 66]).to(device) if kind == "cross" else None
+    queries = pack([3, 0, 1, longest, 5, 40, 33]).to(device)
+    keys = pack([4, 2, 0, 1, longest - 1, 20, 64]).to(device) if kind == "cross" else None
     rng = torch.Generator(device).manual_seed(0)
-    totals = [queries.total, *2 * [(keys or queries).total]]
-    start = [torch.randn(n, 2, width, generator=rng, device=device) for n in totals]
-    project = torch.randn(queries.total, 2, width, generator=rng, device=device)
+    rows = [queries.rows, *2 * [(keys or queries).rows]]
+    start = [torch.randn(n, 2, width, generator=rng, device=device) for n in rows]
+    project = torch.randn(queries.rows, 2, width, generator=rng, device=device)
+    project[queries.total :] = 0
+    project = project.bfloat16()  # of one key it is summed over hundreds of queries
     found = []
     for name, dtype in (("reference", torch.float32), (backend, torch.bfloat16)):
         inputs = [x.to(torch.bfloat16).to(dtype).requires_grad_() for x in start]
         out = plan(queries, keys, causal=kind == "causal", backend=name)(*inputs)
+        assert out.isfinite().all()
         (out * project.to(dtype)).sum().backward()
-        found.append([out.detach().float(), *(x.grad.float() for x in inputs)])
+        found.append([out[: queries.total].detach().float(), *(x.grad.float() for x in inputs)])
     for wanted, other in zip(*found, strict=True):
         torch.testing.assert_close(other, wanted, rtol=2e-2, atol=2e-2)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_flash_attention_is_taken_in_half_precision_alone():
-    device = torch.device("cuda")
-    assert attention._best(device) == "padded"
+def test_kernels_of_a_gpu_are_taken_in_half_precision_alone():
+    short, long = (pack([3, most]).to(torch.device("cuda")) for most in (200, 300))
+    assert attention._best(short) == "padded"
     with torch.autocast("cuda", torch.bfloat16):
-        assert attention._best(device) in ("varlen", "flash-attn")
+        assert attention._best(short) == "triton"
+        assert attention._best(long) in ("varlen", "flash-attn")

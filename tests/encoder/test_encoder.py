@@ -25,16 +25,15 @@ from reference.jets import (
 )
 from torch.nn.functional import silu
 
-from jetssl_cli.batch import JetBatch
+from jetssl_cli.batch import JetBatch, Owners
 from jetssl_cli.encoder.attention import plan
 from jetssl_cli.encoder.encoder import EncoderConfig
 from jetssl_cli.encoder.transformer import (
-    Block,
+    Blocks,
     CrossAttention,
     SelfAttention,
     ZeroLinear,
     fourier,
-    modulations,
 )
 
 REGISTERS = 3
@@ -47,6 +46,10 @@ def close(one, other):
 def of_jet(encoded, jet):
     start, stop = encoded.packing.offsets[jet : jet + 2].tolist()
     return encoded.tokens[start:stop]
+
+
+def owners(packing):
+    return Owners(packing.owner, packing.offsets, packing.longest)
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["context", "no context"])
@@ -173,18 +176,17 @@ def test_at_initialisation_the_blocks_are_the_identity():
     encoder = tiny_config().build(random_scaling(), 7, 8, 5)
     packing = random_batch(SIZES).packing
     x = torch.randn(packing.total, 16)
-    context = torch.randn(len(SIZES), 8), packing.owner
-    for block, of_block in zip(
-        encoder.blocks, modulations(encoder.blocks, *context, x.dtype), strict=True
-    ):
-        assert torch.equal(block(x, of_block, plan(packing)), x)
-    cross = Block(16, 2, 8, memory_width=4)
+    context = torch.randn(len(SIZES), 8), owners(packing)
+    modulations = encoder.blocks.modulations(*context, x.dtype)
+    for layer in encoder.blocks.layers(x, modulations, plan(packing)):
+        assert torch.equal(layer, x)
+    cross = Blocks(1, 16, 2, 8, memory_width=4)
     memory, attend = torch.randn(packing.total, 4), plan(packing)
-    (of_block,) = modulations([cross], *context, x.dtype)
-    assert torch.equal(cross(x, of_block, attend, attend, memory), x)
+    modulations = cross.modulations(*context, x.dtype)
+    assert torch.equal(cross(x, modulations, attend, attend, memory), x)
     randomise(cross)
-    (of_block,) = modulations([cross], *context, x.dtype)
-    assert not torch.allclose(cross(x, of_block, attend, attend, memory), x)
+    modulations = cross.modulations(*context, x.dtype)
+    assert not torch.allclose(cross(x, modulations, attend, attend, memory), x)
 
 
 def test_gates_open_from_zero():
@@ -227,11 +229,12 @@ def test_queries_and_keys_are_normalised_and_values_are_not(kind, part, normalis
 def test_a_branch_is_its_equation():
     """x + gate * layer(norm(x) * (1 + scale) + shift), with (scale, shift, gate) of the jet."""
     packing = random_batch(SIZES).packing
-    block = randomise(Block(16, 2, 8))
-    branch = block.feed_forward
+    blocks = randomise(Blocks(1, 16, 2, 8))
+    branch = blocks[0].feed_forward
     x = torch.randn(packing.total, 16, generator=torch.Generator().manual_seed(0))
     context = torch.randn(len(SIZES), 8, generator=torch.Generator().manual_seed(1))
-    ((_, of_branch),) = modulations([block], silu(context), packing.owner, x.dtype)
+    modulations = blocks.modulations(silu(context), owners(packing), x.dtype)
+    _, of_branch = modulations.of_branches()
     found = branch(x, of_branch)
     for row, jet in enumerate(packing.owner.tolist()):
         vector = context[jet] * context[jet].sigmoid()

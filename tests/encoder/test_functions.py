@@ -5,11 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
+from jetssl_cli.batch import Owners
 from jetssl_cli.encoder import functions
 from jetssl_cli.encoder.transformer import mlp
 
 OWNER = torch.tensor([0, 0, 0, 2, 2, 3, 3, 3, 3, 0])
+"""Of three, no, two and four tokens, and of a row that is none."""
+OFFSETS = torch.tensor([0, 3, 3, 5, 9])
 WIDTH = 6
+
+
+def owners(x):
+    return Owners(OWNER.to(x.device), OFFSETS.to(x.device), 8)
 
 
 def norm(x):
@@ -23,7 +30,7 @@ def silu(x):
 CASES = {
     "rms_norm": (functions.rms_norm, lambda x, w: norm(x) * w, [(10, 3, WIDTH), (WIDTH,)]),
     "modulated_norm": (
-        lambda x, scale, shift: functions.modulated_norm(x, scale, shift, OWNER.to(x.device)),
+        lambda x, scale, shift: functions.modulated_norm(x, scale, shift, owners(x)),
         lambda x, scale, shift: norm(x) * scale[OWNER] + shift[OWNER],
         [(10, WIDTH), (4, WIDTH), (4, WIDTH)],
     ),
@@ -38,7 +45,7 @@ CASES = {
         [(10, 3, WIDTH)],
     ),
     "gated": (
-        lambda x, y, gate: functions.gated(x, y, gate, OWNER.to(x.device)),
+        lambda x, y, gate: functions.gated(x, y, gate, owners(x)),
         lambda x, y, gate: x + gate[OWNER] * y,
         [(10, WIDTH), (10, WIDTH), (4, WIDTH)],
     ),
@@ -79,6 +86,28 @@ def test_values_and_gradients_are_those_of_the_definition(case, dtype, device):
     for one, other in zip(*found, strict=True):
         assert one.dtype == dtype
         torch.testing.assert_close(one.double(), other, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_sums_over_jets_are_those_of_an_index(dtype):
+    """The derivative that compiled code for a GPU has; rows that are no tokens have no gradient."""
+    rng = torch.Generator().manual_seed(0)
+    of_jets = torch.randn(4, WIDTH, generator=rng).to(dtype)
+    above = torch.randn(len(OWNER), WIDTH, generator=rng).to(dtype)
+    above[OFFSETS[-1] :] = 0
+    given = owners(of_jets)
+    found = []
+    for spread in (
+        lambda x: functions._Spread.apply(x, given.rows, given.offsets, given.longest),
+        lambda x: x.double()[OWNER],
+    ):
+        x = of_jets.clone().requires_grad_()
+        out = spread(x)
+        out.backward(above.to(out.dtype))
+        found.append((out.detach().double(), x.grad.double()))
+    tolerance = {torch.float64: 1e-12, torch.bfloat16: 1e-2}[dtype]
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -135,13 +135,13 @@ def test_only_the_teacher_sees_hidden_constituents(monkeypatch):
     objective, batch = tiny_jepa(), random_batch(SIZES)
     given = {}
     for name, encoder in (("student", objective.encoder), ("teacher", objective.teacher.encoder)):
-        layers = encoder.layers
+        embedded = encoder._embedded
 
-        def spy(scaled, *, name=name, layers=layers):
+        def spy(scaled, *, name=name, embedded=embedded):
             given[name] = scaled
-            return layers(scaled)
+            return embedded(scaled)
 
-        monkeypatch.setattr(encoder, "layers", spy)
+        monkeypatch.setattr(encoder, "_embedded", spy)
     objective.loss(batch, rng(3))
     hidden = random_mask(batch.packing, 0.5, rng(3))
     scaled = objective.encoder.scale(batch)

@@ -1,0 +1,220 @@
+"""Graphs give what the function gives: here with stand-ins for CUDA, on a GPU with CUDA itself."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from jetssl_cli.encoder import graphs
+from jetssl_cli.encoder.graphs import MET_BEFORE, MOST_GRAPHS, Graphs
+
+
+class Stream:
+    def wait_stream(self, other):
+        del other
+
+
+class CPUGraph:
+    """Computes again what a graph of CUDA would replay."""
+
+    def replay(self):
+        self.again()
+
+
+pytestmark = pytest.mark.usefixtures("unchecked", "on_a_cpu")
+
+
+@pytest.fixture
+def on_a_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph", lambda _, **__: nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", CPUGraph)
+    record = graphs._Graph.__init__
+
+    def recorded(self, called, args, inputs, pool):
+        record(self, called, args, inputs, pool)
+        given = graphs._with_tensors(tuple(args), iter(self.inputs))
+        everything = [*self.inputs, *called.parameters()]
+
+        def forward():
+            with torch.set_grad_enabled(self.learns):
+                self.fresh = called(*given)
+            self._out.copy_(self.fresh.detach())
+
+        def backward():
+            wanted = [x for x in everything if x.requires_grad]
+            found = torch.autograd.grad(self.fresh, wanted, self._above, allow_unused=True)
+            by_id = dict(zip(map(id, wanted), found, strict=True))
+            for x, gradient in zip(everything, self.gradients, strict=True):
+                if gradient is not None:
+                    gradient.copy_(by_id[id(x)])
+
+        self._forward.again, self._backward.again = forward, backward
+
+    monkeypatch.setattr(graphs._Graph, "__init__", recorded)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    rows: Tensor
+    twice: bool
+
+
+class Network(nn.Module):
+    """With a weight that the function does not use."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.two, self.unused = nn.Linear(4, 6), nn.Linear(6, 2), nn.Linear(1, 1)
+
+    def run(self, x, chosen, more=None):
+        x = self.two(self.one(x).tanh()).index_select(0, chosen.rows)
+        return x * (2 if chosen.twice else 1) + (0 if more is None else more[0])
+
+
+@pytest.fixture
+def network():
+    return Network()
+
+
+def rows(seed, count=5):
+    return torch.randn(count, 4, generator=torch.Generator().manual_seed(seed))
+
+
+CHOSEN = Chosen(torch.tensor([0, 2, 1, 2]), twice=True)
+
+
+def compared(network, loss):
+    """Gradients of weights, and of a layer before, with and without graphs; and the graphs."""
+    before, recorded = nn.Linear(4, 4), Graphs(network, network.run)
+    parameters = [*before.parameters(), *network.parameters()]
+    for step in range(MET_BEFORE + 3):
+        found = []
+        for run in (network.run, recorded):
+            for p in parameters:
+                p.grad = None
+            loss(lambda x, *more, run=run: run(before(x), *more), step)
+            found.append([None if p.grad is None else p.grad.clone() for p in parameters])
+        for one, other in zip(*found, strict=True):
+            assert (one is None) == (other is None)
+            if one is not None:
+                assert torch.equal(one, other)
+    return recorded
+
+
+def test_gradients_are_those_of_the_function(network):
+    def loss(run, step):
+        run(rows(step), CHOSEN, (torch.tensor(float(step)),)).square().sum().backward()
+
+    assert len(compared(network, loss)) == 1
+
+
+def test_gradients_of_parts_of_a_batch_add_up(network):
+    """The gradients of a graph lie where those of the part before lay."""
+
+    def loss(run, step):
+        for part in range(3):
+            run(rows(10 * step + part), CHOSEN).square().sum().backward()
+
+    assert len(compared(network, loss)) == 1
+
+
+def test_a_second_pass_forward_does_not_overwrite_what_the_first_needs(network):
+    def loss(run, step):
+        one, other = run(rows(step), CHOSEN), run(rows(step + 9), CHOSEN)
+        (one.square().sum() + other.square().sum() * one.sum()).backward()
+
+    assert len(compared(network, loss)) == 1
+
+
+def test_a_loss_that_was_left_alone_does_not_stop_the_graph(network):
+    recorded = Graphs(network, network.run)
+    for step in range(MET_BEFORE + 2):
+        recorded(rows(step), CHOSEN)
+    out = recorded(rows(7), CHOSEN)
+    (graph,) = recorded._known.values()
+    assert graph.waiting
+    assert type(recorded(rows(7), CHOSEN).grad_fn) is not type(out.grad_fn)
+    del out
+    assert not graph.waiting
+
+
+def test_other_shapes_values_and_frozen_weights_have_graphs_of_their_own(network):
+    recorded = Graphs(network, network.run)
+
+    def same(x, chosen, count):
+        for _ in range(MET_BEFORE + 2):
+            assert torch.equal(recorded(x, chosen), network.run(x, chosen))
+        assert len(recorded) == count
+
+    same(rows(0), CHOSEN, 1)
+    same(rows(0, 6), CHOSEN, 2)
+    same(rows(0), Chosen(CHOSEN.rows, twice=False), 3)
+    with torch.no_grad():
+        same(rows(0), CHOSEN, 4)
+        kept = recorded(rows(1), CHOSEN)
+        wanted = kept.clone()
+        recorded(rows(2), CHOSEN)
+        assert torch.equal(kept, wanted), "what came out without gradients is overwritten"
+    network.one.requires_grad_(False)
+    same(rows(0), CHOSEN, 5)
+    network.requires_grad_(False)
+    same(rows(0), CHOSEN, 6)
+    assert not recorded(rows(0), CHOSEN).requires_grad
+    same(rows(0).requires_grad_(), CHOSEN, 7)
+
+
+def test_shapes_are_recorded_when_they_come_again_and_not_without_end(network):
+    recorded = Graphs(network, network.run)
+    for count in range(3, MOST_GRAPHS + 8):
+        for time in range(MET_BEFORE + 1):
+            assert len(recorded) == min(count - 3, MOST_GRAPHS), time
+            recorded(rows(0, count), CHOSEN)
+    assert len(recorded) == MOST_GRAPHS
+
+
+def test_new_values_of_weights_are_seen_and_other_weights_recorded_anew(network):
+    recorded = Graphs(network, network.run)
+    for _ in range(MET_BEFORE + 2):
+        recorded(rows(0), CHOSEN)
+    with torch.no_grad():
+        network.one.weight.mul_(2)
+    assert torch.equal(recorded(rows(0), CHOSEN), network.run(rows(0), CHOSEN))
+    network.one.weight.data = network.one.weight.data * 3
+    assert torch.equal(recorded(rows(0), CHOSEN), network.run(rows(0), CHOSEN))
+
+
+GPU = (
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+)
+
+
+@pytest.mark.parametrize(
+    "words", [pytest.param(w, marks=GPU) for w in ("ssfm mpm gpt dino jepa", "--compile ssfm")]
+)
+def test_training_from_graphs_is_training(words):
+    """In a process of its own: torch.compile cannot look through the checks of annotations."""
+    folder = Path(__file__).parent.parent
+    result = subprocess.run(
+        [sys.executable, str(folder / "reference" / "recorded.py"), *words.split()],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (folder, folder.parent)))},
+        timeout=600,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.count("graphs") == sum(word[0] != "-" for word in words.split())
