@@ -14,8 +14,8 @@ BIN := .venv/bin
 JETSSL := $(BIN)/jetssl
 TOOLS := .tools/bin
 DEMO := demo
-MADE := $(addprefix $(DEMO)/,root jagged train.h5 val.h5 test.h5 .train.* ssfm frozen random \
-    scores/frozen.h5 scores/random.h5 tables)
+MADE := $(addprefix $(DEMO)/,root jagged train.h5 val.h5 test.h5 .train.* .fingerprints.json \
+    ssfm frozen random scores/frozen.h5 scores/random.h5 tables)
 MINUTES ?= 5
 FUZZED := recipe config overrides jagged scores weights
 SIMULATE := $(JETSSL) simulate jetclass --out $(DEMO)/root --jobs 2

@@ -122,7 +122,7 @@ def test_the_demo_removes_what_it_makes_and_nothing_else():
     lines = demo_lines()
     (removed,) = (line.split()[2:] for line in lines if line.startswith("rm -rf"))
     made = {line.split(" --out ")[1].split()[0] for line in lines if " --out " in line}
-    caches = {"demo/.train.*"}
+    caches = {"demo/.train.*", "demo/.fingerprints.json"}
     assert made == {*removed} - caches
 
 

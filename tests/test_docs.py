@@ -26,6 +26,7 @@ from safetensors import safe_open
 from shortened import SETTINGS, shortened
 
 from jetssl_cli.config import Layer, load
+from jetssl_cli.data.cache import written
 from jetssl_cli.data.convert import ConvertConfig, convert
 from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.data.padded import ARRAYS
@@ -406,6 +407,8 @@ def test_run_folders_and_weights_are_as_told(prepared: Path) -> None:
             array = file.get_tensor(tensor)
         assert str(array.dtype) == kind
         assert axes_fit(shape, array.shape, {})
+    keys = {name for name, *_ in tables("file-formats.md", "Caches")["key"]}
+    assert keys == set(json.loads(written({})))
 
 
 def told(node: ast.AST) -> str | None:

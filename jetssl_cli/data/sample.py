@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
 
 from jetssl_cli.data import order
-from jetssl_cli.data.cache import digest
+from jetssl_cli.data.cache import digest, known
 from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.data.jets import JetArrays
 from jetssl_cli.data.schema import Schema
@@ -35,11 +35,11 @@ def look(files: Sequence[Path], *, apart: bool = True) -> tuple[Schema, list[int
         if apart and path.resolve() in seen:
             raise DataError(f"{path}: is named twice")
         seen.add(path.resolve())
-        with JaggedFile(path) as file:
-            if schema is not None and file.schema != schema:
-                raise DataError(f"{path}: has other columns or classes than {files[0]}")
-            schema = file.schema
-            sizes.append(file.num_jets)
+        found, num_jets = _header(path)
+        if schema is not None and found != schema:
+            raise DataError(f"{path}: has other columns or classes than {files[0]}")
+        schema = found
+        sizes.append(num_jets)
     if schema is None:
         raise DataError("no data file was given")
     return schema, sizes
@@ -130,21 +130,55 @@ class Sample:
         cheap, yet the same jets converted in another way, by a mended formula for example, have
         another one.
         """
-        parts: list[str] = [str(self.max_constituents)]
+        probes: list[str] = []
+        jets: list[str] = []
         for path, size in zip(self.files, self.sizes, strict=True):
-            with JaggedFile(path) as file:
-                schema = file.schema.model_dump_json()
-                parts.append(digest(schema, file.recipe_text, file.precision, size))
-                parts += _probes(file, size)
-        for file, part in self._parts():
-            parts.append(digest(*file.read_jets(part.start, part.stop)))
-        return digest(*parts)
+            found = _digests(path, size)
+            of_jets = len(found) - len(_starts(size))
+            probes += found[:of_jets]
+            jets += found[of_jets:]
+        return digest(str(self.max_constituents), *probes, *jets)
 
     def _parts(self) -> Iterator[tuple[JaggedFile, order.Range]]:
         for index, (path, size) in enumerate(zip(self.files, self.sizes, strict=True)):
             with JaggedFile(path) as file:
-                for start in range(0, size, JETS_PER_READ):
+                for start in _starts(size):
                     yield file, order.Range(index, start, min(start + JETS_PER_READ, size))
+
+
+def _starts(size: int) -> range:
+    """Where the parts begin that are read of the first ``size`` jets of a file."""
+    return range(0, size, JETS_PER_READ)
+
+
+def _header(path: Path) -> tuple[Schema, int]:
+    """The schema of a file and its number of jets."""
+
+    def find() -> list[str]:
+        with JaggedFile(path) as file:
+            return [file.schema.model_dump_json(), str(file.num_jets)]
+
+    schema, num_jets = known(path, "header", find)
+    return _schema(schema), int(num_jets)
+
+
+@cache
+def _schema(text: str) -> Schema:
+    return Schema.model_validate_json(text)
+
+
+def _digests(path: Path, size: int) -> list[str]:
+    """Digests of the first ``size`` jets of a file: its header and its probes, then all jets."""
+
+    def find() -> list[str]:
+        with JaggedFile(path) as file:
+            schema = file.schema.model_dump_json()
+            header = digest(schema, file.recipe_text, file.precision, size)
+            parts = [(start, min(start + JETS_PER_READ, size)) for start in _starts(size)]
+            jets = [digest(*file.read_jets(*part)) for part in parts]
+            return [header, *_probes(file, size), *jets]
+
+    return known(path, f"digests {size} {PROBES} {JETS_PER_PROBE} {JETS_PER_READ}", find)
 
 
 def _probes(file: JaggedFile, size: int) -> Iterator[str]:

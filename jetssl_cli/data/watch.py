@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from jetssl_cli.data.cache import Seen, seen
 from jetssl_cli.data.sample import Sample
 from jetssl_cli.errors import DataError
-
-Seen = tuple[int, int, int]
-"""Size, time of the last change, and number on the disk of a file."""
 
 
 class Watch:
@@ -32,8 +30,8 @@ class Watch:
             DataError: it holds other jets, is cut short, or is gone.
         """
         path = self._files[file]
-        seen = _seen(path)
-        if seen == self._seen[file]:
+        now = _seen(path)
+        if now == self._seen[file]:
             return
         try:
             found = Sample((path,)).fingerprint
@@ -41,12 +39,11 @@ class Watch:
             raise DataError(f"{err}; it was changed while the run reads it") from None
         if found != self.fingerprints[file]:
             raise DataError(f"{path}: was changed while the run reads it: it holds other jets")
-        self._seen[file] = seen
+        self._seen[file] = now
 
 
 def _seen(path: Path) -> Seen:
     try:
-        found = path.stat()
+        return seen(path)
     except OSError as err:
         raise DataError(f"{path}: cannot be read: {err.strerror}") from None
-    return found.st_size, found.st_mtime_ns, found.st_ino

@@ -62,7 +62,7 @@ def require_same_sources(
                 f"{made} {len(fingerprints)} files in the place of {paths[0]}, not {len(paths)}"
             )
         for path, fingerprint in zip(paths, fingerprints, strict=False):
-            if path.is_file() and _fingerprint(path, path.stat().st_mtime_ns) != fingerprint:
+            if path.is_file() and Sample((path,)).fingerprint != fingerprint:
                 raise ConfigError(f"{made} other jets than those in {path}")
     if told.backbone is None or backbone is None:
         return
@@ -78,13 +78,6 @@ def _told(path: Path) -> Sources:
     except ValidationError as err:
         place = ".".join(map(str, err.errors()[0]["loc"]))
         raise RunError(f"{path}: its metadata do not tell what it was made of: {place}") from None
-
-
-@cache
-def _fingerprint(path: Path, written: int) -> str:
-    """Of a data file as it was written last: read once for all runs of a process."""
-    del written
-    return Sample((path,)).fingerprint
 
 
 @cache

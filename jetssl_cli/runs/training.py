@@ -20,6 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from jetssl_cli.batch import JetBatch
+from jetssl_cli.data.cache import keep_known
 from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.data.reader import JetReader
 from jetssl_cli.data.sample import Sample, look
@@ -194,6 +195,7 @@ def _run(prepared: Prepared) -> Path:
         recipe = file.recipe.name
     with ExitStack() as stack:
         if place.first:
+            keep_known([*cfg.data.train, *cfg.data.val])
             if prepared.reads_classes:
                 note_single_class(Sample(cfg.data.val, num_jets=cfg.data.num_val_jets))
             stack.enter_context(locked(cfg.out))

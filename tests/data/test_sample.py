@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from reference.tracks import write_true_jets
 
+from jetssl_cli.data import cache
+from jetssl_cli.data.cache import digest, keep_known
 from jetssl_cli.data.jagged import JaggedFile, write
 from jetssl_cli.data.jets import concatenate
 from jetssl_cli.data.recipe import load_recipe
-from jetssl_cli.data.sample import Sample
+from jetssl_cli.data.sample import Sample, look
 from jetssl_cli.data.watch import Watch
 from jetssl_cli.errors import DataError
 from jetssl_cli.runs.training import note_single_class
@@ -83,6 +85,58 @@ def test_the_name_tells_of_all_files(jagged: Path) -> None:
     train, val = jagged / "train.h5", jagged / "val.h5"
     assert Sample([train]).name == str(train)
     assert Sample([train, val]).name == f"{train} and 1 more"
+
+
+def defined(parts: list[tuple[Path, int]], most: int | None) -> str:
+    """The fingerprint of the first jets of some files, as it always was: runs have noted it."""
+    heads, jets = [], []
+    for path, size in parts:
+        with JaggedFile(path) as opened:
+            schema = opened.schema.model_dump_json()
+            heads.append(digest(schema, opened.recipe_text, opened.precision, size))
+            for start in sorted({max(size - 64, 0) * index // 31 for index in range(32)}):
+                probe = opened.read(start, min(start + 64, size))
+                truth = [probe.truth] if opened.schema.truth else []
+                heads.append(digest(probe.features, probe.ids, probe.labels, *truth))
+            for start in range(0, size, 10_000):
+                part = opened.read(start, min(start + 10_000, size))
+                jets.append(digest(part.sizes, part.jets))
+    return digest(str(most), *heads, *jets)
+
+
+def test_fingerprints_are_what_they_were_and_those_that_are_known_read_no_file(
+    file: Path, jagged: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "SECONDS_UNTOUCHED", 0.0)
+    true = write_true_jets(file.with_name("true.h5"), 300, 7)
+    long = file.with_name("long.h5")
+    with JaggedFile(file) as source, write(long, source.recipe, []) as writer:
+        for _ in range(8):
+            writer.append(source.read())
+    val = Path(shutil.copy(jagged / "val.h5", file.with_name("val.h5")))
+    wanted = {
+        Sample([long, file, val], max_constituents=20): ([10_400, 1300, 200], 20),
+        Sample([file, val, long], num_jets=1400): ([1300, 100, 0], None),
+        Sample([long]): ([10_400], None),
+        Sample([true]): ([300], None),
+    }
+    for sample, (sizes, most) in wanted.items():
+        parts = list(zip(sample.files, sizes, strict=True))
+        assert sample.fingerprint == defined(parts, most)
+    keep_known([file])
+    known = [sample.fingerprint for sample in wanted]
+    watch = Watch([long, true])
+
+    cache._memory.cache_clear()
+    monkeypatch.setattr(JaggedFile, "__init__", None)  # none can be opened
+    again = [
+        Sample(sample.files, num_jets=sample.num_jets, max_constituents=sample.max_constituents)
+        for sample in wanted
+    ]
+    assert [sample.fingerprint for sample in again] == known
+    assert [sample.schema for sample in again] == [sample.schema for sample in wanted]
+    assert Watch([long, true]).fingerprints == watch.fingerprints
+    assert look([file, val])[1] == [1300, 200]
 
 
 def test_the_fingerprint_is_that_of_the_contents(file: Path, jagged: Path) -> None:

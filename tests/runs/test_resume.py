@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import time
 from dataclasses import replace
 
+import h5py
 import pytest
 import torch
 from reference.jets import tiny_config
 from runs.test_training import data_config, metrics, same_weights, train_config, weights
 
+from jetssl_cli.data import cache
+from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.encoder.pool import PoolConfig
 from jetssl_cli.errors import ConfigError, DataError, RunError
 from jetssl_cli.objectives.dino import DINOConfig
@@ -21,6 +26,7 @@ from jetssl_cli.runs.budget import Budget
 from jetssl_cli.runs.finetune import finetune
 from jetssl_cli.runs.finetune_config import FinetuneConfig
 from jetssl_cli.runs.keeper import OWN
+from jetssl_cli.runs.loaders import DataConfig
 from jetssl_cli.runs.optim import OptimConfig
 from jetssl_cli.runs.pretrain import PretrainConfig, pretrain
 from jetssl_cli.runs.processes import Hosts
@@ -320,6 +326,63 @@ def test_a_complete_run_of_other_data_is_not_taken_for_one_of_these(whole, jagge
     cfg = resumed(config(jagged, whole, data=files))
     with pytest.raises(ConfigError, match=r"was made with other jets than those in .*test\.h5"):
         pretrain(cfg)
+
+
+@pytest.fixture
+def many(jagged, tmp_path, stop, monkeypatch):
+    """A run over several files that was stopped, as another process sees it that goes on."""
+    monkeypatch.setattr(cache, "SECONDS_UNTOUCHED", 0.0)
+    files = [tmp_path / "data" / f"{index}.h5" for index in range(6)]
+    files[0].parent.mkdir()
+    for path in files:
+        shutil.copy(jagged / "train.h5", path)
+    cfg = config(jagged, tmp_path / "run", data={"train": tuple(files)})
+    stop(4)
+    with pytest.raises(Stopped):
+        pretrain(cfg)
+    stop(0)
+    cache._memory.cache_clear()
+    return cfg
+
+
+def test_files_that_are_known_are_not_read_before_the_first_batch(many, monkeypatch):
+    opened, begun = [], []
+    init, begin = JaggedFile.__init__, DataConfig.endless
+
+    def noted(file, path):
+        opened.append(path)
+        init(file, path)
+
+    def before_the_first_batch(*args):
+        begun.extend(opened)
+        return begin(*args)
+
+    monkeypatch.setattr(JaggedFile, "__init__", noted)
+    monkeypatch.setattr(DataConfig, "endless", before_the_first_batch)
+    pretrain(resumed(many))
+    assert begun
+    assert set(begun) <= {many.data.train[0], many.data.val[0]}
+    assert set(opened) >= set(many.data.train)
+    opened.clear()
+    pretrain(resumed(many))  # it is complete
+    assert not opened
+
+
+@pytest.mark.parametrize("write", [True, False])
+def test_a_known_file_that_is_changed_within_its_size_and_date_is_noticed(many, write):
+    path = many.data.train[4]
+    before = path.stat()
+    time.sleep(0.05)  # the clock of the file system goes on
+    if write:
+        with h5py.File(path, "r+") as file:
+            file.attrs.modify("recipe", file.attrs["recipe"].swapcase())
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    if write:
+        with pytest.raises(DataError, match=r"4\.h5: is not the file that the run has read"):
+            pretrain(resumed(many))
+    else:
+        pretrain(resumed(many))
 
 
 def test_other_data_are_refused(jagged, tmp_path, stop):
