@@ -23,6 +23,9 @@ import uproot
 import yaml
 
 from jetssl_cli.cli.app import app
+from jetssl_cli.config import Layer, to_yaml
+from jetssl_cli.runs import pretrain
+from jetssl_cli.runs.finetune_config import on_backbone
 
 COMMANDS = (
     "simulate", "convert", "merge", "pretrain", "finetune", "sync", "scan", "export", "evaluate",
@@ -427,6 +430,31 @@ class TestFinetune:
         torch.save({}, tmp_path / "a.ckpt")
         done = jetssl("finetune", "--backbone", "a.ckpt", *words)
         refused(done, tmp_path, "a.ckpt: is a file", "never read", kept=["a.ckpt"])
+
+    @pytest.mark.parametrize(
+        ("option", "told"),
+        [
+            ("--num-jets 50", "--num-jets: data.subset = 50: the run in run has None"),
+            ("--cache-embeddings", "--cache-embeddings: cache_embeddings = True: the run in run"),
+            ("--full", "--full: objective.frozen = False: the run in run has True"),
+            ("--lora 2", "--lora: lora = {'rank': 2, 'alpha': 16.0}: the run in run has None"),
+            ("--num-jets 50 data.subset=40", "--num-jets: data.in_memory = True: the run in run"),
+            ("data.in_memory=true", "error: data.in_memory = True: the run in run has False"),
+            ("--steps 7", "error: train.steps = 7: the run in run has 3, and cannot go on with"),
+        ],
+    )
+    def test_a_run_that_goes_on_names_what_was_typed(self, jetssl, tmp_path, option, told):
+        """One option may say several settings."""
+        (tmp_path / "a").mkdir()
+        (tmp_path / "run").mkdir()
+        settings: dict[str, object] = {"out": "a", "data": {"train": ["t.h5"], "val": ["v.h5"]}}
+        begun = pretrain.load_config("ssfm", "tiny", Layer("", settings))
+        (tmp_path / "a" / "config.yaml").write_text(to_yaml(begun))
+        settings |= {"backbone": "a", "train": {"steps": 3}, "objective": {"frozen": True}}
+        tuned = on_backbone(begun, Path("a"), [Layer("", settings)])
+        (tmp_path / "run" / "config.yaml").write_text(to_yaml(tuned))
+        done = jetssl("finetune", "--resume", "run", *option.split())
+        refused(done, tmp_path, told, kept=["a", "run", "config.yaml"])
 
     def test_a_scan_of_no_numbers(self, jetssl, tmp_path, words, jagged):
         test = ("--test", jagged / "test.h5")
