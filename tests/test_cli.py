@@ -23,6 +23,7 @@ import uproot
 import yaml
 
 from jetssl_cli.cli.app import app
+from jetssl_cli.cli.main import main
 from jetssl_cli.config import Layer, to_yaml
 from jetssl_cli.runs import pretrain
 from jetssl_cli.runs.finetune_config import on_backbone
@@ -235,7 +236,9 @@ class TestConvert:
         done = jetssl("convert", samples / SAMPLE, "--recipe", "jetclas", "--out", "out")
         refused(done, tmp_path, "no recipe 'jetclas'", "did you mean 'jetclass'?")
 
-    def test_ctrl_c_leaves_only_whole_files(self, tmp_path, samples):
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_a_signal_leaves_only_whole_files(self, tmp_path, samples, number):
+        """It reaches all processes, as from a terminal or a batch system."""
         command = [Path(sys.executable).with_name("jetssl"), "convert", samples, "--recipe"]
         words = [*map(str, command), "jetclass", "--out", str(tmp_path / "out"), "--jobs", "2"]
         process = subprocess.Popen(
@@ -248,9 +251,9 @@ class TestConvert:
         deadline = time.monotonic() + 60
         while not list(tmp_path.rglob("*.h5")) and time.monotonic() < deadline:
             time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, number)
         _, stderr = process.communicate(timeout=60)
-        assert process.returncode == 130
+        assert process.returncode == 128 + number
         assert "Traceback" not in stderr
         assert not list(tmp_path.rglob("*.partial"))
         for path in tmp_path.rglob("*.h5"):
@@ -639,6 +642,96 @@ def test_ctrl_c_while_modules_are_imported(tmp_path, module):
         preexec_fn=hear_interrupts,
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+TERMINATED = """
+import os, signal
+from jetssl_cli.cli.main import main
+from jetssl_cli.data import merge
+def gather(*args):
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)
+merge._gather = gather
+main()
+"""
+
+
+def test_sigterm_leaves_nothing_half_written(tmp_path, jagged):
+    """Also where it comes twice, the second time while the first is answered."""
+    words = ("merge", str(jagged / "val.h5"), "--out", "made/all.h5")
+    done = subprocess.run(
+        [sys.executable, "-c", TERMINATED, *words],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (143, "terminated"), done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def closed_at_once(words, stream, tmp_path):
+    """Run the command; nobody reads what it writes there."""
+    ours, theirs = os.pipe()
+    os.close(ours)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: theirs}
+    command = [sys.executable, "-m", "jetssl_cli", *map(str, words)]
+    done = subprocess.run(command, cwd=tmp_path, check=False, text=True, **streams)
+    os.close(theirs)
+    return done
+
+
+@pytest.mark.parametrize(
+    "words", ["--help", "--version", "merge --help", "inspect {}", "inspect {} --json"]
+)
+def test_a_pipe_that_nobody_reads_is_no_error(tmp_path, jagged, words):
+    words = words.format(jagged / "val.h5").split()
+    done = closed_at_once(words, "stdout", tmp_path)
+    assert done.returncode == 128 + signal.SIGPIPE
+    assert all(line.startswith("inspect: ") for line in done.stderr.splitlines())
+
+
+def test_a_log_that_nobody_reads_stops_no_work(tmp_path, jagged):
+    done = closed_at_once(("merge", jagged / "val.h5", "--out", "a.h5"), "stderr", tmp_path)
+    assert done.returncode == 0
+    assert "200 jets of 1 files" in done.stdout
+    assert (tmp_path / "a.h5").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("merge", "Missing argument 'SOURCE...' (jetssl merge --help)"),
+        ("inspect a.h5 b.h5", "(b.h5) (jetssl inspect --help)"),
+        ("simulate jetclas", "No such command 'jetclas'. Did you mean 'jetclass'? (jetssl sim"),
+        ("merge a --out b --num-jets few", "Invalid value for '--num-jets': "),
+        ("merge a --out", "Option '--out' requires an argument"),
+    ],
+)
+def test_words_that_are_no_command_are_one_line(jetssl, tmp_path, words, told):
+    done = jetssl(*words.split())
+    refused(done, tmp_path, told)
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_file_that_may_not_be_read_is_one_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "a.h5").touch()
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(sys, "argv", ["jetssl", "inspect", str(tmp_path / "a.h5")])
+    with pytest.raises(SystemExit) as end:
+        main()
+    told = capsys.readouterr().err
+    assert end.value.code == 2
+    assert told.startswith("error: ")
+    assert len(told.splitlines()) == 1
+    assert "a.h5' is not readable" in told
+
+
+def test_words_alone_show_the_help(jetssl):
+    for words in ((), ("simulate",)):
+        done = jetssl(*words)
+        assert (done.returncode, done.stderr) == (2, "")
+        assert "Commands" in done.stdout
 
 
 @pytest.mark.slow
