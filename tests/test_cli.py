@@ -298,6 +298,14 @@ class TestMerge:
         done = jetssl("merge", "a.h5", "--out", "all.h5")
         refused(done, tmp_path, "a.h5", "HDF5", kept=["a.h5"])
 
+    def test_a_file_in_the_place_of_a_folder(self, jetssl, tmp_path, jagged):
+        """The reason alone is told, without the number and the hidden file that it came of."""
+        (tmp_path / "a").touch()
+        done = jetssl("merge", jagged / "val.h5", "--out", "a/all.h5")
+        refused(done, tmp_path, "a/all.h5: cannot be written: ", kept=["a"])
+        assert "Errno" not in done.stderr
+        assert "buckets" not in done.stderr
+
 
 class TestPretrain:
     @pytest.fixture

@@ -21,7 +21,7 @@ from jetssl_cli.data.jagged import JaggedFile, JaggedWriter, write
 from jetssl_cli.data.jets import JetArrays
 from jetssl_cli.data.recipe import Recipe
 from jetssl_cli.data.shuffle import Buckets, Subset, checksum
-from jetssl_cli.errors import DataError
+from jetssl_cli.errors import DataError, reason
 from jetssl_cli.progress import note, progress
 
 LEAST_BUDGET = 16 * 2**20
@@ -133,7 +133,7 @@ def merge(cfg: MergeConfig) -> MergeReport:
                 _gather(buckets, writer, total, jets_per_read)
                 writer.note_checksum(total.checksum)
     except OSError as err:
-        raise DataError(f"{cfg.out}: cannot be written: {err}") from None
+        raise DataError(f"{cfg.out}: cannot be written: {reason(err)}") from None
     return MergeReport(
         out=cfg.out,
         num_files=len(paths),

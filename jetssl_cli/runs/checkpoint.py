@@ -23,7 +23,7 @@ import yaml
 
 from jetssl_cli.config import Layer, Strict, load, to_yaml
 from jetssl_cli.data.schema import Feature, Schema
-from jetssl_cli.errors import ConfigError, RunError
+from jetssl_cli.errors import ConfigError, RunError, reason
 from jetssl_cli.runs import budget, lock
 from jetssl_cli.runs.snapshot import to_disk
 from jetssl_cli.safeyaml import read_yaml
@@ -132,7 +132,7 @@ def begin(out: Path, cfg: Strict, schema: Schema) -> None:
             partial.replace(out / name)
         to_disk(out)
     except OSError as err:
-        raise RunError(f"{out}: cannot be written: {err}") from None
+        raise RunError(f"{out}: cannot be written: {reason(err)}") from None
 
 
 def facts_of(run: Path, schema: Schema, recipe: str) -> dict[str, Any]:
