@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -59,6 +59,8 @@ class Layer:
     source: str
     """What an error message calls it: a file, or the words of the command line."""
     settings: Mapping[str, Any]
+    options: Mapping[str, str] = field(default_factory=dict)
+    """``section.key`` -> the option that says it, where its name tells too little."""
 
     def get(self, *path: str) -> Any:
         """What it has for the setting at this path; None if nothing."""
@@ -240,13 +242,13 @@ def _settings(
     """The paths of all settings, but those of sections left out and of choices not made."""
     chosen = [m for m in models if _tag(m) in (given.get("name"), given.get("kind"))]
     for model in chosen or models:
-        for name, field in model.model_fields.items():
+        for name, found in model.model_fields.items():
             here = (*above, name)
             yield here
-            section, optional = given.get(name), type(None) in get_args(field.annotation)
+            section, optional = given.get(name), type(None) in get_args(found.annotation)
             if not optional or section is not None:
                 below = section if isinstance(section, Mapping) else {}
-                yield from _settings(_sections(field.annotation), below, here)
+                yield from _settings(_sections(found.annotation), below, here)
 
 
 def _tag(model: type[BaseModel]) -> object:

@@ -18,6 +18,14 @@ has done do not count for the rate, beside which ``note`` is shown."""
 SECONDS_BETWEEN_LINES = 10.0
 
 
+class _Log(Console):
+    """Standard error; where nobody reads it, rich would end the command."""
+
+    def on_broken_pipe(self) -> None:
+        """Write no more."""
+        self.quiet = True
+
+
 def number_of_process() -> int:
     """Number of this process among those that torchrun or srun has started together."""
     number = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or ""
@@ -26,19 +34,19 @@ def number_of_process() -> int:
 
 def warn(text: str) -> None:
     """Tell the user of what does not stop the work."""
-    _say(Console(stderr=True), f"warning: {text}", "yellow")
+    _say(_Log(stderr=True), f"warning: {text}", "yellow")
 
 
 def note(text: str) -> None:
     """Tell the user what is good to know, once."""
-    _say(Console(stderr=True, quiet=number_of_process() > 0), f"note: {text}")
+    _say(_Log(stderr=True, quiet=number_of_process() > 0), f"note: {text}")
 
 
 def print_error(err: Exception) -> None:
     """Tell the user of a mistake, in one line."""
     number = number_of_process()
     where = f" (process {number})" if number else ""
-    _say(Console(stderr=True), f"error{where}: {err}", "red")
+    _say(_Log(stderr=True), f"error{where}: {err}", "red")
 
 
 def _say(console: Console, text: str, style: str | None = None) -> None:
@@ -57,7 +65,7 @@ def progress(label: str, total: int | float, unit: str) -> Iterator[Advance]:
     terminal a live bar; elsewhere (a log file, a batch system) one line every ten seconds and one
     at the end.
     """
-    console = Console(stderr=True, quiet=number_of_process() > 0)
+    console = _Log(stderr=True, quiet=number_of_process() > 0)
     reporter = _bar if console.is_terminal else _lines
     with reporter(console, label, total, unit) as advance:
         yield advance

@@ -23,6 +23,10 @@ import uproot
 import yaml
 
 from jetssl_cli.cli.app import app
+from jetssl_cli.cli.main import main
+from jetssl_cli.config import Layer, to_yaml
+from jetssl_cli.runs import pretrain
+from jetssl_cli.runs.finetune_config import on_backbone
 
 COMMANDS = (
     "simulate", "convert", "merge", "pretrain", "finetune", "sync", "scan", "export", "evaluate",
@@ -232,7 +236,9 @@ class TestConvert:
         done = jetssl("convert", samples / SAMPLE, "--recipe", "jetclas", "--out", "out")
         refused(done, tmp_path, "no recipe 'jetclas'", "did you mean 'jetclass'?")
 
-    def test_ctrl_c_leaves_only_whole_files(self, tmp_path, samples):
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_a_signal_leaves_only_whole_files(self, tmp_path, samples, number):
+        """It reaches all processes, as from a terminal or a batch system."""
         command = [Path(sys.executable).with_name("jetssl"), "convert", samples, "--recipe"]
         words = [*map(str, command), "jetclass", "--out", str(tmp_path / "out"), "--jobs", "2"]
         process = subprocess.Popen(
@@ -245,9 +251,9 @@ class TestConvert:
         deadline = time.monotonic() + 60
         while not list(tmp_path.rglob("*.h5")) and time.monotonic() < deadline:
             time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, number)
         _, stderr = process.communicate(timeout=60)
-        assert process.returncode == 130
+        assert process.returncode == 128 + number
         assert "Traceback" not in stderr
         assert not list(tmp_path.rglob("*.partial"))
         for path in tmp_path.rglob("*.h5"):
@@ -291,6 +297,14 @@ class TestMerge:
         (tmp_path / "a.h5").write_text("no")
         done = jetssl("merge", "a.h5", "--out", "all.h5")
         refused(done, tmp_path, "a.h5", "HDF5", kept=["a.h5"])
+
+    def test_a_file_in_the_place_of_a_folder(self, jetssl, tmp_path, jagged):
+        """The reason alone is told, without the number and the hidden file that it came of."""
+        (tmp_path / "a").touch()
+        done = jetssl("merge", jagged / "val.h5", "--out", "a/all.h5")
+        refused(done, tmp_path, "a/all.h5: cannot be written: ", kept=["a"])
+        assert "Errno" not in done.stderr
+        assert "buckets" not in done.stderr
 
 
 class TestPretrain:
@@ -427,6 +441,31 @@ class TestFinetune:
         torch.save({}, tmp_path / "a.ckpt")
         done = jetssl("finetune", "--backbone", "a.ckpt", *words)
         refused(done, tmp_path, "a.ckpt: is a file", "never read", kept=["a.ckpt"])
+
+    @pytest.mark.parametrize(
+        ("option", "told"),
+        [
+            ("--num-jets 50", "--num-jets: data.subset = 50: the run in run has None"),
+            ("--cache-embeddings", "--cache-embeddings: cache_embeddings = True: the run in run"),
+            ("--full", "--full: objective.frozen = False: the run in run has True"),
+            ("--lora 2", "--lora: lora = {'rank': 2, 'alpha': 16.0}: the run in run has None"),
+            ("--num-jets 50 data.subset=40", "--num-jets: data.in_memory = True: the run in run"),
+            ("data.in_memory=true", "error: data.in_memory = True: the run in run has False"),
+            ("--steps 7", "error: train.steps = 7: the run in run has 3, and cannot go on with"),
+        ],
+    )
+    def test_a_run_that_goes_on_names_what_was_typed(self, jetssl, tmp_path, option, told):
+        """One option may say several settings."""
+        (tmp_path / "a").mkdir()
+        (tmp_path / "run").mkdir()
+        settings: dict[str, object] = {"out": "a", "data": {"train": ["t.h5"], "val": ["v.h5"]}}
+        begun = pretrain.load_config("ssfm", "tiny", Layer("", settings))
+        (tmp_path / "a" / "config.yaml").write_text(to_yaml(begun))
+        settings |= {"backbone": "a", "train": {"steps": 3}, "objective": {"frozen": True}}
+        tuned = on_backbone(begun, Path("a"), [Layer("", settings)])
+        (tmp_path / "run" / "config.yaml").write_text(to_yaml(tuned))
+        done = jetssl("finetune", "--resume", "run", *option.split())
+        refused(done, tmp_path, told, kept=["a", "run", "config.yaml"])
 
     def test_a_scan_of_no_numbers(self, jetssl, tmp_path, words, jagged):
         test = ("--test", jagged / "test.h5")
@@ -611,6 +650,96 @@ def test_ctrl_c_while_modules_are_imported(tmp_path, module):
         preexec_fn=hear_interrupts,
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+TERMINATED = """
+import os, signal
+from jetssl_cli.cli.main import main
+from jetssl_cli.data import merge
+def gather(*args):
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)
+merge._gather = gather
+main()
+"""
+
+
+def test_sigterm_leaves_nothing_half_written(tmp_path, jagged):
+    """Also where it comes twice, the second time while the first is answered."""
+    words = ("merge", str(jagged / "val.h5"), "--out", "made/all.h5")
+    done = subprocess.run(
+        [sys.executable, "-c", TERMINATED, *words],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (143, "terminated"), done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def closed_at_once(words, stream, tmp_path):
+    """Run the command; nobody reads what it writes there."""
+    ours, theirs = os.pipe()
+    os.close(ours)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: theirs}
+    command = [sys.executable, "-m", "jetssl_cli", *map(str, words)]
+    done = subprocess.run(command, cwd=tmp_path, check=False, text=True, **streams)
+    os.close(theirs)
+    return done
+
+
+@pytest.mark.parametrize(
+    "words", ["--help", "--version", "merge --help", "inspect {}", "inspect {} --json"]
+)
+def test_a_pipe_that_nobody_reads_is_no_error(tmp_path, jagged, words):
+    words = words.format(jagged / "val.h5").split()
+    done = closed_at_once(words, "stdout", tmp_path)
+    assert done.returncode == 128 + signal.SIGPIPE
+    assert all(line.startswith("inspect: ") for line in done.stderr.splitlines())
+
+
+def test_a_log_that_nobody_reads_stops_no_work(tmp_path, jagged):
+    done = closed_at_once(("merge", jagged / "val.h5", "--out", "a.h5"), "stderr", tmp_path)
+    assert done.returncode == 0
+    assert "200 jets of 1 files" in done.stdout
+    assert (tmp_path / "a.h5").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("merge", "Missing argument 'SOURCE...' (jetssl merge --help)"),
+        ("inspect a.h5 b.h5", "(b.h5) (jetssl inspect --help)"),
+        ("simulate jetclas", "No such command 'jetclas'. Did you mean 'jetclass'? (jetssl sim"),
+        ("merge a --out b --num-jets few", "Invalid value for '--num-jets': "),
+        ("merge a --out", "Option '--out' requires an argument"),
+    ],
+)
+def test_words_that_are_no_command_are_one_line(jetssl, tmp_path, words, told):
+    done = jetssl(*words.split())
+    refused(done, tmp_path, told)
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_file_that_may_not_be_read_is_one_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "a.h5").touch()
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(sys, "argv", ["jetssl", "inspect", str(tmp_path / "a.h5")])
+    with pytest.raises(SystemExit) as end:
+        main()
+    told = capsys.readouterr().err
+    assert end.value.code == 2
+    assert told.startswith("error: ")
+    assert len(told.splitlines()) == 1
+    assert "a.h5' is not readable" in told
+
+
+def test_words_alone_show_the_help(jetssl):
+    for words in ((), ("simulate",)):
+        done = jetssl(*words)
+        assert (done.returncode, done.stderr) == (2, "")
+        assert "Commands" in done.stdout
 
 
 @pytest.mark.slow

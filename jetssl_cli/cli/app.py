@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import pairwise
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -35,6 +35,9 @@ from jetssl_cli.progress import print_error
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 """Errors of writing which are not the command's fault."""
+
+USAGE_ERROR: type[Exception] = typer.BadParameter.mro()[1]
+"""Of which typer exports this child alone; it would draw a box around each."""
 
 app = typer.Typer(
     name="jetssl",
@@ -61,29 +64,45 @@ def root(
 
 
 def run() -> None:
-    """Run the command; print a user's mistake in plain words and exit with its code.
+    """Run the command; print a user's mistake in one line and exit with its code.
 
     Raises:
         KeyboardInterrupt: it was interrupted, which typer had made an exit code of.
+        BrokenPipeError: nobody reads its output any more; the same.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         with suppress(OSError):
             sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no text
     try:
         _refuse_dashes(sys.argv[1:])
-        app()
+        code = app(standalone_mode=False)
+    except USAGE_ERROR as err:
+        if told := _usage(err):  # nothing where the help was shown
+            print_error(JetSSLError(told))
+        sys.exit(JetSSLError.code)
     except JetSSLError as err:
         print_error(err)
         sys.exit(err.code)
+    except BrokenPipeError:
+        raise
     except OSError as err:  # such as a folder that may not be looked into
         if err.strerror is None or (err.filename is None and err.errno not in FULL):
             raise
         print_error(JetSSLError(f"{err.filename or 'standard output'}: {err.strerror}"))
         sys.exit(JetSSLError.code)
     except SystemExit as end:
-        if end.code == INTERRUPTED:
-            raise KeyboardInterrupt from None
+        if isinstance(end.__context__, BrokenPipeError):
+            raise end.__context__ from None
         raise
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
+    sys.exit(code or 0)
+
+
+def _usage(err: Any) -> str:
+    """What typer says of words that are no command of ours, and which help explains them."""
+    told = " ".join(str(err.format_message()).split()).removesuffix(".")
+    return f"{told} ({err.ctx.command_path} --help)" if told and err.ctx else told
 
 
 def _refuse_dashes(words: Sequence[str]) -> None:

@@ -106,7 +106,10 @@ def merge(
     num_jets: Annotated[
         int | None,
         typer.Option(
-            metavar="N", min=1, help="Keep so many jets, drawn at random.", show_default=False
+            metavar="N",
+            min=1,
+            help="Keep so many jets, drawn at random; with --balance at most so many.",
+            show_default=False,
         ),
     ] = None,
     balance: Annotated[

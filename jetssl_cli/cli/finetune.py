@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,6 +32,13 @@ from jetssl_cli.cli.training import train as execute
 
 room = typer.Typer()
 
+OF_A_WAY = ("random", "unfreeze_at", "lora", "lora.rank", "objective.frozen")
+"""Settings that each of ``--frozen``, ``--full`` and so on says."""
+OF_OTHERS = {
+    "num_jets": ("data.subset", "data.in_memory"),
+    "cache_embeddings": ("cache_embeddings", "data.in_memory"),
+}
+"""Other options that say more than one setting, the most telling first."""
 
 Task = Annotated[
     str | None,
@@ -179,28 +188,35 @@ def finetune(
     from jetssl_cli.runs.finetune_config import load_config, mode
 
     words: dict[str, Any] = {"backbone": str(backbone)} if backbone else {}
-    words |= mode(
-        frozen=frozen,
-        full=full,
-        from_scratch=from_scratch,
-        random=random,
-        unfreeze_at=unfreeze_at,
-        lora=lora,
-    )
+    ways: dict[str, Any] = {"frozen": frozen, "full": full, "from_scratch": from_scratch}
+    ways |= {"random": random, "unfreeze_at": unfreeze_at, "lora": lora}
+    words |= mode(**ways)
     words |= {"layer_decay": layer_decay} if layer_decay is not None else {}
     words |= {"cache_embeddings": True} if cache_embeddings else {}
     words |= {"rescale": True} if rescale else {}
     loop = {"steps": steps, "jets": jets, "max_time": max_time, "devices": devices, "nodes": nodes}
     needed = {"backbone": backbone, "train": train, "val": val}
-    held = num_jets is not None or cache_embeddings
+    held = {"cache_embeddings": cache_embeddings, "num_jets": num_jets}
+    in_memory = num_jets is not None or cache_embeddings
     mixture: dict[str, Any] = {"signal": signal, "background": background}
     mixture |= {"num_signal": num_signal, "num_background": num_background}
     mixture = {name: value for name, value in mixture.items() if value is not None}
-    data = {"subset": num_jets, "in_memory": True if held else None, "mixture": mixture or None}
+    data = {"subset": num_jets, "in_memory": in_memory or None, "mixture": mixture or None}
     loop |= {"patience": patience}
     words |= encoder_options(attention)
     options = run_options(
         out, resume, needed, loop, words, data, config=config, overrides=overrides
     )
+    options = replace(options, options=_options(ways | held))
     cfg = load_config(backbone, options, task=task, config=config, overrides=overrides or [])
     execute(cfg, lambda: run(cfg), dry=dry_run, as_json=as_json)
+
+
+def _options(given: Mapping[str, object]) -> dict[str, str]:
+    """Setting -> the option that says it, of those whose names are not their settings'."""
+    return {
+        setting: f"--{name.replace('_', '-')}"
+        for name, value in given.items()
+        if value is not None and value is not False
+        for setting in OF_OTHERS.get(name, OF_A_WAY)
+    }

@@ -2,19 +2,59 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
 
-from jetssl_cli.cli import INTERRUPTED
+from jetssl_cli.cli import INTERRUPTED, TERMINATED, UNREAD
 
 
 def main() -> None:
-    """Run the command; Ctrl-C ends it in one line, whenever it comes."""
-    try:
-        from jetssl_cli.cli.app import run
+    """Run the command; Ctrl-C or SIGTERM ends it in one line, whenever it comes.
 
-        run()
+    Where nobody reads its output any more, as of ``jetssl verify data | head -1``, it ends in
+    silence, as programs do that SIGPIPE kills.
+    """
+    came: list[int] = []
+    try:
+        with _minding(came):
+            from jetssl_cli.cli.app import run
+
+            run()
     except KeyboardInterrupt:
         with suppress(OSError):
-            sys.stderr.write("interrupted\n")
-        sys.exit(INTERRUPTED)
+            sys.stderr.write("terminated\n" if came else "interrupted\n")
+        sys.exit(TERMINATED if came else INTERRUPTED)
+    except BrokenPipeError:
+        with suppress(OSError):  # what is still to be written is written as Python ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(UNREAD)
+
+
+@contextmanager
+def _minding(came: list[int]) -> Iterator[None]:
+    """Raise KeyboardInterrupt at the first SIGTERM: it would leave half-written files behind.
+
+    A second one, as batch systems send to the group as well, does not break off the tidying up.
+    """
+
+    def end(number: int, _: FrameType | None) -> None:
+        came.append(number)
+        if len(came) == 1:
+            raise KeyboardInterrupt
+
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    ):
+        yield
+        return
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -35,8 +35,14 @@ def scan(
     num_jets: Annotated[
         str, typer.Option(metavar="N,N,...", help="Numbers of labelled jets to train on.")
     ],
-    train: Annotated[Path, typer.Option(metavar="FILE", help="Jagged HDF5 file to train on.")],
-    val: Annotated[Path, typer.Option(metavar="FILE", help="Jagged HDF5 file to validate on.")],
+    train: Annotated[
+        list[Path],
+        typer.Option(metavar="FILE", help="Jagged HDF5 file to train on; can be given again."),
+    ],
+    val: Annotated[
+        list[Path],
+        typer.Option(metavar="FILE", help="Jagged HDF5 file to validate on; can be given again."),
+    ],
     test: Annotated[Path, typer.Option(metavar="FILE", help="Jagged HDF5 file to measure on.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of all that is made.")],
     modes: Annotated[
@@ -77,8 +83,8 @@ def scan(
     settings = {
         "backbones": [str(path) for path in backbone],
         "num_jets": num_jets,
-        "train": str(train),
-        "val": str(val),
+        "train": list(map(str, train)),
+        "val": list(map(str, val)),
         "test": str(test),
         "out": str(out),
         "modes": modes,

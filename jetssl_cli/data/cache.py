@@ -25,6 +25,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from jetssl_cli.errors import DataError, printable
+
 M = TypeVar("M", bound=nn.Module)
 
 DIGITS_IN_NAME = 16
@@ -86,12 +88,30 @@ def cached(
     return fitted
 
 
+def verify_cache(path: Path) -> str | None:
+    """Read a cache, and say what it is; None if the file is none, or not readable.
+
+    Raises:
+        DataError: it holds something else than was written.
+    """
+    try:
+        metadata, weights = _load(path)
+    except (OSError, SafetensorError):
+        return None
+    if metadata is None or "kind" not in metadata or "key" not in metadata:
+        return None
+    kind, key = metadata["kind"], metadata["key"]
+    whole = metadata == _metadata(kind, key, weights)
+    if not whole or not all(value.isfinite().all() for value in weights.values()):
+        raise DataError(f"{path}: damaged: it is a cache; without it, the fit is made again")
+    count = sum(value.numel() for value in weights.values())
+    return f"cache of a {printable(kind)}, {count:,} numbers, key {printable(key)[:DIGITS_IN_NAME]}"
+
+
 def _read(path: Path, kind: str, key: str, like: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
     """The weights in a cache file; None if it is absent, damaged or of something else."""
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-            weights = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        metadata, weights = _load(path)
     except (OSError, SafetensorError):
         return None
     whole = (
@@ -100,6 +120,12 @@ def _read(path: Path, kind: str, key: str, like: Mapping[str, Tensor]) -> dict[s
         and all(_alike(weights[name], like[name]) for name in like)
     )
     return weights if whole else None
+
+
+def _load(path: Path) -> tuple[dict[str, str] | None, dict[str, Tensor]]:
+    with safe_open(path, framework="pt") as file:
+        weights = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        return file.metadata(), weights
 
 
 def _alike(found: Tensor, wanted: Tensor) -> bool:

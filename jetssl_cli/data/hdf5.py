@@ -95,12 +95,22 @@ def read_texts(data: h5py.Dataset) -> list[str]:
 
 
 class _Disk(io.FileIO):
-    """A file whose failing writes are remembered: HDF5 crashes where it cannot write."""
+    """A file whose failing writes are remembered: HDF5 crashes where it cannot write.
+
+    Where an interrupt comes between two calls of HDF5, it writes to a file that is closed already.
+    """
 
     error: OSError | None = None
 
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return offset if self.closed else super().seek(offset, whence)
+
+    def flush(self) -> None:
+        if not self.closed:
+            super().flush()
+
     def write(self, data: Any) -> int:
-        if self.error is None:
+        if self.error is None and not self.closed:
             try:
                 done = 0
                 while done < len(data):
@@ -110,6 +120,8 @@ class _Disk(io.FileIO):
         return len(data)
 
     def truncate(self, size: int | None = None) -> int:
+        if self.closed:
+            return size or 0
         try:
             return super().truncate(size)
         except OSError as err:

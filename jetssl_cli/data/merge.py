@@ -21,8 +21,8 @@ from jetssl_cli.data.jagged import JaggedFile, JaggedWriter, write
 from jetssl_cli.data.jets import JetArrays
 from jetssl_cli.data.recipe import Recipe
 from jetssl_cli.data.shuffle import Buckets, Subset, checksum
-from jetssl_cli.errors import DataError
-from jetssl_cli.progress import progress
+from jetssl_cli.errors import DataError, reason
+from jetssl_cli.progress import note, progress
 
 LEAST_BUDGET = 16 * 2**20
 """Bytes for jets below which shuffling would be all overhead."""
@@ -44,7 +44,8 @@ class MergeConfig(Strict):
     memory: ByteSize = ByteSize(2 * 2**30)
     """Most memory that the process may use."""
     num_jets: PositiveInt | None = None
-    """Keep so many jets, drawn uniformly."""
+    """Keep so many jets, drawn uniformly; with ``balance`` the most that are equally many of each
+    class."""
     balance: bool = False
     """Keep equally many jets of each class."""
     overwrite: bool = False
@@ -132,7 +133,7 @@ def merge(cfg: MergeConfig) -> MergeReport:
                 _gather(buckets, writer, total, jets_per_read)
                 writer.note_checksum(total.checksum)
     except OSError as err:
-        raise DataError(f"{cfg.out}: cannot be written: {err}") from None
+        raise DataError(f"{cfg.out}: cannot be written: {reason(err)}") from None
     return MergeReport(
         out=cfg.out,
         num_files=len(paths),
@@ -171,6 +172,11 @@ def _wanted(inputs: _Inputs, cfg: MergeConfig) -> NDArray[np.int64]:
                 f"have between 1 and {share} of each"
             )
         share = asked
+        if rest := cfg.num_jets % int(present.sum()):
+            note(
+                f"--num-jets {cfg.num_jets} --balance: {cfg.num_jets - rest} jets are kept, "
+                f"{share} of each class"
+            )
     return np.where(present, share, 0)
 
 

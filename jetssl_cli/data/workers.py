@@ -61,7 +61,7 @@ def share(
         under_way.update((pool.submit(work, task), task) for task in islice(to_come, number))
 
     try:
-        with _ignoring_interrupts():  # what the workers inherit: Ctrl-C is for this process alone
+        with _ignoring(broken):  # what the workers inherit: Ctrl-C is for this process alone
             begin(jobs)  # a pool begins those that it was given, whatever comes
         while under_way:
             for future in wait(under_way, return_when=FIRST_COMPLETED).done:
@@ -98,12 +98,15 @@ def _end_with_parent(stop: Event, broken: Broken) -> None:
 
 
 @contextmanager
-def _ignoring_interrupts() -> Iterator[None]:
+def _ignoring(broken: Broken) -> Iterator[None]:
+    """Ignore Ctrl-C, and SIGTERM where tasks under way come to their end: a group gets both."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    numbers = [signal.SIGINT] + [signal.SIGTERM] * (broken == "finished")
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

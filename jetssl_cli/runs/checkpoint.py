@@ -14,15 +14,16 @@ What a file of weights is: weightfile.py.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import yaml
 
 from jetssl_cli.config import Layer, Strict, load, to_yaml
 from jetssl_cli.data.schema import Feature, Schema
-from jetssl_cli.errors import ConfigError, RunError
+from jetssl_cli.errors import ConfigError, RunError, reason
 from jetssl_cli.runs import budget, lock
 from jetssl_cli.runs.snapshot import to_disk
 from jetssl_cli.safeyaml import read_yaml
@@ -79,23 +80,40 @@ def continued(cls: type[C], run: Path, layers: Sequence[Layer], overrides: Seque
     before = read_config(run, cls)
     own = Layer(str(run / CONFIG), yaml.safe_load(to_yaml(before)))
     cfg = load(cls, budget.latest([own, *layers], overrides))
-    require_same(run, before, cfg)
+    overridden = {word.partition("=")[0] for word in overrides}
+    options = {
+        key: option
+        for layer in layers
+        for key, option in layer.options.items()
+        if key not in overridden
+    }
+    require_same(run, before, cfg, options)
     return cfg
 
 
-def require_same(run: Path, before: Strict, cfg: Strict) -> None:
+def require_same(
+    run: Path, before: Strict, cfg: Strict, options: Mapping[str, str] = MappingProxyType({})
+) -> None:
     """Check that a run can go on with a configuration: that it says what the run was begun with.
 
     Raises:
-        ConfigError: names the first setting that would make it another run.
+        ConfigError: names the first setting that would make it another run, of those that an option
+            says (``options``: setting -> option) the first of these, and the option.
     """
-    old, new = _plain(before), _plain(cfg)
-    for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key) and not key.startswith(FREE):
-            raise ConfigError(
-                f"{key} = {new.get(key)}: the run in {run} has {old.get(key)}, and cannot go on "
-                "with another; leave it as it was, or choose another folder"
-            )
+    old, new = (yaml.safe_load(to_yaml(each)) for each in (before, cfg))
+    found = {
+        key: (then, now)
+        for key, then, now in _differences(old, new, "")
+        if not key.startswith(FREE)
+    }
+    said = [key for key in options if key in found]
+    for key in [*said, *sorted(found)][:1]:
+        then, now = found[key]
+        source = f"{options[key]}: " if key in options else ""
+        raise ConfigError(
+            f"{source}{key} = {now}: the run in {run} has {then}, and cannot go on with another; "
+            "leave it as it was, or choose another folder"
+        )
 
 
 def begin(out: Path, cfg: Strict, schema: Schema) -> None:
@@ -114,7 +132,7 @@ def begin(out: Path, cfg: Strict, schema: Schema) -> None:
             partial.replace(out / name)
         to_disk(out)
     except OSError as err:
-        raise RunError(f"{out}: cannot be written: {err}") from None
+        raise RunError(f"{out}: cannot be written: {reason(err)}") from None
 
 
 def facts_of(run: Path, schema: Schema, recipe: str) -> dict[str, Any]:
@@ -231,8 +249,14 @@ def settings(run: Path) -> dict[str, str]:
     return dict(_flat(_read(run / CONFIG), ""))
 
 
-def _plain(cfg: Strict) -> dict[str, str]:
-    return dict(_flat(yaml.safe_load(to_yaml(cfg)), ""))
+def _differences(old: Any, new: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
+    """Settings of two configurations which are not the same: the key, and what each of them has."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in old.keys() | new.keys():
+            here = f"{key}.{name}" if key else str(name)
+            yield from _differences(old.get(name), new.get(name), here)
+    elif old != new:
+        yield key, old, new
 
 
 def _flat(node: Any, prefix: str) -> list[tuple[str, str]]:

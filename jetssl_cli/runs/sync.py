@@ -238,12 +238,12 @@ def new_run(name: str, texts: Mapping[str, str], values: Mapping[str, float]) ->
 
 
 def reason(err: Exception) -> str:
-    """What went wrong, in one short line: of a connection that fails, why."""
+    """What went wrong, in one short line: of a connection that fails, why; no statement of SQL."""
     root: BaseException = err
     while inner := root.__cause__ or root.__context__:
         root = inner
     shown = root if isinstance(root, OSError) and not isinstance(err, RunError) else err
-    return errors.reason(shown)[:200]
+    return errors.reason(shown).partition(" [SQL: ")[0][:200]
 
 
 def _status(run: Path) -> str:
@@ -263,7 +263,25 @@ def _client() -> MlflowClient:
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
-    return MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI)
+    logging.getLogger("mlflow.store").setLevel(logging.CRITICAL)  # it raises what it tells
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    _require_writable(uri)
+    return MlflowClient(uri)
+
+
+def _require_writable(uri: str) -> None:
+    """Refuse at once a database in a file that may not be written: MLflow would try for minutes.
+
+    Raises:
+        RunError: names the file.
+    """
+    kind, _, place = uri.partition(":///")
+    if kind != "sqlite" or place.startswith(":memory:"):
+        return
+    path = Path(place.partition("?")[0])
+    folder = next(folder for folder in path.absolute().parents if folder.exists())
+    if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        raise RunError(f"{path}: cannot be written; MLFLOW_TRACKING_URI says where to record runs")
 
 
 def shown_uri() -> str:

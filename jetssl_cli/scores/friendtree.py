@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jetssl_cli.data.hdf5 import folder_for
-from jetssl_cli.errors import DataError
+from jetssl_cli.errors import DataError, reason
 from jetssl_cli.scores.provenance import Provenance
 
 TREE = "scores"
@@ -73,7 +73,7 @@ def write_tree(
                 yield TreeWriter(tree, classes, jet_columns)
             partial.replace(path)
     except OSError as err:
-        raise DataError(f"{path}: cannot be written: {err}") from None
+        raise DataError(f"{path}: cannot be written: {reason(err)}") from None
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from jetssl_cli.data.hdf5 import folder_for
 from jetssl_cli.data.jets import JetArrays
 from jetssl_cli.data.schema import Feature, Schema
 from jetssl_cli.data.stream import to_batch
-from jetssl_cli.errors import ConfigError, DataError, RunError
+from jetssl_cli.errors import ConfigError, DataError, RunError, reason
 from jetssl_cli.scores.onnxnetwork import DenseNetwork, padded
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -94,7 +94,7 @@ def write_onnx(
             finally:
                 partial.unlink(missing_ok=True)
     except OSError as err:
-        raise RunError(f"{path}: cannot be written: {err}") from None
+        raise RunError(f"{path}: cannot be written: {reason(err)}") from None
     return difference
 
 

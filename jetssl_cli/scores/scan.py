@@ -73,10 +73,10 @@ class ScanConfig(Strict):
         "frozen", "full", "from-scratch", "random",
     )  # fmt: skip
     """What becomes of the backbone."""
-    train: Path
-    """Jagged file that the labelled jets are drawn from."""
-    val: Path
-    """Jagged file that decides when a training ends and which weights are kept."""
+    train: tuple[Path, ...] = Field(min_length=1)
+    """Jagged files that the labelled jets are drawn from."""
+    val: tuple[Path, ...] = Field(min_length=1)
+    """Jagged files that decide when a training ends and which weights are kept."""
     test: Path
     """Jagged file that the accuracy is measured on."""
     out: Path
@@ -159,13 +159,14 @@ def plan(cfg: ScanConfig) -> list[Point]:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ConfigError(f"two backbones are called {twice[0]!r}; rename one of them")
-    schema, sizes = look([cfg.train])
-    for file in (cfg.val, cfg.test):  # before the first training
-        found, _ = look([file])
+    schema, sizes = look(cfg.train)
+    named = ", ".join(map(str, cfg.train))
+    for files in (cfg.val, (cfg.test,)):  # before the first training
+        found, _ = look(files)
         if any(getattr(found, part) != getattr(schema, part) for part in COLUMNS):
-            raise DataError(f"{file}: has other columns than {cfg.train}")
+            raise DataError(f"{files[0]}: has other columns than {cfg.train[0]}")
     if max(cfg.num_jets) > sum(sizes):
-        raise DataError(f"{cfg.train}: has {sum(sizes)} jets, {max(cfg.num_jets)} are wanted")
+        raise DataError(f"{named}: {max(cfg.num_jets)} jets are wanted, there are {sum(sizes)}")
     if cfg.rejection is not None:
         _require_rejection(cfg.rejection, schema.classes, cfg.test)
     kinds: dict[str, str] = {}
@@ -224,8 +225,8 @@ def _point(
         "backbone": str(backbone),
         "out": str(cfg.out / "runs" / name),
         "data": {
-            "train": [str(cfg.train)],
-            "val": [str(cfg.val)],
+            "train": list(map(str, cfg.train)),
+            "val": list(map(str, cfg.val)),
             "subset": num_jets,
             "in_memory": True,
         },

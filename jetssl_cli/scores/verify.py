@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from jetssl_cli.config import Strict
 from jetssl_cli.data import jagged
+from jetssl_cli.data.cache import verify_cache
 from jetssl_cli.data.chunks import Rows
 from jetssl_cli.data.hdf5 import (
     attributes_of,
@@ -110,7 +111,7 @@ def _verify(path: Path) -> str:
     if path.suffix in PICKLED or (ours and weightfile.is_pickle(path)):
         raise DataError(f"{path}: is a pickle, which can run any code and is never opened")
     if path.suffix == WEIGHTS:
-        return verify_weights(path)
+        return verify_cache(path) or verify_weights(path)
     if path.suffix == ONNX:
         told, about = onnxfile.verify_onnx(path)
         return f"{told}{_made_of(path, about)}"

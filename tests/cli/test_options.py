@@ -33,7 +33,7 @@ MEANING = {
     "--val": "Jagged HDF5 file to validate on",
 }
 """What the help of an option has to say where its words differ from command to command."""
-SEVERAL = ("--backbone", "--num-jets", "--train", "--val")
+SEVERAL = ("--backbone", "--num-jets")
 """Of some a scan takes several, of others a training."""
 METAVARS = {"--out": {"DIR", "RUN", "FILE.h5"}, "--num-jets": {"N", "N,N,..."}}
 """What comes out is a folder, a run or a file."""

@@ -11,9 +11,11 @@ import sys
 import time
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
+from jetssl_cli.data import hdf5
 from jetssl_cli.data.convert import ConvertConfig, convert, convert_file
 from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.data.recipe import load_recipe
@@ -21,6 +23,20 @@ from jetssl_cli.errors import DataError
 
 JETSSL = str(Path(sys.executable).with_name("jetssl"))
 RECIPE = load_recipe("jetclass")
+
+
+def test_hdf5_may_write_to_a_file_that_an_interrupt_has_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does where the interrupt comes before the block of the file begins, or as it ends."""
+    told: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    disk = hdf5._Disk(tmp_path / "a.h5", "w+")
+    file = h5py.File(disk, "w", libver=hdf5.LAYOUT)
+    file["numbers"] = np.zeros(100_000)
+    disk.close()
+    del file
+    assert not told
 
 
 def run_and_kill(words: list[str], moment: float) -> None:

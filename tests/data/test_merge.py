@@ -286,12 +286,17 @@ def test_a_subset_has_the_right_size_and_any_jet_may_be_in_it(
 
 @pytest.mark.parametrize(("asked", "share"), [(None, 2), (16, 1), (15, 1)])
 @pytest.mark.usefixtures("in_parts")
-def test_balanced_classes(tmp_path: Path, asked: int | None, share: int) -> None:
+def test_balanced_classes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], asked: int | None, share: int
+) -> None:
     """Numbers 0 to 27: three jets of the classes 0 to 7, two of 8 and 9."""
     source = save(tmp_path / "a.h5", 0, 28)
     more = {"num_jets": asked} if asked else {}
     report = run(source, out=tmp_path / "out.h5", balance=True, **more)
     assert Counter(n % 10 for n in numbers(report.out)) == dict.fromkeys(range(10), share)
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    told = f"note: --num-jets {asked} --balance: {10 * share} jets are kept, {share} of each class"
+    assert notes == ([told] if asked else [])
 
 
 def test_a_class_without_jets_does_not_hinder_balance(tmp_path: Path) -> None:

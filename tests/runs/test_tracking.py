@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import socket
 import threading
@@ -142,6 +143,34 @@ def test_a_server_that_is_not_there_is_told_once_and_at_the_end(tmp_path, capsys
     assert first.startswith("warning: MLflow: [Errno 111] Connection refused; the run goes on")
     assert last.endswith(f"not all of the run was sent; jetssl sync {folder} sends the rest")
     assert [row["step"] for row in lines(folder)] == list(range(50))
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_database_that_may_not_be_written_is_told_at_once(tmp_path, monkeypatch, capsys, there):
+    """MLflow would try for minutes, and print its own warnings or a traceback."""
+    place = tmp_path / "mlflow.db"
+    if there:
+        place.touch()
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path) != (place if there else tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{place}")
+    start = time.monotonic()
+    with track(begun(tmp_path / "run")):
+        pass
+    assert time.monotonic() - start < 30
+    first, last = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"warning: MLflow: {place}: cannot be written; MLFLOW_TRACKING_URI")
+    assert "not all of the run was sent" in last
+    assert place.exists() == there
+
+
+def test_what_mlflow_says_of_its_database_is_told_by_us_alone(tmp_path, monkeypatch, capfd):
+    (tmp_path / "mlflow.db").mkdir()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setattr("mlflow.store.db.utils.MAX_RETRY_COUNT", 2)
+    record("evaluate", {}, {})
+    told = capfd.readouterr().err.splitlines()
+    assert len(told) == 1, told
+    assert told[0].startswith("warning: MLflow: ")
 
 
 @contextmanager

@@ -66,9 +66,27 @@ def backbones(jagged, tmp_path_factory):
 
 def config(jagged, out, *backbones, **settings):
     usual = {"num_jets": "20,10", "seeds": 2, "modes": "frozen,random", "steps": 4, "patience": 2}
-    files = {split: str(jagged / f"{split}.h5") for split in ("train", "val", "test")}
+    files = {split: [str(jagged / f"{split}.h5")] for split in ("train", "val")}
+    files["test"] = str(jagged / "test.h5")
     words = {"backbones": list(map(str, backbones)), "out": str(out), "overrides": OVERRIDES}
     return load(ScanConfig, [Layer("the test", usual | files | words | settings)])
+
+
+@pytest.mark.slow
+def test_several_files(jetssl, jagged, backbones, tmp_path):
+    files = [jagged / "train.h5", tmp_path / "more.h5"]
+    shutil.copy(jagged / "test.h5", files[1])
+    named = list(map(str, files))
+    (point, *_) = plan(config(jagged, tmp_path, backbones / "one", train=named, num_jets="1800"))
+    assert point.cfg.data.train == tuple(files)
+    with pytest.raises(DataError, match=r"more\.h5: 1801 jets are wanted, there are 1800"):
+        plan(config(jagged, tmp_path, backbones / "one", train=named, num_jets="1801"))
+    words = ["--backbone", backbones / "one", "--test", files[1], "--num-jets", 10, "--out", "s"]
+    each = ["--train", files[0], "--val", files[1]]
+    for option in ("--train", "--val"):
+        done = jetssl("scan", *words, option, "no.h5", *each)
+        assert done.returncode == 2
+        assert "no.h5: no such file" in done.stderr
 
 
 @pytest.mark.slow
@@ -145,7 +163,7 @@ def test_numbers_of_other_data_or_another_backbone_are_not_taken_for_these(
     shutil.copytree(backbones / "one", source)
     shutil.copy(jagged / "train.h5", train)
     cfg = config(jagged, tmp_path / "scan", source, num_jets="10", seeds=1, modes=way)
-    cfg = cfg.model_copy(update={"train": train})
+    cfg = cfg.model_copy(update={"train": (train,)})
     (point,) = plan(cfg)
     measured = scanpoint.measure(point, None)
     shutil.copytree(backbones / "one", source, dirs_exist_ok=True)  # the same, written again
@@ -332,7 +350,7 @@ def test_mistakes_are_told_before_any_training(jagged, backbones, tmp_path, monk
         config(jagged, tmp_path, one, num_jets="10,x")
     with pytest.raises(ConfigError, match="two backbones are called 'one'"):
         scan(config(jagged, tmp_path, one, one))
-    with pytest.raises(DataError, match="100000 are wanted"):
+    with pytest.raises(DataError, match="100000 jets are wanted"):
         scan(config(jagged, tmp_path, one, num_jets="100000"))
     with pytest.raises(ConfigError, match="no rejection of 'Hbc'; did you mean"):
         scan(config(jagged, tmp_path, one, rejection="Hbc"))

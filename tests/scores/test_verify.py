@@ -201,6 +201,20 @@ def test_a_flipped_bit_of_weights_is_refused(copy, name, place):
         assert str(path) in str(finding.error)
 
 
+@pytest.mark.usefixtures("whole")
+@pytest.mark.parametrize("place", [0.1, 0.5, 0.9])
+def test_a_cache_is_sound_until_it_is_damaged(jagged, tmp_path, place):
+    """It has no layout and no version, as weights of runs have."""
+    path = Path(shutil.copy(min(jagged.glob(".train.scaling-*")), tmp_path))
+    (finding,) = look(path)
+    assert finding.error is None
+    assert finding.told.startswith("cache of a scaling, ")
+    changed = bytearray(path.read_bytes())
+    changed[int(place * len(changed))] ^= 1
+    path.write_bytes(changed)
+    refuse(path, "without it, the fit is made again")
+
+
 def test_another_version_is_refused_with_the_reason(copy):
     change(copy / "jets.h5", version=2)
     refuse(copy / "jets.h5", "has the version 2, expected 1")

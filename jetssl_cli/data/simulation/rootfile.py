@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from jetssl_cli.data.hdf5 import folder_for
 from jetssl_cli.data.simulation.schema import Schema
-from jetssl_cli.errors import DataError
+from jetssl_cli.errors import DataError, reason
 
 TREE = "tree"
 SETTINGS = "simulation"
@@ -54,7 +54,7 @@ def write(path: Path, parts: Sequence[Path], settings: Settings, schema: Schema)
                 os.fsync(whole.fileno())
             partial.replace(path)
     except OSError as err:
-        raise DataError(f"{path}: cannot be written: {err}") from None
+        raise DataError(f"{path}: cannot be written: {reason(err)}") from None
     finally:
         with suppress(OSError):  # never made, or where no file can be
             partial.unlink()
@@ -90,7 +90,7 @@ def write_part(path: Path, branches: Mapping[str, NDArray[Any]]) -> None:
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as err:
-        raise DataError(f"{path}: cannot be written: {err}") from None
+        raise DataError(f"{path}: cannot be written: {reason(err)}") from None
     finally:
         with suppress(OSError):  # never made, or where no file can be
             partial.unlink()
