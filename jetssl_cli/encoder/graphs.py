@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from jetssl_cli.errors import ConfigError
+
 Value = TypeVar("Value")
 
 MET_BEFORE = 2
@@ -25,13 +27,17 @@ MET_BEFORE = 2
 is one alone."""
 MOST_GRAPHS = 16
 """Of a network; each keeps its inputs, its output and the gradients of all weights."""
+MOST_AWAY = 0.05
+"""Relative distance of what a graph gives from what was computed without: sums in another order."""
 
 
 class Graphs:
     """Runs a function of the weights of a network, from graphs where the shapes have come before.
 
     What is returned is the same either way. Graphs are told apart by the shapes of all tensors, by
-    everything that is no tensor, and by what has gradients.
+    everything that is no tensor, and by what has gradients. Each is compared with the function when
+    it was recorded. They share their memory: as long as a
+    pass back may come, for which the numbers of the pass forward are kept, none is run.
     """
 
     def __init__(self, network: nn.Module, function: Callable[..., Tensor]) -> None:
@@ -39,6 +45,12 @@ class Graphs:
         self._met: Counter[Hashable] = Counter()
         self._known: dict[Hashable, _Graph] = {}
         self._pool: Any = None
+        self._flight: Callable[[], object] = lambda: None
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a pass back may still come."""
+        return self._flight() is not None
 
     def __len__(self) -> int:
         """How many were recorded."""
@@ -49,12 +61,14 @@ class Graphs:
         inputs = list(_tensors(args))
         weights = list(self.called.parameters())
         with _autocast_anew(inputs[0].device.type):
-            graph = self._graph(args, inputs, weights)
-            if graph is None or (graph.learns and graph.waiting):
+            graph = None if self.waiting else self._graph(args, inputs, weights)
+            if graph is None:
                 return self.called.function(*args)
             if not graph.learns:
                 return graph.replay(inputs).clone()
-            out: Tensor = _Replay.apply(graph, len(inputs), *inputs, *weights)  # type: ignore[no-untyped-call]
+            flight = _Flight()
+            self._flight = weakref.ref(flight)
+            out: Tensor = _Replay.apply(graph, flight, len(inputs), *inputs, *weights)  # type: ignore[no-untyped-call]
             return out
 
     def _graph(
@@ -68,7 +82,9 @@ class Graphs:
             if self._met[key] <= MET_BEFORE or len(self._known) == MOST_GRAPHS:
                 return None
             self._pool = self._pool or torch.cuda.graph_pool_handle()
-            self._known[key] = _Graph(self.called, args, inputs, self._pool)
+            graph = _Graph(self.called, args, inputs, self._pool)
+            graph.require_same()
+            self._known[key] = graph
         return self._known[key]
 
 
@@ -105,35 +121,48 @@ class _Graph:
             for _ in range(2):
                 out = forward()
                 self.learns = out.requires_grad
+                self._first = [out.detach()]
                 if self.learns:
                     wanted = [x for x in (*self.inputs, *aliases.values()) if x.requires_grad]
-                    _gradients(out, wanted, torch.zeros_like(out))
+                    self._above = _noise(out)
+                    found = _gradients(out, wanted, self._above)
+                    self._first += [g for g in found if g is not None]
                 del out
         self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         with _recorded(self._forward, pool):
             out = forward()
         self.gradients: list[Tensor | None] = []
         if self.learns:
-            self._above = torch.empty_like(out)
             with _recorded(self._backward, pool):
                 found = _gradients(out, wanted, self._above)
             by_id = dict(zip(map(id, wanted), found, strict=True))
             self.gradients = [by_id.get(id(x)) for x in (*self.inputs, *aliases.values())]
         self._out = out.detach()
-        self._flight: Callable[[], object] = lambda: None
 
-    @property
-    def waiting(self) -> bool:
-        """A pass back may still come, for which the numbers of the last pass forward are kept."""
-        return self._flight() is not None
+    def require_same(self) -> None:
+        """Run, and compare with what was found before anything was recorded.
 
-    def replay(self, inputs: Sequence[Tensor], flight: object = None) -> Tensor:
+        Raises:
+            ConfigError: it is something else.
+        """
+        self._forward.replay()
+        if self.learns:
+            self._backward.replay()
+        found = [self._out, *(g for g in self.gradients if g is not None)]
+        for own, first in zip(found, self._first, strict=True):
+            away = torch.linalg.vector_norm(own.float() - first.float())
+            if away > MOST_AWAY * torch.linalg.vector_norm(first.float()) + 1e-12:
+                raise ConfigError(
+                    "train.compile = True: CUDA graphs do not give here what the network gives; "
+                    "leave it out"
+                )
+        del self._first
+
+    def replay(self, inputs: Sequence[Tensor]) -> Tensor:
         """Run forward; the numbers that come out stand until the next time."""
         for own, new in zip(self.inputs, inputs, strict=True):
             own.copy_(new)
         self._forward.replay()
-        if flight is not None:
-            self._flight = weakref.ref(flight)
         return self._out
 
     def replay_back(self, above: Tensor) -> list[Tensor | None]:
@@ -144,18 +173,20 @@ class _Graph:
 
 
 class _Flight:
-    """Lives as long as the node of autograd that holds it."""
+    """Lives until the pass back, or as long as the node of autograd that waits for it."""
 
 
 class _Replay(Function):
     @staticmethod
-    def forward(ctx: Any, graph: _Graph, count: int, *tensors: Tensor) -> Tensor:
-        ctx.graph, ctx.flight, ctx.weights = graph, _Flight(), tensors[count:]
-        return graph.replay(tensors[:count], ctx.flight).detach()
+    def forward(ctx: Any, graph: _Graph, flight: _Flight, count: int, *tensors: Tensor) -> Tensor:
+        ctx.graph, ctx.flight, ctx.weights = graph, flight, tensors[count:]
+        return graph.replay(tensors[:count]).detach()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, above: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.flight is None:
+            raise RuntimeError("a graph goes back once: what it needs may be overwritten by now")
         own = ctx.graph.gradients[-len(ctx.weights) :]
         for weight, gradient in zip(ctx.weights, own, strict=True):
             grad = weight.grad  # of an earlier part of the batch, it may be ours
@@ -164,7 +195,8 @@ class _Replay(Function):
                     break
                 weight.grad = grad.clone()
         found = ctx.graph.replay_back(above)
-        return None, None, *(None if g is None else g.detach() for g in found)
+        ctx.flight = None
+        return None, None, None, *(None if g is None else g.detach() for g in found)
 
 
 def _gradients(out: Tensor, wanted: Sequence[Tensor], above: Tensor) -> tuple[Tensor | None, ...]:
@@ -174,6 +206,12 @@ def _gradients(out: Tensor, wanted: Sequence[Tensor], above: Tensor) -> tuple[Te
         torch.autograd.set_multithreading_enabled(False),
     ):
         return torch.autograd.grad(out, wanted, above, allow_unused=True)
+
+
+def _noise(like: Tensor) -> Tensor:
+    """Random numbers; those that a run draws stay what they are."""
+    rng = torch.Generator(like.device).manual_seed(0)
+    return torch.randn(like.shape, generator=rng, device=like.device, dtype=like.dtype)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from jetssl_cli.encoder import graphs
 from jetssl_cli.encoder.graphs import MET_BEFORE, MOST_GRAPHS, Graphs
+from jetssl_cli.errors import ConfigError
 
 
 class Stream:
@@ -139,16 +140,66 @@ def test_a_second_pass_forward_does_not_overwrite_what_the_first_needs(network):
     assert len(compared(network, loss)) == 1
 
 
-def test_a_loss_that_was_left_alone_does_not_stop_the_graph(network):
+def test_as_long_as_a_pass_back_may_come_no_graph_is_run(network):
+    """Graphs share their memory, in which lies what that pass needs: not one of other shapes."""
+    recorded = Graphs(network, network.run)
+    for step in range(MET_BEFORE + 1):
+        for count in (5, 6):
+            recorded(rows(step, count), CHOSEN)
+        with torch.no_grad():
+            recorded(rows(step), CHOSEN)
+    assert len(recorded) == 3
+    replayed = []
+    for graph in recorded._known.values():
+        graph._forward.replay = lambda: replayed.append(1)
+    out = recorded(rows(7), CHOSEN)
+    assert recorded.waiting
+    recorded(rows(7, 6), CHOSEN)
+    with torch.no_grad():
+        recorded(rows(7), CHOSEN)
+    assert len(replayed) == 1
+    del out  # a loss that is left alone does not stop the graphs
+    assert not recorded.waiting
+    recorded(rows(7, 6), CHOSEN)
+    assert len(replayed) == 2
+
+
+def test_a_loss_may_outlive_its_pass_back_which_comes_once(network):
     recorded = Graphs(network, network.run)
     for step in range(MET_BEFORE + 2):
-        recorded(rows(step), CHOSEN)
-    out = recorded(rows(7), CHOSEN)
-    (graph,) = recorded._known.values()
-    assert graph.waiting
-    assert type(recorded(rows(7), CHOSEN).grad_fn) is not type(out.grad_fn)
-    del out
-    assert not graph.waiting
+        out = recorded(rows(step), CHOSEN)
+        out.sum().backward(retain_graph=True)
+        assert not recorded.waiting
+    assert len(recorded) == 1
+    with pytest.raises(RuntimeError, match="goes back once"):
+        out.sum().backward()
+
+
+@pytest.mark.parametrize("wrong", ["out", "gradient"])
+def test_a_graph_that_gives_something_else_is_refused(network, monkeypatch, wrong):
+    replay = CPUGraph.replay
+
+    def spoiled(graph):
+        replay(graph)
+        (owner,) = [one for one in made if graph in (one._forward, one._backward)]
+        number = owner._out if wrong == "out" else owner.gradients[-3]
+        number.mul_(1.1)
+
+    made = []
+    record = graphs._Graph.__init__
+
+    def recorded(self, *given):
+        record(self, *given)
+        made.append(self)
+
+    monkeypatch.setattr(graphs._Graph, "__init__", recorded)
+    monkeypatch.setattr(CPUGraph, "replay", spoiled)
+    run = Graphs(network, network.run)
+    for step in range(MET_BEFORE):
+        run(rows(step), CHOSEN)
+    with pytest.raises(ConfigError, match="CUDA graphs do not give here what the network gives"):
+        run(rows(5), CHOSEN)
+    assert len(run) == 0
 
 
 def test_other_shapes_values_and_frozen_weights_have_graphs_of_their_own(network):
