@@ -226,7 +226,7 @@ class Blocks(nn.ModuleList):
     """Blocks of one width, one after the other."""
 
     graphs: Graphs | None = None
-    """Whether what comes out is found by CUDA graphs."""
+    """What runs them on a GPU, where ``compile_parts`` was called."""
 
     def __init__(
         self,
@@ -270,15 +270,16 @@ class Blocks(nn.ModuleList):
         """What goes into the first block, and what comes out of each."""
         of_branches = repeat(None) if modulations is None else modulations.of_branches()
         yield x
-        for number, block in enumerate(self):
+        for number, block in enumerate(self, 1):
             assert isinstance(block, Block)
             of_block = list(islice(of_branches, len(block.branches)))
             modulated = None if modulations is None else of_block
-            inputs = modulated, attend, attend_memory, memory
+            now, rows = attend, None
+            if asked is not None and number == len(self):
+                now, rows = asked.attend, asked.rows
+            inputs = modulated, now, attend_memory, memory, rows
             if self.recompute and torch.is_grad_enabled():
                 x = recomputed(block, x, *inputs, use_reentrant=False)
-            elif asked is not None and number + 1 == len(self):
-                x = block(x, modulated, asked.attend, attend_memory, memory, asked.rows)
             else:
                 x = block(x, *inputs)
             yield x

@@ -285,6 +285,9 @@ def test_every_row_has_a_jet_for_kernels():
         assert bounds.diff().max() <= packing.tile
         assert packing.tile in (16, 32, 64, 128, 256)
         assert packing.tile // 2 < max(packing.longest, 9)
+    exact = Packing(torch.arange(1002), exact=True)
+    assert (exact.rows, pack([1] * 1001).rows) == (1001, 1024)
+    assert exact.bounds.tolist() == [*range(1002), *[1001] * STRAYS]
 
 
 GPU_BACKENDS = ["triton", "varlen", "flash-attn", "padded"]

@@ -26,7 +26,7 @@ from reference.jets import (
 from torch.nn.functional import silu
 
 from jetssl_cli.batch import JetBatch, Owners
-from jetssl_cli.encoder.attention import plan
+from jetssl_cli.encoder.attention import Tiled, plan
 from jetssl_cli.encoder.encoder import EncoderConfig
 from jetssl_cli.encoder.transformer import (
     Blocks,
@@ -280,6 +280,18 @@ def test_compiled_blocks_are_the_blocks():
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "equal\n"
+
+
+def test_blocks_with_hidden_states_are_not_recorded():
+    packing = random_batch(SIZES).packing
+    tiled = Tiled(packing.bounds, packing.bounds, packing.tile, packing.tile, causal=False)
+    blocks = Blocks(2, 16, 2, None)
+    assert blocks._can_be_recorded([tiled, None])
+    assert not blocks._can_be_recorded([tiled, plan(packing)])
+    blocks[1].feed_forward.dropout.p = 0.1
+    assert not blocks._can_be_recorded([tiled])
+    assert blocks.eval()._can_be_recorded([tiled])
+    assert not Blocks(2, 16, 2, None, recompute=True)._can_be_recorded([tiled])
 
 
 def test_fourier_features():
