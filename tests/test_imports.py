@@ -20,7 +20,11 @@ numpy.typing.NDArray = TypeAliasType("NDArray", array, type_params=(Number,))
 import jetssl_cli
 
 for module in pkgutil.walk_packages(jetssl_cli.__path__, "jetssl_cli."):
-    importlib.import_module(module.name)
+    try:
+        importlib.import_module(module.name)
+    except ModuleNotFoundError as err:
+        if err.name != "triton":  # which comes with PyTorch for CUDA
+            raise
 """
 
 
