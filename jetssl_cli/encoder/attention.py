@@ -30,8 +30,8 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 STEP_OF_HEADS = 8
 """FlashAttention in PyTorch takes heads whose width is a multiple of this."""
 Backend = Literal["auto", "triton", "flash-attn", "varlen", "padded", "reference"]
-MOST_KEYS, MOST_WIDTH = 256, 64
-"""What a tile of our kernels has room for: tokens of a jet, numbers of a head."""
+MOST_WIDTH = 64
+"""Numbers of a head that a tile of our kernels has room for."""
 HALF_PRECISION: tuple[Backend, ...] = ("triton", "flash-attn", "varlen")
 """Kernels of a GPU, which do not compute in float32."""
 
@@ -115,10 +115,10 @@ def triton(queries: Packing, keys: Packing, causal: bool) -> Attend:
 
     Where a jet is too long for them, the batch goes through ``varlen``.
     """
+    if keys.tile > _most_keys():
+        return varlen(queries, keys, causal)
     from jetssl_cli.encoder import tiles  # noqa: F401  (defines torch.ops.jetssl)
 
-    if keys.tile > MOST_KEYS:
-        return varlen(queries, keys, causal)
     return Tiled(queries.bounds, keys.bounds, queries.tile, keys.tile, causal)
 
 
@@ -208,6 +208,13 @@ def _has_triton() -> bool:
     return find_spec("triton") is not None
 
 
+@cache
+def _most_keys() -> int:
+    """Tokens of a jet that a tile has room for: 256 need 114 KiB, which GPUs of desktops lack."""
+    gpu = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return 256 if gpu.shared_memory_per_multiprocessor >= 128 * 2**10 else 128
+
+
 def has_fast_bf16() -> bool:
     """Whether bf16 is faster than float32 here: on such a GPU, or on a CPU with instructions."""
     if torch.cuda.is_available():
@@ -245,6 +252,6 @@ def _best(keys: Packing) -> Backend:
         return "padded"
     if torch.get_autocast_dtype("cuda") not in half:
         return "padded"
-    if _has_triton() and keys.tile <= MOST_KEYS:
+    if _has_triton() and keys.tile <= _most_keys():
         return "triton"
     return "flash-attn" if _has_flash_attn() else "varlen"

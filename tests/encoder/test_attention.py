@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from itertools import pairwise
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -288,6 +290,23 @@ def test_every_row_has_a_jet_for_kernels():
     exact = Packing(torch.arange(1002), exact=True)
     assert (exact.rows, pack([1] * 1001).rows) == (1001, 1024)
     assert exact.bounds.tolist() == [*range(1002), *[1001] * STRAYS]
+
+
+@pytest.mark.parametrize(("kib", "most"), [(228, 256), (164, 256), (100, 128)])
+def test_jets_too_long_for_a_tile_are_left_to_varlen(monkeypatch, kib, most):
+    gpu = SimpleNamespace(shared_memory_per_multiprocessor=kib * 2**10)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: gpu)
+    monkeypatch.setattr(attention, "varlen", lambda *_: max)
+    monkeypatch.setitem(sys.modules, "jetssl_cli.encoder.tiles", ModuleType("tiles"))
+    attention._most_keys.cache_clear()
+    try:
+        short, long = pack([3, most]), pack([3, most + 1])
+        assert attention.triton(short, long, False) is max
+        plan = attention.triton(long, short, False)
+        assert (plan.q_tile, plan.k_tile) == (2 * most, most)
+    finally:
+        attention._most_keys.cache_clear()
 
 
 GPU_BACKENDS = ["triton", "varlen", "flash-attn", "padded"]
