@@ -35,7 +35,7 @@ from jetssl_cli.data.jets import JetArrays
 from jetssl_cli.data.schema import Schema
 from jetssl_cli.data.stream import to_batch
 from jetssl_cli.encoder.attention import Backend
-from jetssl_cli.encoder.transformer import compile_parts
+from jetssl_cli.encoder.blocks import compile_parts
 
 TARGETS = {"share_of_product_rate": 0.4, "jets_per_second": 60_000}
 BATCHES, REPEATS, STEPS = 4, 5, 10

@@ -33,7 +33,7 @@ from jetssl_cli.data.schema import Schema
 from jetssl_cli.data.stream import to_batch
 from jetssl_cli.data.tokenizer import Tokenizer
 from jetssl_cli.encoder.attention import Backend, has_fast_bf16
-from jetssl_cli.encoder.transformer import compile_parts
+from jetssl_cli.encoder.blocks import compile_parts
 from jetssl_cli.objectives.objective import Objective
 from jetssl_cli.runs.pretrain import build_encoder, load_config
 

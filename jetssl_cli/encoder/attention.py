@@ -203,6 +203,7 @@ def _has_flash_attn() -> bool:
     return found is not None and found.origin is not None
 
 
+@cache
 def _has_triton() -> bool:
     """Whether Triton, which comes with PyTorch for CUDA, is installed."""
     return find_spec("triton") is not None

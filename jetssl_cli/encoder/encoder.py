@@ -21,7 +21,8 @@ from torch.nn.functional import silu
 from jetssl_cli.batch import JetBatch, Owners, Packing
 from jetssl_cli.config import Strict
 from jetssl_cli.encoder.attention import Attend, Backend, plan, require
-from jetssl_cli.encoder.transformer import Blocks, Modulations, RMSNorm, mlp
+from jetssl_cli.encoder.blocks import Blocks, Modulations
+from jetssl_cli.encoder.transformer import RMSNorm, mlp
 
 
 class EncoderConfig(Strict):

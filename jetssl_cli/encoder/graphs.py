@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import fields, is_dataclass, replace
+from functools import cached_property
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -59,21 +60,24 @@ class Graphs:
     def __call__(self, *args: object) -> Tensor:
         """What the function makes of these; (nested) tuples and dataclasses may hold tensors."""
         inputs = list(_tensors(args))
-        weights = list(self.called.parameters())
         with _autocast_anew(inputs[0].device.type):
-            graph = None if self.waiting else self._graph(args, inputs, weights)
+            graph = None if self.waiting else self._graph(args, inputs)
             if graph is None:
                 return self.called.function(*args)
             if not graph.learns:
                 return graph.replay(inputs).clone()
             flight = _Flight()
             self._flight = weakref.ref(flight)
-            out: Tensor = _Replay.apply(graph, flight, len(inputs), *inputs, *weights)  # type: ignore[no-untyped-call]
+            out: Tensor = _Replay.apply(graph, flight, len(inputs), *inputs, *self._weights)  # type: ignore[no-untyped-call]
             return out
 
-    def _graph(
-        self, args: Sequence[object], inputs: Sequence[Tensor], weights: Sequence[Tensor]
-    ) -> _Graph | None:
+    @cached_property
+    def _weights(self) -> list[nn.Parameter]:
+        """Looked for once, not in every step."""
+        return list(self.called.parameters())
+
+    def _graph(self, args: Sequence[object], inputs: Sequence[Tensor]) -> _Graph | None:
+        weights = self._weights
         grad = torch.is_grad_enabled()
         learning = tuple(w.requires_grad for w in weights) if grad else ()
         key = (_key(args), learning, grad, self.called.training, weights[0].data_ptr())

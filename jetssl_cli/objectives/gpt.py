@@ -39,8 +39,9 @@ from torch.nn.functional import cross_entropy
 from jetssl_cli.batch import JetBatch, Packing
 from jetssl_cli.config import Strict
 from jetssl_cli.encoder.attention import plan
+from jetssl_cli.encoder.blocks import Blocks
 from jetssl_cli.encoder.encoder import Encoded, Encoder
-from jetssl_cli.encoder.transformer import Blocks, RMSNorm
+from jetssl_cli.encoder.transformer import RMSNorm
 from jetssl_cli.errors import ConfigError
 from jetssl_cli.objectives import parallel
 from jetssl_cli.objectives.objective import Generated, Objective, Sampling, width_beside

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from jetssl_cli.batch import Packing
 from jetssl_cli.encoder.attention import plan
+from jetssl_cli.encoder.blocks import Asked, Blocks
 from jetssl_cli.encoder.encoder import Encoded
-from jetssl_cli.encoder.transformer import Asked, Blocks, RMSNorm
+from jetssl_cli.encoder.transformer import RMSNorm
 
 MASK_TOKENS = 128
 """Rows of the table; further hidden constituents of a jet share the last one."""

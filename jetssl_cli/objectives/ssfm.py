@@ -30,8 +30,9 @@ from torch.nn.functional import one_hot, silu
 from jetssl_cli.batch import JetBatch, Packing
 from jetssl_cli.config import Strict
 from jetssl_cli.encoder.attention import plan
+from jetssl_cli.encoder.blocks import Blocks
 from jetssl_cli.encoder.encoder import Encoded, Encoder
-from jetssl_cli.encoder.transformer import Blocks, RMSNorm, fourier, mlp
+from jetssl_cli.encoder.transformer import RMSNorm, fourier, mlp
 from jetssl_cli.objectives import parallel
 from jetssl_cli.objectives.masking import MaskConfig, RandomMaskConfig
 from jetssl_cli.objectives.objective import Generated, Objective, Sampling, width_beside

@@ -27,7 +27,7 @@ from jetssl_cli.data.memory import JetsInMemory
 from jetssl_cli.data.reader import JetReader
 from jetssl_cli.data.stream import JetStream
 from jetssl_cli.encoder.attention import HALF_PRECISION
-from jetssl_cli.encoder.transformer import compile_parts
+from jetssl_cli.encoder.blocks import compile_parts
 from jetssl_cli.errors import RunError, enough_memory
 from jetssl_cli.objectives.objective import Objective
 from jetssl_cli.runs import checkpoint, finetune, pretrain, processes

@@ -26,7 +26,7 @@ from jetssl_cli.data.reader import JetReader
 from jetssl_cli.data.sample import Sample, look
 from jetssl_cli.data.schema import Schema
 from jetssl_cli.data.state import require_same_files
-from jetssl_cli.encoder.transformer import compile_parts
+from jetssl_cli.encoder.blocks import compile_parts
 from jetssl_cli.errors import ConfigError, RunError, enough_memory
 from jetssl_cli.objectives.objective import Objective
 from jetssl_cli.progress import note, progress

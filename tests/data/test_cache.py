@@ -164,14 +164,16 @@ def test_a_read_only_folder_is_no_error(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
 
 
+def half(path: Path, content: bytes) -> None:
+    """What a full disk takes."""
+    with path.open("wb") as file:
+        file.write(content[: len(content) // 2])
+    raise OSError(28, "No space left on device")
+
+
 def test_a_write_that_breaks_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def half(path: Path, content: bytes) -> None:
-        with path.open("wb") as file:
-            file.write(content[: len(content) // 2])
-        raise OSError(28, "No space left on device")
-
     monkeypatch.setattr(Path, "write_bytes", half)
     get(tmp_path, Fit())
     assert not list(tmp_path.iterdir())
@@ -349,11 +351,6 @@ def test_a_file_that_is_not_there_is_told_by_who_reads_it(tmp_path: Path) -> Non
 def test_facts_that_cannot_be_written_are_found_again(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def half(path: Path, content: bytes) -> None:
-        with path.open("wb") as file:
-            file.write(content[: len(content) // 2])
-        raise OSError(28, "No space left on device")
-
     monkeypatch.setattr(Path, "write_bytes", half)
     told(data)
     keep_known([data])

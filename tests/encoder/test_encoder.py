@@ -27,14 +27,9 @@ from torch.nn.functional import silu
 
 from jetssl_cli.batch import JetBatch, Owners
 from jetssl_cli.encoder.attention import Tiled, plan
+from jetssl_cli.encoder.blocks import Blocks
 from jetssl_cli.encoder.encoder import EncoderConfig
-from jetssl_cli.encoder.transformer import (
-    Blocks,
-    CrossAttention,
-    SelfAttention,
-    ZeroLinear,
-    fourier,
-)
+from jetssl_cli.encoder.transformer import CrossAttention, SelfAttention, ZeroLinear, fourier
 
 REGISTERS = 3
 

@@ -7,7 +7,7 @@ import sys
 import torch
 from reference.jets import SIZES, assert_equal_gradients, gradients, random_batch, tiny_encoder
 
-from jetssl_cli.encoder.transformer import compile_parts
+from jetssl_cli.encoder.blocks import compile_parts
 
 
 def main() -> None:

@@ -12,8 +12,8 @@ import torch
 from reference.jets import random_batch, tiny_encoder
 
 from jetssl_cli.data.tokenizer import Tokenizer
+from jetssl_cli.encoder.blocks import Blocks, compile_parts
 from jetssl_cli.encoder.graphs import Graphs
-from jetssl_cli.encoder.transformer import Blocks, compile_parts
 from jetssl_cli.objectives.dino import DINOConfig
 from jetssl_cli.objectives.gpt import GPTConfig
 from jetssl_cli.objectives.jepa import JEPAConfig
