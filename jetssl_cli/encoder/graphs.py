@@ -80,7 +80,8 @@ class Graphs:
         weights = self._weights
         grad = torch.is_grad_enabled()
         learning = tuple(w.requires_grad for w in weights) if grad else ()
-        key = (_key(args), learning, grad, self.called.training, weights[0].data_ptr())
+        places = tuple(w.data_ptr() for w in weights)
+        key = (_key(args), learning, grad, self.called.training, places)
         if key not in self._known:
             self._met[key] += 1
             if self._met[key] <= MET_BEFORE or len(self._known) == MOST_GRAPHS:
@@ -194,10 +195,9 @@ class _Replay(Function):
         own = ctx.graph.gradients[-len(ctx.weights) :]
         for weight, gradient in zip(ctx.weights, own, strict=True):
             grad = weight.grad  # of an earlier part of the batch, it may be ours
-            if grad is not None and gradient is not None:
-                if grad.data_ptr() != gradient.data_ptr():
-                    break
-                weight.grad = grad.clone()
+            if grad is None or gradient is None or grad.data_ptr() != gradient.data_ptr():
+                continue  # autograd has kept a copy of it, where it did not lie as the weight does
+            weight.grad = grad.clone()
         found = ctx.graph.replay_back(above)
         ctx.flight = None
         return None, None, None, *(None if g is None else g.detach() for g in found)

@@ -73,14 +73,16 @@ class Chosen:
 
 
 class Network(nn.Module):
-    """With a weight that the function does not use."""
+    """With a weight that the function does not use, and one whose gradient lies column by column."""
 
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
+        self.turned = nn.Parameter(torch.randn(4, 4))
         self.one, self.two, self.unused = nn.Linear(4, 6), nn.Linear(6, 2), nn.Linear(1, 1)
 
     def run(self, x, chosen, more=None):
+        x = x @ self.turned.T.contiguous()
         x = self.two(self.one(x).tanh()).index_select(0, chosen.rows)
         return x * (2 if chosen.twice else 1) + (0 if more is None else more[0])
 
