@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 CPU = torch.device("cpu")
@@ -26,10 +26,8 @@ class Owners:
 
     rows: Int[Tensor, " rows"]
     """The jet of each row; those that are no tokens count for the first jet."""
-    offsets: Int[Tensor, " bounds"]
-    """The tokens of each jet."""
-    longest: int
-    """Tokens of the longest jet, or a few more."""
+    bounds: Int[Tensor, " more_bounds"]
+    """The rows of each jet, and behind them all others: ``Packing.bounds``."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +105,7 @@ class Packing:
     @cached_property
     def owners(self) -> Owners:
         """Whose the rows are."""
-        rows = torch.nn.functional.pad(self.owner, (0, self.rows - self.total))
-        return Owners(rows, self.offsets, -(-self.longest // 8) * 8)
+        return Owners(self.pad(self.owner), self.bounds)
 
     @cached_property
     def bounds(self) -> Int[Tensor, " more_bounds"]:
@@ -126,10 +123,11 @@ class Packing:
     def _stray(self) -> int:
         return -(-(self.rows - self.total) // STRAYS)
 
-    def pad(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "rows D"]:
-        """Values of the tokens, and zeros in the rows behind them."""
+    def pad(self, x: Shaped[Tensor, T * D], value: int = 0) -> Shaped[Tensor, rows * D]:
+        """What belongs to the tokens, and this value in the rows behind them."""
         more = self.rows - self.total
-        return torch.nn.functional.pad(x, (0, 0, 0, more)) if more else x
+        sides = 2 * (x.ndim - 1) * [0]
+        return torch.nn.functional.pad(x, (*sides, 0, more), value=value) if more else x
 
     def keep(self, chosen: Bool[Tensor, " T"]) -> Packing:
         """The packing of the chosen rows; asks the device how many they are."""

@@ -7,7 +7,7 @@ its own jet, and a query whose jet has no keys gets zero.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.util import find_spec
@@ -90,7 +90,7 @@ def padded(queries: Packing, keys: Packing, causal: bool) -> Attend:
 
 @dataclass(frozen=True)
 class Tiled:
-    """Attention of short jets by kernels of our own: a value, which can be compiled and recorded.
+    """Attention of short jets by kernels of our own: a value, which can be recorded.
 
     Heads that are too wide for them go through PyTorch's.
     """
@@ -104,10 +104,28 @@ class Tiled:
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attend; see ``Attend``."""
         bounds = self.q_bounds, self.k_bounds, self.q_tile, self.k_tile
-        if q.shape[-1] > MOST_WIDTH:
+        if not self.holds(q.shape[-1]):
             return _varlen_attn(q, k, v, *bounds, self.causal)
-        out: Tensor = torch.ops.jetssl.tiled_attention(q, k, v, *bounds, self.causal)
-        return out
+        return self._tiles((q, k, v), None, 0.0)
+
+    def holds(self, width: int) -> bool:
+        """Whether our kernels have room for heads of this width."""
+        return width <= MOST_WIDTH
+
+    def normed(self, parts: Sequence[Tensor], weights: tuple[Tensor, Tensor], eps: float) -> Heads:
+        """Attend with queries and keys over their root mean square, times these weights.
+
+        Queries, keys and values may lie in one tensor, (T, 3, H, K), or the latter two in one.
+        """
+        return self._tiles(parts, weights, eps)
+
+    def _tiles(
+        self, parts: Sequence[Tensor], weights: tuple[Tensor, Tensor] | None, eps: float
+    ) -> Tensor:
+        from jetssl_cli.encoder.tiles import attention
+
+        bounds = self.q_bounds, self.k_bounds, self.q_tile, self.k_tile
+        return attention(parts, *bounds, causal=self.causal, weights=weights, eps=eps)
 
 
 def triton(queries: Packing, keys: Packing, causal: bool) -> Attend:
@@ -117,8 +135,6 @@ def triton(queries: Packing, keys: Packing, causal: bool) -> Attend:
     """
     if keys.tile > _most_keys():
         return varlen(queries, keys, causal)
-    from jetssl_cli.encoder import tiles  # noqa: F401  (defines torch.ops.jetssl)
-
     return Tiled(queries.bounds, keys.bounds, queries.tile, keys.tile, causal)
 
 
@@ -186,7 +202,7 @@ def require(backend: Backend) -> None:
         raise ConfigError(
             f"encoder.attention = {backend!r}: needs a CUDA GPU of compute capability 8.0 or more"
         )
-    missing = {"flash-attn": not _has_flash_attn(), "triton": not _has_triton()}
+    missing = {"flash-attn": not _has_flash_attn(), "triton": not has_triton()}
     if missing.get(backend):
         raise ConfigError(f"encoder.attention = {backend!r}: the package {backend} is missing")
 
@@ -204,7 +220,7 @@ def _has_flash_attn() -> bool:
 
 
 @cache
-def _has_triton() -> bool:
+def has_triton() -> bool:
     """Whether Triton, which comes with PyTorch for CUDA, is installed."""
     return find_spec("triton") is not None
 
@@ -253,6 +269,6 @@ def _best(keys: Packing) -> Backend:
         return "padded"
     if torch.get_autocast_dtype("cuda") not in half:
         return "padded"
-    if _has_triton() and keys.tile <= _most_keys():
+    if has_triton() and keys.tile <= _most_keys():
         return "triton"
     return "flash-attn" if _has_flash_attn() else "varlen"

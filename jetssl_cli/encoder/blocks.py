@@ -15,8 +15,8 @@ from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint as recomputed
 
 from jetssl_cli.batch import Owners
-from jetssl_cli.encoder.attention import Attend, Tiled
-from jetssl_cli.encoder.graphs import Graphs
+from jetssl_cli.encoder.attention import Attend
+from jetssl_cli.encoder.graphs import Graphs, leaves
 from jetssl_cli.encoder.transformer import Block, Chosen, Modulation, Rows, Tokens
 
 
@@ -47,9 +47,6 @@ class Asked:
 class Blocks(nn.ModuleList):
     """Blocks of one width, one after the other."""
 
-    graphs: Graphs | None = None
-    """What runs them on a GPU, where ``compile_parts`` was called."""
-
     def __init__(
         self,
         depth: int,
@@ -74,11 +71,9 @@ class Blocks(nn.ModuleList):
         asked: Asked | None = None,
     ) -> Chosen:
         """What comes out of the last block."""
-        args = x, modulations, attend, attend_memory, memory, asked
-        attends = [attend, attend_memory, None if asked is None else asked.attend]
-        if self.graphs is not None and x.is_cuda and self._can_be_recorded(attends):
-            return self.graphs(*args)
-        return self._last(*args)
+        layers = self.layers(x, modulations, attend, attend_memory, memory, asked)
+        (last,) = deque(layers, maxlen=1)
+        return last
 
     def layers(
         self,
@@ -126,28 +121,47 @@ class Blocks(nn.ModuleList):
         scale, shift, gate = found.unbind(-2)
         return Modulations(((1 + scale) * norms).to(dtype), shift, gate, owners)
 
-    def _last(self, *args: Any) -> Tensor:
-        (last,) = deque(self.layers(*args), maxlen=1)
-        return last
 
-    def _can_be_recorded(self, attends: Sequence[Attend | None]) -> bool:
+class Recordable(nn.Module):
+    """A network that computes from tensors alone, so that a GPU can be sent all of it at once.
+
+    How the rows of a batch lie is found before; their numbers come in steps (``Packing.rows``).
+    """
+
+    graphs: Graphs | None = None
+    """What runs it on a GPU, where ``compile_parts`` was called."""
+
+    def compute(self, *args: Any) -> Tensor:
+        """What the network makes of tensors, and of what a graph may hang on."""
+        raise NotImplementedError(type(self).__name__)
+
+    def computed(self, *args: Any) -> Tensor:
+        """The same, from a graph where there can be one."""
+        if self.graphs is not None and args[0].is_cuda and self._can_be_recorded(args):
+            return self.graphs(*args)
+        return self.compute(*args)
+
+    def _can_be_recorded(self, args: Sequence[object]) -> bool:
         """Without hidden states: drawn numbers, a pass forward in that back, plans in a closure."""
-        if self.recompute or not all(
-            attend is None or isinstance(attend, Tiled) for attend in attends
-        ):
+        if any(map(callable, leaves(args))):
             return False
-        drops = (part.p > 0 for part in self.modules() if isinstance(part, nn.Dropout))
-        return not (self.training and any(drops))
+        for part in self.modules():
+            drops = isinstance(part, nn.Dropout) and part.p > 0 and self.training
+            if drops or (isinstance(part, Blocks) and part.recompute):
+                return False
+        return True
 
 
 def compile_parts(module: nn.Module) -> None:
-    """Let torch.compile fuse blocks, and MLPs, for any number of tokens; on a GPU, record blocks.
+    """Record networks on a GPU; on a CPU, let torch.compile fuse blocks, and MLPs.
 
-    Parts of one shape are compiled once, for each way in which they are used.
+    That for any number of tokens; parts of one shape are compiled once, for each way in which they
+    are used. A GPU has fused kernels without it.
     """
+    on_gpu = torch.cuda.is_available()
     torch._dynamo.config.recompile_limit = 64  # with and without gradients, and so on
     for part in module.modules():
-        if isinstance(part, Block | nn.Sequential):
+        if on_gpu and isinstance(part, Recordable):
+            part.graphs = Graphs(part, part.compute)
+        elif not on_gpu and isinstance(part, Block | nn.Sequential):
             part.compile(dynamic=True)
-        if isinstance(part, Blocks):
-            part.graphs = Graphs(part, part._last)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -21,7 +22,7 @@ from torch.nn.functional import silu
 from jetssl_cli.batch import JetBatch, Owners, Packing
 from jetssl_cli.config import Strict
 from jetssl_cli.encoder.attention import Attend, Backend, plan, require
-from jetssl_cli.encoder.blocks import Blocks, Modulations
+from jetssl_cli.encoder.blocks import Blocks, Modulations, Recordable
 from jetssl_cli.encoder.transformer import RMSNorm, mlp
 
 
@@ -106,6 +107,17 @@ class Encoded:
 
 
 @dataclass(frozen=True)
+class Places:
+    """Where registers and constituents go among the rows of a network.
+
+    Rows that are no constituents go behind all others.
+    """
+
+    registers: Int[Tensor, " registers"]
+    constituents: Int[Tensor, " rows"]
+
+
+@dataclass(frozen=True)
 class EncodedBatch(JetBatch):
     """Jets that a frozen encoder has encoded before: the features are its vectors.
 
@@ -123,7 +135,7 @@ class EncodedBatch(JetBatch):
         return Encoded(packing.pad(tokens), packing, rows, cfg.attention)
 
 
-class Encoder(nn.Module):
+class Encoder(Recordable):
     """See the top of the module."""
 
     def __init__(
@@ -169,9 +181,12 @@ class Encoder(nn.Module):
 
     def encode(self, scaled: JetBatch) -> Encoded:
         """Encode a batch whose features are scaled already."""
-        packing, rows, given = self._embedded(scaled)
-        x = self.blocks(*given)
-        return Encoded(self.out(self.norm(x)), packing, rows, self.cfg.attention)
+        packing, rows, given = self._prepared(scaled)
+        return Encoded(self.computed(*given), packing, rows, self.cfg.attention)
+
+    def compute(self, *given: Any) -> Float[Tensor, "rows D"]:
+        """The vectors."""
+        return self.out(self.norm(self.blocks(*self._embedded(*given))))
 
     def layers(
         self, scaled: JetBatch
@@ -181,20 +196,37 @@ class Encoder(nn.Module):
         Returns:
             The packing of registers and constituents; the rows of the constituents; the layers.
         """
-        packing, rows, given = self._embedded(scaled)
-        return packing, rows, self.blocks.layers(*given)
+        packing, rows, given = self._prepared(scaled)
+        return packing, rows, self.blocks.layers(*self._embedded(*given))
+
+    def _prepared(self, scaled: JetBatch) -> tuple[Packing, Tensor, tuple[Any, ...]]:
+        """As ``layers``, with what is to be computed from in the place of what is made of it."""
+        before = scaled.packing
+        front = Packing.of(torch.full((before.num_jets,), self.cfg.registers), before.device)
+        packing, registers, rows = front.join(before)
+        places = Places(registers, before.pad(rows, packing.rows))
+        attend = plan(packing, causal=self.cfg.causal, backend=self.cfg.attention)
+        tokens = before.pad(scaled.features), before.pad(scaled.ids)
+        return packing, rows, (*tokens, scaled.jets, places, packing.owners, attend)
 
     def _embedded(
-        self, scaled: JetBatch
-    ) -> tuple[Packing, Tensor, tuple[Tensor, Modulations | None, Attend]]:
-        """As ``layers``, with what the blocks are given in the place of what they make of it."""
-        tokens = self.embed(scaled.packing.pad(scaled.features))[: scaled.packing.total]
+        self,
+        features: Float[Tensor, "rows F"],
+        ids: Int[Tensor, " rows"],
+        jets: Float[Tensor, "J G"],
+        places: Places,
+        owners: Owners,
+        attend: Attend,
+    ) -> tuple[Tensor, Modulations | None, Attend]:
+        """What the blocks are given."""
+        tokens = self.embed(features)
         if self.embed_id is not None:
-            tokens = tokens + self.embed_id(scaled.ids).to(tokens.dtype)
-        packing, first, rows = self._with_registers(tokens, scaled.packing)
-        modulated = self.modulated(scaled.jets, packing.owners, first.dtype)
-        attend = plan(packing, causal=self.cfg.causal, backend=self.cfg.attention)
-        return packing, rows, (first, modulated, attend)
+            tokens = tokens + self.embed_id(ids).to(tokens.dtype)
+        registers = self.registers.to(tokens.dtype).repeat(len(jets), 1)
+        x = tokens.new_zeros(len(owners.rows) + 1, self.width)
+        x.index_copy_(0, places.constituents, tokens).index_copy_(0, places.registers, registers)
+        x = x[:-1]
+        return x, self.modulated(jets, owners, x.dtype), attend
 
     def modulated(
         self, jets: Float[Tensor, "J G"], owners: Owners | None, dtype: torch.dtype
@@ -211,14 +243,3 @@ class Encoder(nn.Module):
         context = silu(self.embed_jet(jets))
         context = context if owners is not None else context[:, None]
         return self.blocks.modulations(context, owners, dtype)
-
-    def _with_registers(
-        self, tokens: Float[Tensor, "T D"], packing: Packing
-    ) -> tuple[Packing, Tensor, Tensor]:
-        jets = packing.num_jets
-        front = Packing.of(torch.full((jets,), self.cfg.registers), packing.device)
-        wide, places, rows = front.join(packing)
-        registers = self.registers.to(tokens.dtype).repeat(jets, 1)
-        x = tokens.new_zeros(wide.rows, self.width)
-        x.index_copy_(0, rows, tokens).index_copy_(0, places, registers)
-        return wide, x, rows

@@ -2,8 +2,7 @@
 
 Each is equal to its plain definition, in values and in gradients. Every step is one pass over the
 tokens in their own precision; statistics of a token are summed in float32. torch.compile is given
-the definitions, which it fuses by itself. On a GPU, norms are PyTorch's own, which are fused: of
-ours, the host would have to send off a kernel for every step.
+the definitions, which it fuses by itself; on a GPU there is a kernel for each (``rowwise.py``).
 """
 
 from __future__ import annotations
@@ -17,47 +16,51 @@ from torch.autograd import Function
 from torch.nn.functional import silu
 
 from jetssl_cli.batch import Owners
+from jetssl_cli.encoder.attention import has_triton
 
+Tokens = Float[Tensor, "*rows D"]
 EPS = 1e-6
 """Added to the mean square of a token."""
 
 
 def rms_norm(x: Float[Tensor, "*rows D"], weight: Float[Tensor, " D"]) -> Float[Tensor, "*rows D"]:
     """Compute x / rms(x) * weight; Zhang and Sennrich, arXiv:1910.07467, (4)."""
+    return rms_norm_beside(x, weight)[0]
+
+
+def rms_norm_beside(x: Tokens, weight: Float[Tensor, " D"]) -> tuple[Tokens, Tokens]:
+    """As ``rms_norm``; and x itself, for a branch beside which it goes on.
+
+    On a GPU its gradient is added to that of the norm in one pass.
+    """
     if torch.compiler.is_compiling():
-        return (_normed(x) * weight).to(x.dtype)
-    if x.is_cuda:
-        return rms_norm_in_one(x, weight)
-    out: Tensor = _RMSNorm.apply(x, weight)  # type: ignore[no-untyped-call]
-    return out
+        return (_normed(x) * weight).to(x.dtype), x
+    if _has_kernels(x):
+        from jetssl_cli.encoder import rowwise
+
+        return rowwise.rms_norm(x, weight, EPS)
+    return _RMSNorm.apply(x, weight), x  # type: ignore[no-untyped-call]
 
 
 def modulated_norm(
-    x: Float[Tensor, "*rows D"],
+    x: Tokens,
     scale: Float[Tensor, "*jets D"],
     shift: Float[Tensor, "*jets D"],
     owners: Owners | None,
-) -> Float[Tensor, "*rows D"]:
-    """Compute x / rms(x) * scale + shift, scale and shift being those of the jet.
+) -> tuple[Tokens, Tokens]:
+    """Compute x / rms(x) * scale + shift, those being of the jet; and x, as ``rms_norm_beside``.
 
     Without owners they are spread by their shape, (J, 1, D) over (J, N, D); no derivatives then.
     """
-    if (compiling := torch.compiler.is_compiling()) or x.is_cuda:
-        normed = _normed(x) if compiling else rms_norm_in_one(x, None)
-        return (normed * _spread(scale, owners) + _spread(shift, owners)).to(x.dtype)
+    if torch.compiler.is_compiling():
+        return (_normed(x) * _spread(scale, owners) + _spread(shift, owners)).to(x.dtype), x
     if owners is None:
-        return torch.addcmul(shift, x * _inverse_rms(x), scale)
-    out: Tensor = _ModulatedNorm.apply(x, scale, shift, owners.rows)  # type: ignore[no-untyped-call]
-    return out
+        return torch.addcmul(shift, x * _inverse_rms(x), scale), x
+    if _has_kernels(x):
+        from jetssl_cli.encoder import rowwise
 
-
-def rms_norm_in_one(
-    x: Float[Tensor, "*rows D"], weight: Float[Tensor, " D"] | None
-) -> Float[Tensor, "*rows D"]:
-    """The same as ``rms_norm`` by the kernel of PyTorch; autocast would have it in float32."""
-    weight = None if weight is None else weight.to(x.dtype)
-    with torch.autocast(x.device.type, enabled=False):
-        return torch.nn.functional.rms_norm(x, x.shape[-1:], weight, EPS)
+        return rowwise.modulated_norm(x, scale, shift, owners, EPS)
+    return _ModulatedNorm.apply(x, scale, shift, owners.rows), x  # type: ignore[no-untyped-call]
 
 
 def swiglu(x: Float[Tensor, "*rows two_hidden"]) -> Float[Tensor, "*rows hidden"]:
@@ -65,33 +68,41 @@ def swiglu(x: Float[Tensor, "*rows two_hidden"]) -> Float[Tensor, "*rows hidden"
     if torch.compiler.is_compiling():
         gate, value = x.chunk(2, -1)
         return silu(gate) * value
+    if _has_kernels(x):
+        from jetssl_cli.encoder import rowwise
+
+        return rowwise.swiglu(x)
     out: Tensor = _SwiGLU.apply(x)  # type: ignore[no-untyped-call]
     return out
 
 
 def gated(
-    x: Float[Tensor, "*rows D"],
-    y: Float[Tensor, "*rows D"],
+    x: Tokens,
+    y: Tokens,
     gate: Float[Tensor, "*jets D"],
     owners: Owners | None,
-) -> Float[Tensor, "*rows D"]:
+) -> Tokens:
     """Compute x + gate * y, with the gate of the jet that owns the token; as ``modulated_norm``."""
     if torch.compiler.is_compiling():
         return x + _spread(gate, owners) * y
     if owners is None:
         return torch.addcmul(x, y, gate)
+    if _has_kernels(x):
+        from jetssl_cli.encoder import rowwise
+
+        return rowwise.gated(x, y, gate, owners)
     out: Tensor = _Gated.apply(x, y, gate, owners.rows)  # type: ignore[no-untyped-call]
     return out
 
 
+def _has_kernels(x: Tensor) -> bool:
+    """Whether there are kernels of ours for such numbers."""
+    return x.is_cuda and x.dtype != torch.float64 and has_triton()
+
+
 def _spread(of_jets: Tensor, owners: Owners | None) -> Tensor:
     """To all rows what belongs to their jet."""
-    if owners is None:
-        return of_jets
-    if of_jets.is_cuda and torch.compiler.is_compiling():
-        out: Tensor = _Spread.apply(of_jets, owners.rows, owners.offsets, owners.longest)  # type: ignore[no-untyped-call]
-        return out
-    return of_jets.index_select(0, owners.rows)
+    return of_jets if owners is None else of_jets.index_select(0, owners.rows)
 
 
 def _normed(x: Tensor) -> Tensor:
@@ -116,25 +127,6 @@ def _norm_backward(inverse: Tensor, normed: Tensor, grad: Tensor) -> Tensor:
 
 def _over_jets(grad: Tensor, owner: Tensor, jets: int) -> Tensor:
     return grad.new_zeros(jets, grad.shape[1]).index_add_(0, owner, grad)
-
-
-class _Spread(Function):
-    """Compiled, its derivative is a kernel without additions that many programs wait for."""
-
-    @staticmethod
-    def forward(ctx: Any, of_jets: Tensor, rows: Tensor, offsets: Tensor, longest: int) -> Tensor:
-        ctx.save_for_backward(offsets)
-        ctx.longest = longest
-        return of_jets.index_select(0, rows)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        (grad,), (offsets,) = grads, ctx.saved_tensors
-        place = torch.arange(ctx.longest, device=grad.device)
-        inside = place < offsets.diff()[:, None]
-        rows = torch.where(inside, offsets[:-1, None] + place, 0)
-        found = torch.where(inside[..., None], grad[rows], 0)  # (J, longest, D), never stored
-        return found.sum(1, dtype=_wide(grad.dtype)).to(grad.dtype), None, None, None
 
 
 class _RMSNorm(Function):

@@ -253,10 +253,14 @@ def _parts(value: object) -> Sequence[object] | None:
     return None
 
 
+def leaves(value: object) -> Iterator[object]:
+    """What (nested) tuples and dataclasses hold."""
+    parts = _parts(value)
+    return iter([value]) if parts is None else chain.from_iterable(map(leaves, parts))
+
+
 def _tensors(value: object) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    yield from chain.from_iterable(map(_tensors, _parts(value) or ()))
+    return (leaf for leaf in leaves(value) if isinstance(leaf, Tensor))
 
 
 def _key(value: object) -> Hashable:

@@ -3,18 +3,20 @@
 FlashAttention works in tiles of 128 tokens, which jets of a few dozen leave mostly empty. Here the
 keys of a jet are one tile, of the next power of two: softmax needs one pass, and no program waits
 for the sums of another. A kernel is launched once for each size of tile, and at once leaves the
-jets that have another.
+jets that have another. Queries and keys are normalised on the way, if weights of their norms are
+given: their heads are in hand anyway.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, no_type_check
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd import Function
 
 TILES = (32, 64, 128, 256)
 """A batch whose longest jet needs one of these is gone through with the smaller ones as well."""
@@ -44,10 +46,45 @@ def _softmax(q, k, m, n, keys, scale, CAUSAL: tl.constexpr):
 
 @triton.jit
 @no_type_check
+def _inverse_rms(x, WIDTH: tl.constexpr, eps):
+    return tl.rsqrt(tl.sum(x * x, 1) / WIDTH + eps)[:, None]
+
+
+@triton.jit
+@no_type_check
+def _normed(x, weight, WIDTH: tl.constexpr, eps):
+    """X / rms(x) * weight, in the type of x."""
+    wide = x.to(tl.float32)
+    return (wide * _inverse_rms(wide, WIDTH, eps) * weight[None, :]).to(x.dtype)
+
+
+@triton.jit
+@no_type_check
+def _before_norm(above, x, weight, WIDTH: tl.constexpr, eps):
+    """Gradients of x, and of the weight row by row, given that of what ``_normed`` gives."""
+    wide = x.to(tl.float32)
+    inverse = _inverse_rms(wide, WIDTH, eps)
+    wide *= inverse
+    of_weight = above * wide
+    above *= weight[None, :]
+    along = tl.sum(above * wide, 1)[:, None] / WIDTH
+    return (above - wide * along) * inverse, of_weight
+
+
+@triton.jit
+@no_type_check
+def _store(out, rows, head, of_row, of_head, tile, inside):
+    columns = tl.arange(0, inside.shape[1])
+    places = rows[:, None].to(tl.int64) * of_row + head * of_head + columns[None, :]
+    tl.store(out + places, tile.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+@no_type_check
 def _forward(
-    q, k, v, out, q_bounds, k_bounds, scale,
-    q_row, q_head, k_row, k_head, v_row, v_head,
-    HEADS: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr,
+    q, k, v, out, q_weight, k_weight, q_bounds, k_bounds, scale, eps,
+    q_row, q_head, k_row, k_head, v_row, v_head, out_row, out_head,
+    NORMED: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr,
     QUERIES: tl.constexpr, LESS: tl.constexpr, KEYS: tl.constexpr, CAUSAL: tl.constexpr,
 ):  # fmt: skip
     head, jet = tl.program_id(0), tl.program_id(1)
@@ -60,22 +97,29 @@ def _forward(
         key_inside = (n < keys)[:, None] & (column < WIDTH)[None, :]
         k_tile = _load(k, k_first + n, head, k_row, k_head, key_inside)
         v_tile = _load(v, k_first + n, head, v_row, v_head, key_inside)
+        if NORMED:
+            of_q = tl.load(q_weight + column, mask=column < WIDTH, other=0.0)
+            of_k = tl.load(k_weight + column, mask=column < WIDTH, other=0.0)
+            k_tile = _normed(k_tile, of_k, WIDTH, eps)
         for first in range(0, queries, QUERIES):
             m = first + tl.arange(0, QUERIES)
             inside = (m < queries)[:, None] & (column < WIDTH)[None, :]
             q_tile = _load(q, q_first + m, head, q_row, q_head, inside)
+            if NORMED:
+                q_tile = _normed(q_tile, of_q, WIDTH, eps)
             p = _softmax(q_tile, k_tile, m, n, keys, scale, CAUSAL)
             mixed = tl.dot(p.to(v_tile.dtype), v_tile)
-            places = ((q_first + m)[:, None].to(tl.int64) * HEADS + head) * WIDTH + column[None, :]
-            tl.store(out + places, mixed.to(v_tile.dtype), mask=inside)
+            _store(out, q_first + m, head, out_row, out_head, mixed, inside)
 
 
 @triton.jit
 @no_type_check
 def _backward(
-    q, k, v, above, of_q, of_k, of_v, q_bounds, k_bounds, scale,
+    q, k, v, above, of_q, of_k, of_v, of_weights, q_weight, k_weight, q_bounds, k_bounds,
+    scale, eps,
     q_row, q_head, k_row, k_head, v_row, v_head, above_row, above_head,
-    HEADS: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr,
+    of_q_row, of_q_head, of_k_row, of_k_head, of_v_row, of_v_head,
+    NORMED: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr,
     QUERIES: tl.constexpr, LESS: tl.constexpr, KEYS: tl.constexpr, CAUSAL: tl.constexpr,
 ):  # fmt: skip
     head, jet = tl.program_id(0), tl.program_id(1)
@@ -88,25 +132,40 @@ def _backward(
         key_inside = (n < keys)[:, None] & (column < WIDTH)[None, :]
         k_tile = _load(k, k_first + n, head, k_row, k_head, key_inside)
         v_tile = _load(v, k_first + n, head, v_row, v_head, key_inside)
+        if NORMED:
+            q_weights = tl.load(q_weight + column, mask=column < WIDTH, other=0.0)
+            k_weights = tl.load(k_weight + column, mask=column < WIDTH, other=0.0)
+            k_tile = _normed(k_tile, k_weights, WIDTH, eps)
         k_sum = tl.zeros((KEYS, COLUMNS), tl.float32)
         v_sum = tl.zeros((KEYS, COLUMNS), tl.float32)
+        weight_sum = tl.zeros((COLUMNS,), tl.float32)
         for first in range(0, queries, QUERIES):
             m = first + tl.arange(0, QUERIES)
             inside = (m < queries)[:, None] & (column < WIDTH)[None, :]
             q_tile = _load(q, q_first + m, head, q_row, q_head, inside)
             above_tile = _load(above, q_first + m, head, above_row, above_head, inside)
-            p = _softmax(q_tile, k_tile, m, n, keys, scale, CAUSAL)
+            q_used = q_tile
+            if NORMED:
+                q_used = _normed(q_tile, q_weights, WIDTH, eps)
+            p = _softmax(q_used, k_tile, m, n, keys, scale, CAUSAL)
             v_sum += tl.dot(tl.trans(p.to(above_tile.dtype)), above_tile)
             of_p = tl.dot(above_tile, tl.trans(v_tile))
             of_logits = p * (of_p - tl.sum(p * of_p, 1)[:, None]) * scale
             of_logits = of_logits.to(k_tile.dtype)
-            k_sum += tl.dot(tl.trans(of_logits), q_tile)
+            k_sum += tl.dot(tl.trans(of_logits), q_used)
             q_sum = tl.dot(of_logits, k_tile)
-            places = ((q_first + m)[:, None].to(tl.int64) * HEADS + head) * WIDTH + column[None, :]
-            tl.store(of_q + places, q_sum.to(q_tile.dtype), mask=inside)
-        key_places = ((k_first + n)[:, None].to(tl.int64) * HEADS + head) * WIDTH + column[None, :]
-        tl.store(of_k + key_places, k_sum.to(k_tile.dtype), mask=key_inside)
-        tl.store(of_v + key_places, v_sum.to(k_tile.dtype), mask=key_inside)
+            if NORMED:
+                q_sum, by_row = _before_norm(q_sum, q_tile, q_weights, WIDTH, eps)
+                weight_sum += tl.sum(by_row, 0)
+            _store(of_q, q_first + m, head, of_q_row, of_q_head, q_sum, inside)
+        if NORMED:
+            k_tile = _load(k, k_first + n, head, k_row, k_head, key_inside)
+            k_sum, by_row = _before_norm(k_sum, k_tile, k_weights, WIDTH, eps)
+            place = (jet * tl.num_programs(0) + head).to(tl.int64) * 2 * WIDTH + column
+            tl.store(of_weights + place, weight_sum, mask=column < WIDTH)
+            tl.store(of_weights + place + WIDTH, tl.sum(by_row, 0), mask=column < WIDTH)
+        _store(of_k, k_first + n, head, of_k_row, of_k_head, k_sum, key_inside)
+        _store(of_v, k_first + n, head, of_v_row, of_v_head, v_sum, key_inside)
 
 
 def _launches(width: int, q_tile: int, k_tile: int) -> Iterator[dict[str, int]]:
@@ -124,86 +183,92 @@ def _launches(width: int, q_tile: int, k_tile: int) -> Iterator[dict[str, int]]:
         less = keys
 
 
-_GIVEN = (
-    "Tensor q, Tensor k, Tensor v, Tensor q_bounds, Tensor k_bounds, "
-    "SymInt q_tile, SymInt k_tile, bool causal"
-)
-
-
-@torch.library.custom_op("jetssl::tiled_attention", mutates_args=(), schema=f"({_GIVEN}) -> Tensor")
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, q_bounds: Tensor, k_bounds: Tensor,
-    q_tile: int, k_tile: int, causal: bool,
-) -> Tensor:  # fmt: skip
+    parts: Sequence[Tensor],
+    q_bounds: Tensor,
+    k_bounds: Tensor,
+    q_tile: int,
+    k_tile: int,
+    *,
+    causal: bool,
+    weights: tuple[Tensor, Tensor] | None = None,
+    eps: float = 0.0,
+) -> Tensor:
     """softmax(q k^T / sqrt(K)) v within each jet; zero without keys.
 
     Args:
-        q: (T, H, K), in half precision, K at most 64.
-        k: (M, H, K).
-        v: (M, H, K).
+        parts: q, k and v, (T, H, K) and twice (M, H, K); or q, (T, 1, H, K), and k and v in one,
+            (M, 2, H, K); or all three in one, (T, 3, H, K). In half precision, K at most 64.
         q_bounds: (J + 1,), int32: the queries of jet j are the rows q_bounds[j]:q_bounds[j + 1].
             All rows belong to a jet.
         k_bounds: those of the keys.
         q_tile: a power of two, at least 16 and as many as the queries of the longest jet.
         k_tile: that of the keys; at most 256.
         causal: a query attends to the keys before it and its own.
+        weights: queries become q / rms(q) times the first, keys k / rms(k) times the second.
+        eps: of these norms, added to the mean square.
     """
-    q, k, v = map(_close, (q, k, v))
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    for how in _launches(q.shape[2], q_tile, k_tile):
-        _forward[q.shape[1], len(q_bounds) - 1](
-            q, k, v, out, q_bounds, k_bounds, q.shape[2] ** -0.5,
-            *q.stride()[:2], *k.stride()[:2], *v.stride()[:2],
-            HEADS=q.shape[1], CAUSAL=causal, **how,
-        )  # fmt: skip
+    how = q_bounds, k_bounds, q_tile, k_tile, causal, eps
+    out: Tensor = _Attention.apply(how, *(weights or (None, None)), *parts)  # type: ignore[no-untyped-call]
     return out
 
 
-@torch.library.custom_op(
-    "jetssl::tiled_attention_backward",
-    mutates_args=(),
-    schema=f"(Tensor above, {_GIVEN}) -> (Tensor, Tensor, Tensor)",
-)
-def _attention_backward(
-    above: Tensor, q: Tensor, k: Tensor, v: Tensor, q_bounds: Tensor, k_bounds: Tensor,
-    q_tile: int, k_tile: int, causal: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of queries, keys and values, given that of what came out."""
-    above, q, k, v = map(_close, (above, q, k, v))
-    of_q, of_k, of_v = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-    for how in _launches(q.shape[2], q_tile, k_tile):
-        _backward[q.shape[1], len(q_bounds) - 1](
-            q, k, v, above, of_q, of_k, of_v, q_bounds, k_bounds, q.shape[2] ** -0.5,
-            *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *above.stride()[:2],
-            HEADS=q.shape[1], CAUSAL=causal, **how,
-        )  # fmt: skip
-    return of_q, of_k, of_v
+class _Attention(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, how: tuple[Any, ...], q_weight: Tensor | None, k_weight: Tensor | None,
+        *parts: Tensor,
+    ) -> Tensor:  # fmt: skip
+        q_bounds, k_bounds, q_tile, k_tile, causal, eps = how
+        parts = tuple(map(_close, parts))
+        ctx.how = how
+        ctx.save_for_backward(q_weight, k_weight, *parts)
+        q, k, v = _split(parts)
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        for tiles in _launches(q.shape[2], q_tile, k_tile):
+            _forward[q.shape[1], len(q_bounds) - 1](
+                q, k, v, out, q_weight, k_weight, q_bounds, k_bounds, q.shape[2] ** -0.5, eps,
+                *_strides(q, k, v, out), NORMED=q_weight is not None, CAUSAL=causal, **tiles,
+            )  # fmt: skip
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q_bounds, k_bounds, q_tile, k_tile, causal, eps = ctx.how
+        q_weight, k_weight, *parts = ctx.saved_tensors
+        above = _close(grads[0])
+        q, k, v = _split(parts)
+        found = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in parts]
+        of_q, of_k, of_v = _split(found)
+        jets, heads, width = len(q_bounds) - 1, *q.shape[1:]
+        of_weights = None
+        if q_weight is not None:
+            of_weights = torch.empty(jets * heads, 2, width, device=q.device)
+        for tiles in _launches(width, q_tile, k_tile):
+            _backward[heads, jets](
+                q, k, v, above, of_q, of_k, of_v, of_weights, q_weight, k_weight,
+                q_bounds, k_bounds, width**-0.5, eps,
+                *_strides(q, k, v, above, of_q, of_k, of_v),
+                NORMED=q_weight is not None, CAUSAL=causal, **tiles,
+            )  # fmt: skip
+        if of_weights is None:
+            return None, None, None, *found
+        return None, *of_weights.sum(0).to(q_weight.dtype).unbind(), *found
+
+
+def _split(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values, in one tensor, in two or in three."""
+    q, *others = parts
+    if len(others) == 2:
+        return q, others[0], others[1]
+    q, k, v = (*q.unbind(1), *(x for other in others for x in other.unbind(1)))
+    return q, k, v
+
+
+def _strides(*tensors: Tensor) -> list[int]:
+    return [x.stride(axis) for x in tensors for axis in (0, 1)]
 
 
 def _close(x: Tensor) -> Tensor:
     """The numbers of a head side by side."""
-    return x if x.stride(2) == 1 else x.contiguous()
-
-
-@attention.register_fake
-def _(q: Tensor, *_: Any) -> Tensor:
-    return q.new_empty(q.shape)
-
-
-@_attention_backward.register_fake
-def _(above: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, ...]:
-    del above
-    return tuple(x.new_empty(x.shape) for x in (q, k, v))
-
-
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    del output
-    ctx.save_for_backward(*inputs[:5])
-    ctx.how = inputs[5:]
-
-
-def _derivatives(ctx: Any, above: Tensor) -> tuple[Tensor | None, ...]:
-    return *_attention_backward(above, *ctx.saved_tensors, *ctx.how), *5 * [None]
-
-
-attention.register_autograd(_derivatives, setup_context=_keep)
+    return x if x.stride(-1) == 1 else x.contiguous()

@@ -12,8 +12,15 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from jetssl_cli.batch import Owners
-from jetssl_cli.encoder.attention import Attend
-from jetssl_cli.encoder.functions import gated, modulated_norm, rms_norm, swiglu
+from jetssl_cli.encoder.attention import Attend, Tiled
+from jetssl_cli.encoder.functions import (
+    EPS,
+    gated,
+    modulated_norm,
+    rms_norm,
+    rms_norm_beside,
+    swiglu,
+)
 
 Tokens = Float[Tensor, "*T D"]
 """Packed, (T, D), or padded, (J, N, D)."""
@@ -57,19 +64,19 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tokens, attend: Attend, rows: Rows | None = None) -> Chosen:
         """Mix the tokens of each jet; with ``rows``, for these tokens alone."""
-        q, k, v = self._of_all(x) if rows is None else self._of_some(x, rows)  # (T, H, K) each
-        mixed = attend(self.norm_q(q).to(v.dtype), self.norm_k(k).to(v.dtype), v)
+        parts = self._of_all(x) if rows is None else self._of_some(x, rows)
+        mixed = _attended(attend, parts, self.norm_q, self.norm_k)
         return self.out(self.norm(mixed.flatten(-2)))
 
     def _of_all(self, x: Tensor) -> tuple[Tensor, ...]:
-        return self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(-3)
+        return (torch.unflatten(self.qkv(x), -1, (3, self.heads, -1)),)
 
     def _of_some(self, x: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
         width, layer = x.shape[-1], self.qkv
-        shape = self.heads, width // self.heads
         q = linear(x.index_select(0, rows), layer.weight[:width], layer.bias[:width])
         kv = linear(x, layer.weight[width:], layer.bias[width:])
-        return q.view(-1, *shape), *kv.view(-1, 2, *shape).unbind(1)
+        parts = (q, 1), (kv, 2)
+        return tuple(torch.unflatten(part, -1, (n, self.heads, -1)) for part, n in parts)
 
 
 class CrossAttention(nn.Module):
@@ -86,10 +93,24 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tokens, attend: Attend, memory: Float[Tensor, "*M E"]) -> Tokens:
         """Read from the memory of each jet."""
-        q = self.q(x).unflatten(-1, (self.heads, -1))  # (T, H, K)
-        k, v = self.kv(memory).unflatten(-1, (2, self.heads, -1)).unbind(-3)  # (M, H, K) each
-        mixed = attend(self.norm_q(q).to(v.dtype), self.norm_k(k).to(v.dtype), v)
+        q = self.q(x).unflatten(-1, (1, self.heads, -1))
+        kv = self.kv(memory).unflatten(-1, (2, self.heads, -1))
+        mixed = _attended(attend, (q, kv), self.norm_q, self.norm_k)
         return self.out(self.norm(mixed.flatten(-2)))
+
+
+def _attended(
+    attend: Attend, parts: Sequence[Tensor], norm_q: RMSNorm, norm_k: RMSNorm
+) -> Float[Tensor, "*T H K"]:
+    """Attention of normalised queries to normalised keys.
+
+    The parts hold queries, keys and values: all in one, (*T, 3, H, K), or queries in the first,
+    (*T, 1, H, K), and the others in the second, (*M, 2, H, K).
+    """
+    if isinstance(attend, Tiled) and attend.holds(parts[0].shape[-1]):
+        return attend.normed(parts, (norm_q.weight, norm_k.weight), EPS)
+    q, k, v = (x for part in parts for x in part.unbind(-3))
+    return attend(norm_q(q).to(v.dtype), norm_k(k).to(v.dtype), v)
 
 
 class SwiGLU(nn.Module):
@@ -143,12 +164,14 @@ class Branch(nn.Module):
         """
         if rows is not None:
             assert modulation is None
-            added = self.layer(self.norm(x), *inputs, rows)
+            normed, x = rms_norm_beside(x, self.norm.weight)
+            added = self.layer(normed, *inputs, rows)
             return x.index_select(0, rows) + self.dropout(added)
         if modulation is None:
-            return x + self.dropout(self.layer(self.norm(x), *inputs))
+            normed, x = rms_norm_beside(x, self.norm.weight)
+            return x + self.dropout(self.layer(normed, *inputs))
         of = modulation
-        normed = modulated_norm(x, of.scale, of.shift, of.owners)
+        normed, x = modulated_norm(x, of.scale, of.shift, of.owners)
         return gated(x, self.dropout(self.layer(normed, *inputs)).to(x.dtype), of.gate, of.owners)
 
 

@@ -38,8 +38,8 @@ from torch.nn.functional import cross_entropy
 
 from jetssl_cli.batch import JetBatch, Packing
 from jetssl_cli.config import Strict
-from jetssl_cli.encoder.attention import plan
-from jetssl_cli.encoder.blocks import Blocks
+from jetssl_cli.encoder.attention import Attend, plan
+from jetssl_cli.encoder.blocks import Blocks, Recordable
 from jetssl_cli.encoder.encoder import Encoded, Encoder
 from jetssl_cli.encoder.transformer import RMSNorm
 from jetssl_cli.errors import ConfigError
@@ -190,7 +190,7 @@ class GPT(Objective):
         return JetBatch(features[real], ids[real], jets, Packing.of(sizes), labels)
 
 
-class CausalDecoder(nn.Module):
+class CausalDecoder(Recordable):
     """A transformer between the encoder and the words, without context."""
 
     def __init__(self, encoder: Encoder, *, width: int, depth: int) -> None:
@@ -202,8 +202,11 @@ class CausalDecoder(nn.Module):
     def forward(self, encoded: Encoded) -> Float[Tensor, "T D"]:
         """Vectors of registers and constituents; each knows those before it and itself."""
         attend = plan(encoded.packing, causal=True, backend=encoded.backend)
-        x = self.blocks(self.project(encoded.rows), None, attend)
-        return self.norm(x)[: encoded.packing.total]
+        return self.computed(encoded.rows, attend)[: encoded.packing.total]
+
+    def compute(self, rows: Float[Tensor, "rows D"], attend: Attend) -> Float[Tensor, "rows E"]:
+        """The vectors, and what lies behind them."""
+        return self.norm(self.blocks(self.project(rows), None, attend))
 
 
 def _predictions(sizes: Int[Tensor, " J"], most: int | None) -> Int[Tensor, " J"]:

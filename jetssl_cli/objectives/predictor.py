@@ -11,12 +11,12 @@ same answer. So the k-th hidden constituent, in pT order, gets the k-th of a lea
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from jetssl_cli.batch import Packing
-from jetssl_cli.encoder.attention import plan
-from jetssl_cli.encoder.blocks import Asked, Blocks
+from jetssl_cli.encoder.attention import Attend, plan
+from jetssl_cli.encoder.blocks import Asked, Blocks, Recordable
 from jetssl_cli.encoder.encoder import Encoded
 from jetssl_cli.encoder.transformer import RMSNorm
 
@@ -24,7 +24,7 @@ MASK_TOKENS = 128
 """Rows of the table; further hidden constituents of a jet share the last one."""
 
 
-class Predictor(nn.Module):
+class Predictor(Recordable):
     """A transformer on visible and mask tokens, without context."""
 
     def __init__(self, *, encoder_width: int, width: int, depth: int, heads: int) -> None:
@@ -41,12 +41,25 @@ class Predictor(nn.Module):
         block they alone are computed: of the others, nobody reads what comes out.
         """
         packing, rows, hidden_rows = visible.packing.join(hidden)
-        seen = self.project(visible.rows)[: visible.packing.total]
-        places = hidden.rank.clamp_max(MASK_TOKENS - 1)
-        masked = self.mask_tokens.index_select(0, places).to(seen.dtype)  # gradients in float32
-        x = seen.new_zeros(packing.rows, seen.shape[1])
-        x.index_copy_(0, rows, seen).index_copy_(0, hidden_rows, masked)
-        chosen = torch.nn.functional.pad(hidden_rows, (0, hidden.rows - hidden.total))
+        behind = packing.rows  # where what belongs to no token goes
+        places = visible.packing.pad(rows, behind), hidden.pad(hidden_rows, behind)
+        tokens = hidden.pad(hidden.rank.clamp_max(MASK_TOKENS - 1))
         attend = plan(packing, backend=visible.backend)
-        asked = Asked(chosen, plan(hidden, packing, backend=visible.backend))
-        return self.norm(self.blocks(x, None, attend, asked=asked))
+        asked = Asked(hidden.pad(hidden_rows), plan(hidden, packing, backend=visible.backend))
+        return self.computed(visible.rows, places, tokens, behind, attend, asked)
+
+    def compute(
+        self,
+        visible: Float[Tensor, "visible D"],
+        places: tuple[Tensor, Tensor],
+        tokens: Int[Tensor, " hidden"],
+        rows: int,
+        attend: Attend,
+        asked: Asked,
+    ) -> Float[Tensor, "hidden E"]:
+        """The vectors, given where visible and hidden constituents go and the mask tokens."""
+        seen = self.project(visible)
+        masked = self.mask_tokens.index_select(0, tokens).to(seen.dtype)  # gradients in float32
+        x = seen.new_zeros(rows + 1, seen.shape[1])
+        x.index_copy_(0, places[0], seen).index_copy_(0, places[1], masked)
+        return self.norm(self.blocks(x[:-1], None, attend, asked=asked))

@@ -27,10 +27,10 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn.functional import one_hot, silu
 
-from jetssl_cli.batch import JetBatch, Packing
+from jetssl_cli.batch import JetBatch, Owners, Packing
 from jetssl_cli.config import Strict
-from jetssl_cli.encoder.attention import plan
-from jetssl_cli.encoder.blocks import Blocks
+from jetssl_cli.encoder.attention import Attend, plan
+from jetssl_cli.encoder.blocks import Blocks, Recordable
 from jetssl_cli.encoder.encoder import Encoded, Encoder
 from jetssl_cli.encoder.transformer import RMSNorm, fourier, mlp
 from jetssl_cli.objectives import parallel
@@ -142,7 +142,7 @@ class SSFM(Objective):
         return torch.cat([scaled.features, classes.to(scaled.features.dtype)], dim=-1)
 
 
-class FlowDecoder(nn.Module):
+class FlowDecoder(Recordable):
     """Velocity of a noisy set at time t, given the encoded visible set."""
 
     def __init__(
@@ -165,10 +165,21 @@ class FlowDecoder(nn.Module):
         memory: Encoded,
     ) -> Float[Tensor, "T outputs"]:
         """Predict the velocity at the point ``xt``."""
+        attends = (plan(packing, keys, backend=self.attention) for keys in (None, memory.packing))
+        given = packing.pad(xt), t, packing.owners, *attends, memory.rows
+        return self.computed(*given)[: packing.total]
+
+    def compute(
+        self,
+        xt: Float[Tensor, "rows outputs"],
+        t: Float[Tensor, " J"],
+        owners: Owners,
+        attend: Attend,
+        attend_memory: Attend,
+        memory: Float[Tensor, "memory D"],
+    ) -> Float[Tensor, "rows outputs"]:
+        """The velocity, and what lies behind it."""
         context = silu(self.embed_time(fourier(t, self.time_features)))
-        attend = plan(packing, backend=self.attention)
-        attend_memory = plan(packing, memory.packing, backend=self.attention)
-        x = self.embed(packing.pad(xt))
-        modulated = self.blocks.modulations(context, packing.owners, x.dtype)
-        x = self.blocks(x, modulated, attend, attend_memory, memory.rows)
-        return self.out(self.norm(x))[: packing.total]
+        x = self.embed(xt)
+        modulated = self.blocks.modulations(context, owners, x.dtype)
+        return self.out(self.norm(self.blocks(x, modulated, attend, attend_memory, memory)))

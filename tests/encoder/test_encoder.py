@@ -44,7 +44,7 @@ def of_jet(encoded, jet):
 
 
 def owners(packing):
-    return Owners(packing.owner, packing.offsets, packing.longest)
+    return Owners(packing.owner, packing.bounds)
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["context", "no context"])
@@ -123,9 +123,12 @@ def test_jets_without_constituents(registers, sizes):
 
 def test_registers_come_first():
     encoder, batch = tiny_encoder(), random_batch(SIZES)
-    packing, x, rows = encoder._with_registers(torch.ones(batch.packing.total, 16), batch.packing)
+    packing, rows, given = encoder._prepared(batch)
+    x, *_ = encoder._embedded(*given)
     assert rows.tolist() == (packing.rank >= REGISTERS).nonzero()[:, 0].tolist()
-    assert (x[rows] == 1).all()
+    assert torch.equal(x[rows], encoder.embed(batch.features) + encoder.embed_id(batch.ids))
+    assert len(x) == packing.rows
+    assert (x[packing.total :] == 0).all()
     for jet in range(len(SIZES)):
         start = int(packing.offsets[jet])
         assert torch.equal(x[start : start + REGISTERS], encoder.registers)
@@ -277,16 +280,16 @@ def test_compiled_blocks_are_the_blocks():
     assert done.stdout == "equal\n"
 
 
-def test_blocks_with_hidden_states_are_not_recorded():
+def test_networks_with_hidden_states_are_not_recorded():
     packing = random_batch(SIZES).packing
     tiled = Tiled(packing.bounds, packing.bounds, packing.tile, packing.tile, causal=False)
-    blocks = Blocks(2, 16, 2, None)
-    assert blocks._can_be_recorded([tiled, None])
-    assert not blocks._can_be_recorded([tiled, plan(packing)])
-    blocks[1].feed_forward.dropout.p = 0.1
-    assert not blocks._can_be_recorded([tiled])
-    assert blocks.eval()._can_be_recorded([tiled])
-    assert not Blocks(2, 16, 2, None, recompute=True)._can_be_recorded([tiled])
+    encoder = tiny_encoder()
+    assert encoder._can_be_recorded((packing.owners, (tiled, None)))
+    assert not encoder._can_be_recorded((tiled, (plan(packing), 1)))
+    encoder.blocks[1].feed_forward.dropout.p = 0.1
+    assert not encoder._can_be_recorded((tiled,))
+    assert encoder.eval()._can_be_recorded((tiled,))
+    assert not tiny_encoder(recompute=True)._can_be_recorded((tiled,))
 
 
 def test_fourier_features():

@@ -135,13 +135,13 @@ def test_only_the_teacher_sees_hidden_constituents(monkeypatch):
     objective, batch = tiny_jepa(), random_batch(SIZES)
     given = {}
     for name, encoder in (("student", objective.encoder), ("teacher", objective.teacher.encoder)):
-        embedded = encoder._embedded
+        prepared = encoder._prepared
 
-        def spy(scaled, *, name=name, embedded=embedded):
+        def spy(scaled, *, name=name, prepared=prepared):
             given[name] = scaled
-            return embedded(scaled)
+            return prepared(scaled)
 
-        monkeypatch.setattr(encoder, "_embedded", spy)
+        monkeypatch.setattr(encoder, "_prepared", spy)
     objective.loss(batch, rng(3))
     hidden = random_mask(batch.packing, 0.5, rng(3))
     scaled = objective.encoder.scale(batch)

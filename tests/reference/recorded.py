@@ -1,6 +1,6 @@
-"""Training with blocks from CUDA graphs, compiled or not, against training without; a program.
+"""Training with networks from CUDA graphs against training without; a program.
 
-python tests/reference/recorded.py [--compile] METHOD ...
+python tests/reference/recorded.py METHOD ...
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import torch
 from reference.jets import random_batch, tiny_encoder
 
 from jetssl_cli.data.tokenizer import Tokenizer
-from jetssl_cli.encoder.blocks import Blocks, compile_parts
-from jetssl_cli.encoder.graphs import Graphs
+from jetssl_cli.encoder.blocks import Recordable, compile_parts
 from jetssl_cli.objectives.dino import DINOConfig
 from jetssl_cli.objectives.gpt import GPTConfig
 from jetssl_cli.objectives.jepa import JEPAConfig
@@ -64,24 +63,16 @@ def train(
         with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
             losses.append(float(torch.stack(list(objective.loss(batches[2], rng).values())).sum()))
     weights = torch.cat([p.detach().flatten() for p in objective.parameters()])
-    graphs = [len(part.graphs or ()) for part in objective.modules() if isinstance(part, Blocks)]
+    networks = (part for part in objective.modules() if isinstance(part, Recordable))
+    graphs = [len(network.graphs or ()) for network in networks]
     return losses, weights, sum(graphs)
-
-
-def record(objective: Objective) -> None:
-    """Blocks from graphs, without torch.compile."""
-    for part in objective.modules():
-        if isinstance(part, Blocks):
-            part.graphs = Graphs(part, part._last)
 
 
 def main() -> None:
     """Compare losses and weights, and look whether there were graphs at all."""
-    *options, last = sys.argv[1:]
-    prepare = compile_parts if "--compile" in options else record
-    for method in (name for name in (*options, last) if name in CONFIGS):
+    for method in sys.argv[1:]:
         wanted, weights, none = train(method, lambda _: None)
-        found, others, graphs = train(method, prepare)
+        found, others, graphs = train(method, compile_parts)
         assert none == 0
         assert graphs >= 2, graphs
         torch.testing.assert_close(found, wanted, rtol=2e-2, atol=2e-2)
