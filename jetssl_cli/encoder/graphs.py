@@ -15,6 +15,7 @@ from itertools import chain
 from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
@@ -27,7 +28,7 @@ MET_BEFORE = 2
 """Shapes are recorded when they come for the third time: of the last batch of an epoch, say, there
 is one alone."""
 MOST_GRAPHS = 16
-"""Of a network; each keeps its inputs, its output and the gradients of all weights."""
+"""Of a network; each keeps its inputs, its output, and weights in half precision."""
 MOST_AWAY = 0.05
 """Relative distance of what a graph gives from what was computed without: sums in another order."""
 
@@ -68,16 +69,17 @@ class Graphs:
                 return graph.replay(inputs).clone()
             flight = _Flight()
             self._flight = weakref.ref(flight)
-            out: Tensor = _Replay.apply(graph, flight, len(inputs), *inputs, *self._weights)  # type: ignore[no-untyped-call]
+            others = self._weights.values if dist.is_initialized() else [self._weights.anchor]
+            out: Tensor = _Replay.apply(graph, flight, len(inputs), *inputs, *others)  # type: ignore[no-untyped-call]
             return out
 
     @cached_property
-    def _weights(self) -> list[nn.Parameter]:
+    def _weights(self) -> _Weights:
         """Looked for once, not in every step."""
-        return list(self.called.parameters())
+        return _Weights(self.called)
 
     def _graph(self, args: Sequence[object], inputs: Sequence[Tensor]) -> _Graph | None:
-        weights = self._weights
+        weights = self._weights.values
         grad = torch.is_grad_enabled()
         learning = tuple(w.requires_grad for w in weights) if grad else ()
         places = tuple(w.data_ptr() for w in weights)
@@ -87,7 +89,7 @@ class Graphs:
             if self._met[key] <= MET_BEFORE or len(self._known) == MOST_GRAPHS:
                 return None
             self._pool = self._pool or torch.cuda.graph_pool_handle()
-            graph = _Graph(self.called, args, inputs, self._pool)
+            graph = _Graph(self.called, self._weights, args, inputs, self._pool)
             graph.require_same()
             self._known[key] = graph
         return self._known[key]
@@ -104,45 +106,135 @@ class _Called(nn.Module):
         return self.function(*args)
 
 
+class _Weights:
+    """The weights of a network, and room for their gradients, which its graphs share."""
+
+    def __init__(self, called: _Called) -> None:
+        named = dict(called.named_parameters())
+        self.names, self.values = list(named), list(named.values())
+        layers = (part for part in called.modules() if isinstance(part, nn.Linear))
+        cast = {id(p) for layer in layers for p in layer.parameters(recurse=False)}
+        self.cast = [id(p) in cast for p in self.values]
+        """Autocast has these in half precision."""
+        self.gradients: list[Tensor | None] = [None] * len(named)
+        """Where those of the last pass back are; None of weights that never had any."""
+        self.anchor = torch.zeros((), requires_grad=True)
+        """Stands for all weights in the graph of autograd."""
+
+    def stand_ins(self) -> list[Tensor]:
+        """Other tensors with the same numbers, those that are cast still without.
+
+        The weights themselves may hang on earlier graphs of autograd, which belong to another
+        stream.
+        """
+        kind = self.values[0].device.type
+        half = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        return [
+            torch.empty_like(p, dtype=half, requires_grad=p.requires_grad)
+            if cast and half is not None
+            else p.detach().requires_grad_(p.requires_grad)
+            for p, cast in zip(self.values, self.cast, strict=True)
+        ]
+
+    @torch.no_grad()
+    def cast_into(self, stand_ins: Sequence[Tensor]) -> None:
+        """Give those that are cast their numbers, all at once."""
+        pairs = zip(stand_ins, self.values, strict=True)
+        _copy_all([(own, p.detach()) for own, p in pairs if own.dtype != p.dtype])
+
+    def keep(self, found: Sequence[Tensor | None]) -> None:
+        """Copy gradients, which lie in memory that is used again, to where they stay."""
+        for n, gradient in enumerate(found):
+            if gradient is not None and self.gradients[n] is None:
+                self.gradients[n] = torch.empty_like(self.values[n])
+        pairs = zip(self.gradients, found, strict=True)
+        _copy_all([(own, new) for own, new in pairs if own is not None and new is not None])
+
+    def put_aside(self) -> None:
+        """What weights have as gradients shall not be overwritten by the next pass back."""
+        ours = [
+            weight
+            for weight, own in zip(self.values, self.gradients, strict=True)
+            if own is not None
+            and weight.grad is not None
+            and weight.grad.data_ptr() == own.data_ptr()
+        ]
+        grads = [weight.grad for weight in ours if weight.grad is not None]
+        copies = [torch.empty_like(grad) for grad in grads]
+        _copy_all(list(zip(copies, grads, strict=True)))
+        for weight, copy in zip(ours, copies, strict=True):
+            weight.grad = copy
+
+    def hand_over(self, found: Sequence[Tensor | None]) -> None:
+        """Add gradients to those that the weights have; of such as have none, they become them."""
+        old, more = [], []
+        for weight, gradient in zip(self.values, found, strict=True):
+            if gradient is None:
+                continue
+            if weight.grad is None:
+                weight.grad = gradient
+            else:
+                old.append(weight.grad)
+                more.append(gradient)
+        if old:
+            torch._foreach_add_(old, more)
+
+
 class _Graph:
     """One pass forward and, where there is something to learn, one back."""
 
     def __init__(
-        self, called: _Called, args: Sequence[object], inputs: Sequence[Tensor], pool: Any
+        self,
+        called: _Called,
+        weights: _Weights,
+        args: Sequence[object],
+        inputs: Sequence[Tensor],
+        pool: Any,
     ) -> None:
+        self.weights = weights
+        weights.put_aside()
         self.inputs = [x.detach().clone().requires_grad_(x.requires_grad) for x in inputs]
-        given = _with_tensors(args, iter(self.inputs))
-        # Other parameters with the same numbers: those of the network may hang on earlier graphs of
-        # autograd, which belong to another stream.
-        aliases: dict[str, Tensor] = {
-            name: nn.Parameter(p.detach(), p.requires_grad) for name, p in called.named_parameters()
-        }
+        given, stand_ins = _with_tensors(args, iter(self.inputs)), weights.stand_ins()
+        named = dict(zip(weights.names, stand_ins, strict=True))
 
         def forward() -> Tensor:
-            out: Tensor = torch.func.functional_call(called, aliases, given)
+            weights.cast_into(stand_ins)
+            out: Tensor = torch.func.functional_call(called, named, given)
             return out
+
+        def backward(out: Tensor) -> None:
+            wanted = [x for x in (*self.inputs, *stand_ins) if x.requires_grad]
+            by_id = dict(zip(map(id, wanted), _gradients(out, wanted, self._above), strict=True))
+            self.of_inputs = [by_id.get(id(x)) for x in self.inputs]
+            found = [by_id.get(id(x)) for x in stand_ins]
+            weights.keep(found)
+            self.of_weights = [
+                None if new is None else own
+                for own, new in zip(weights.gradients, found, strict=True)
+            ]
 
         with _on_side_stream():
             for _ in range(2):
                 out = forward()
-                self.learns = out.requires_grad
-                self._first = [out.detach()]
+                self.learns, self._out = out.requires_grad, out.detach()
                 if self.learns:
-                    wanted = [x for x in (*self.inputs, *aliases.values()) if x.requires_grad]
                     self._above = _noise(out)
-                    found = _gradients(out, wanted, self._above)
-                    self._first += [g for g in found if g is not None]
+                    backward(out)
                 del out
+            self._first = [x.clone() for x in self._found]
         self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         with _recorded(self._forward, pool):
             out = forward()
-        self.gradients: list[Tensor | None] = []
         if self.learns:
             with _recorded(self._backward, pool):
-                found = _gradients(out, wanted, self._above)
-            by_id = dict(zip(map(id, wanted), found, strict=True))
-            self.gradients = [by_id.get(id(x)) for x in (*self.inputs, *aliases.values())]
+                backward(out)
         self._out = out.detach()
+
+    @property
+    def _found(self) -> list[Tensor]:
+        """What came out, and the gradients of the last pass back."""
+        gradients = (*self.of_inputs, *self.of_weights) if self.learns else ()
+        return [self._out, *(g for g in gradients if g is not None)]
 
     def require_same(self) -> None:
         """Run, and compare with what was found before anything was recorded.
@@ -153,8 +245,7 @@ class _Graph:
         self._forward.replay()
         if self.learns:
             self._backward.replay()
-        found = [self._out, *(g for g in self.gradients if g is not None)]
-        for own, first in zip(found, self._first, strict=True):
+        for own, first in zip(self._found, self._first, strict=True):
             away = torch.linalg.vector_norm(own.float() - first.float())
             if away > MOST_AWAY * torch.linalg.vector_norm(first.float()) + 1e-12:
                 raise ConfigError(
@@ -170,11 +261,11 @@ class _Graph:
         self._forward.replay()
         return self._out
 
-    def replay_back(self, above: Tensor) -> list[Tensor | None]:
-        """Gradients of inputs and weights; they stand until the next time."""
+    def replay_back(self, above: Tensor) -> None:
+        """Run back; gradients of weights stand until the next time, those of inputs do not."""
+        self.weights.put_aside()
         self._above.copy_(above)
         self._backward.replay()
-        return self.gradients
 
 
 class _Flight:
@@ -182,9 +273,12 @@ class _Flight:
 
 
 class _Replay(Function):
+    """Gradients of weights are handed over; where other processes wait for them, by autograd."""
+
     @staticmethod
     def forward(ctx: Any, graph: _Graph, flight: _Flight, count: int, *tensors: Tensor) -> Tensor:
-        ctx.graph, ctx.flight, ctx.weights = graph, flight, tensors[count:]
+        ctx.graph, ctx.flight = graph, flight
+        ctx.by_autograd = tensors[count] is not graph.weights.anchor
         return graph.replay(tensors[:count]).detach()
 
     @staticmethod
@@ -192,15 +286,24 @@ class _Replay(Function):
     def backward(ctx: Any, above: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.flight is None:
             raise RuntimeError("a graph goes back once: what it needs may be overwritten by now")
-        own = ctx.graph.gradients[-len(ctx.weights) :]
-        for weight, gradient in zip(ctx.weights, own, strict=True):
-            grad = weight.grad  # of an earlier part of the batch, it may be ours
-            if grad is None or gradient is None or grad.data_ptr() != gradient.data_ptr():
-                continue  # autograd has kept a copy of it, where it did not lie as the weight does
-            weight.grad = grad.clone()
-        found = ctx.graph.replay_back(above)
+        graph = ctx.graph
+        graph.replay_back(above)
         ctx.flight = None
-        return None, None, None, *(None if g is None else g.detach() for g in found)
+        of_inputs = (None if g is None else g.clone() for g in graph.of_inputs)
+        if ctx.by_autograd:
+            of_weights = (None if g is None else g.detach() for g in graph.of_weights)
+            return None, None, None, *of_inputs, *of_weights
+        graph.weights.hand_over(graph.of_weights)
+        return None, None, None, *of_inputs, None
+
+
+def _copy_all(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Copy the second of each pair into the first, in a few kernels."""
+    kinds = {(own.dtype, new.dtype) for own, new in pairs}
+    for kind in kinds:
+        chosen = [pair for pair in pairs if (pair[0].dtype, pair[1].dtype) == kind]
+        own, new = zip(*chosen, strict=True)
+        torch._foreach_copy_(list(own), list(new))
 
 
 def _gradients(out: Tensor, wanted: Sequence[Tensor], above: Tensor) -> tuple[Tensor | None, ...]:

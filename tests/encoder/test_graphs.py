@@ -43,8 +43,8 @@ def on_a_cpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "CUDAGraph", CPUGraph)
     record = graphs._Graph.__init__
 
-    def recorded(self, called, args, inputs, pool):
-        record(self, called, args, inputs, pool)
+    def recorded(self, called, weights, args, inputs, pool):
+        record(self, called, weights, args, inputs, pool)
         given = graphs._with_tensors(tuple(args), iter(self.inputs))
         everything = [*self.inputs, *called.parameters()]
 
@@ -57,13 +57,20 @@ def on_a_cpu(monkeypatch):
             wanted = [x for x in everything if x.requires_grad]
             found = torch.autograd.grad(self.fresh, wanted, self._above, allow_unused=True)
             by_id = dict(zip(map(id, wanted), found, strict=True))
-            for x, gradient in zip(everything, self.gradients, strict=True):
+            for x, gradient in zip(everything, [*self.of_inputs, *self.of_weights], strict=True):
                 if gradient is not None:
                     gradient.copy_(by_id[id(x)])
 
         self._forward.again, self._backward.again = forward, backward
 
     monkeypatch.setattr(graphs._Graph, "__init__", recorded)
+
+
+@pytest.fixture(params=["alone", "among processes"])
+def processes(request, monkeypatch):
+    """Where others wait for gradients, they come by autograd, which tells them."""
+    monkeypatch.setattr(graphs.dist, "is_initialized", lambda: request.param != "alone")
+    return request.param
 
 
 @dataclass(frozen=True)
@@ -117,6 +124,7 @@ def compared(network, loss):
     return recorded
 
 
+@pytest.mark.usefixtures("processes")
 def test_gradients_are_those_of_the_function(network):
     def loss(run, step):
         run(rows(step), CHOSEN, (torch.tensor(float(step)),)).square().sum().backward()
@@ -124,6 +132,7 @@ def test_gradients_are_those_of_the_function(network):
     assert len(compared(network, loss)) == 1
 
 
+@pytest.mark.usefixtures("processes")
 def test_gradients_of_parts_of_a_batch_add_up(network):
     """The gradients of a graph lie where those of the part before lay."""
 
@@ -134,6 +143,31 @@ def test_gradients_of_parts_of_a_batch_add_up(network):
     assert len(compared(network, loss)) == 1
 
 
+def test_only_among_processes_autograd_brings_the_gradients(network, processes):
+    recorded, told = Graphs(network, network.run), []
+    network.one.weight.register_post_accumulate_grad_hook(lambda _: told.append(len(recorded)))
+    for step in range(MET_BEFORE + 2):
+        recorded(rows(step), CHOSEN).sum().backward()
+    assert told == [0] * MET_BEFORE + ([] if processes == "alone" else [1, 1])
+
+
+def test_in_half_precision_all_weights_of_layers_are_cast_at_once(network, monkeypatch):
+    copied = []
+    copy_all = graphs._copy_all
+    monkeypatch.setattr(graphs, "_copy_all", lambda pairs: (copied.append(pairs), copy_all(pairs)))
+    with torch.autocast("cpu", torch.bfloat16):
+        wanted = [network.run(rows(step), CHOSEN) for step in range(MET_BEFORE + 1)]
+        recorded = Graphs(network, network.run)
+        for step, one in enumerate(wanted):
+            assert torch.equal(recorded(rows(step), CHOSEN), one)
+    own, others = zip(*copied[1], strict=True)  # after nothing was put aside
+    assert {x.dtype for x in own} == {torch.bfloat16}
+    wanted = {p.data_ptr() for layer in (network.one, network.two) for p in layer.parameters()}
+    assert wanted < {x.data_ptr() for x in others}
+    assert network.turned.data_ptr() not in {x.data_ptr() for x in others}
+
+
+@pytest.mark.usefixtures("processes")
 def test_a_second_pass_forward_does_not_overwrite_what_the_first_needs(network):
     def loss(run, step):
         one, other = run(rows(step), CHOSEN), run(rows(step + 9), CHOSEN)
@@ -184,7 +218,7 @@ def test_a_graph_that_gives_something_else_is_refused(network, monkeypatch, wron
     def spoiled(graph):
         replay(graph)
         (owner,) = [one for one in made if graph in (one._forward, one._backward)]
-        number = owner._out if wrong == "out" else owner.gradients[-3]
+        number = owner._out if wrong == "out" else owner.of_weights[-3]
         number.mul_(1.1)
 
     made = []
