@@ -11,11 +11,11 @@ from typing import Any, cast
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint as recomputed
 
 from jetssl_cli.batch import Owners
 from jetssl_cli.encoder.attention import Attend
+from jetssl_cli.encoder.functions import linear
 from jetssl_cli.encoder.graphs import Graphs, leaves
 from jetssl_cli.encoder.transformer import Block, Chosen, Modulation, Rows, Tokens
 

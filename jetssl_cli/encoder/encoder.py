@@ -23,7 +23,7 @@ from jetssl_cli.batch import JetBatch, Owners, Packing
 from jetssl_cli.config import Strict
 from jetssl_cli.encoder.attention import Attend, Backend, plan, require
 from jetssl_cli.encoder.blocks import Blocks, Modulations, Recordable
-from jetssl_cli.encoder.transformer import RMSNorm, mlp
+from jetssl_cli.encoder.transformer import Linear, RMSNorm, mlp
 
 
 class EncoderConfig(Strict):
@@ -155,7 +155,7 @@ class Encoder(Recordable):
             cfg.depth, cfg.width, cfg.heads, context_width, recompute=cfg.recompute
         )
         self.norm = RMSNorm(cfg.width)
-        self.out = nn.Linear(cfg.width, cfg.width)
+        self.out = Linear(cfg.width, cfg.width)
 
     @property
     def width(self) -> int:

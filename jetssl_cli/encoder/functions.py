@@ -63,6 +63,20 @@ def modulated_norm(
     return _ModulatedNorm.apply(x, scale, shift, owners.rows), x  # type: ignore[no-untyped-call]
 
 
+def linear(
+    x: Float[Tensor, "*rows D"], weight: Float[Tensor, "E D"], bias: Float[Tensor, " E"]
+) -> Float[Tensor, "*rows E"]:
+    """Compute x W^T + b, under autocast in half precision."""
+    if not _has_kernels(x):
+        return torch.nn.functional.linear(x, weight, bias)
+    from jetssl_cli.encoder import rowwise
+
+    if torch.is_autocast_enabled("cuda"):
+        half = torch.get_autocast_dtype("cuda")
+        x, weight, bias = x.to(half), weight.to(half), bias.to(half)
+    return rowwise.linear(x, weight, bias)
+
+
 def swiglu(x: Float[Tensor, "*rows two_hidden"]) -> Float[Tensor, "*rows hidden"]:
     """silu(first half) * second half; Shazeer, arXiv:2002.05202, (5)."""
     if torch.compiler.is_compiling():

@@ -17,6 +17,7 @@ from torch.nn.functional import linear
 
 from jetssl_cli.config import Strict
 from jetssl_cli.encoder.encoder import Encoder
+from jetssl_cli.encoder.transformer import Linear
 
 
 class LoRAConfig(Strict):
@@ -36,7 +37,7 @@ class LoRAConfig(Strict):
         for block in encoder.blocks:
             for parent in list(block.modules()):
                 for name, layer in list(parent.named_children()):
-                    if type(layer) is nn.Linear:
+                    if type(layer) is Linear:
                         setattr(parent, name, LowRankLinear(self, layer))
 
 

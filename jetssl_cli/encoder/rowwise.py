@@ -18,8 +18,10 @@ from jetssl_cli.batch import Owners
 
 TILE = 2048
 """Numbers that a program has in hand at once."""
-STRIPS = 1024
-"""Programs among which rows are divided where their sums belong to all of them."""
+MOST_COLUMNS = 128
+"""Of a tile whose rows are summed."""
+STRIPS = 128
+"""Parts into which rows are divided where their sums belong to no jet, before these are added."""
 
 
 @triton.jit
@@ -40,7 +42,7 @@ def _put(out, r, of_row, tile, inside):
 @triton.jit
 @no_type_check
 def _inverse_rms(x, WIDTH: tl.constexpr, eps):
-    return tl.rsqrt(tl.sum(x * x, 1) / WIDTH + eps)[:, None]
+    return tl.rsqrt(tl.sum(x * x, 1) / WIDTH + eps)
 
 
 @triton.jit
@@ -52,7 +54,7 @@ def _norm(
     r, c = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS)
     inside = (r < rows)[:, None] & (c < WIDTH)[None, :]
     x_tile = _rows_of(x, r, WIDTH, inside)
-    x_tile *= _inverse_rms(x_tile, WIDTH, eps)
+    x_tile *= _inverse_rms(x_tile, WIDTH, eps)[:, None]
     if OWNED:
         jet = tl.load(owner + r, mask=r < rows, other=0)
         x_tile = x_tile * _rows_of(scale, jet, scale_row, inside)
@@ -65,38 +67,61 @@ def _norm(
 @triton.jit
 @no_type_check
 def _norm_back(
-    x, scale, above, kept, bounds, of_x, of_scale, of_shift, rows, jets, strip, scale_row, eps,
+    x, scale, owner, above, kept, of_x, inverses, rows, scale_row, eps,
     WIDTH: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
     OWNED: tl.constexpr, KEPT: tl.constexpr,
 ):  # fmt: skip
-    jet, c = tl.program_id(0), tl.arange(0, COLUMNS)
+    r, c = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS)
+    inside = (r < rows)[:, None] & (c < WIDTH)[None, :]
+    x_tile, above_tile = _rows_of(x, r, WIDTH, inside), _rows_of(above, r, WIDTH, inside)
+    inverse = _inverse_rms(x_tile, WIDTH, eps)
+    x_tile *= inverse[:, None]
+    tl.store(inverses + r, inverse, mask=r < rows)
+    if OWNED:
+        jet = tl.load(owner + r, mask=r < rows, other=0)
+        above_tile *= _rows_of(scale, jet, scale_row, inside)
+    else:
+        above_tile *= tl.load(scale + c, mask=c < WIDTH, other=0.0).to(tl.float32)[None, :]
+    along = tl.sum(above_tile * x_tile, 1)[:, None] / WIDTH
+    x_sum = (above_tile - x_tile * along) * inverse[:, None]
+    if KEPT:
+        x_sum += _rows_of(kept, r, WIDTH, inside)
+    _put(of_x, r, WIDTH, x_sum, inside)
+
+
+@triton.jit
+@no_type_check
+def _sums(
+    above, x, inverses, bounds, sums, products, rows, jets, strip,
+    WIDTH: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
+    OWNED: tl.constexpr, PLAIN: tl.constexpr, TIMES: tl.constexpr,
+):  # fmt: skip
+    """Sums over the rows of a jet, or a strip: of ``above``, and of its product with normed x."""
+    jet, c = tl.program_id(0), tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     if OWNED:
         first, last = tl.load(bounds + jet), tl.load(bounds + jet + 1)
-        scale += tl.where(jet < jets, jet, 0).to(tl.int64) * scale_row
     else:
         first, last = jet * strip, tl.minimum((jet + 1) * strip, rows)
-    scale_tile = tl.load(scale + c, mask=c < WIDTH, other=0.0).to(tl.float32)[None, :]
-    scale_sum, shift_sum = tl.zeros((COLUMNS,), tl.float32), tl.zeros((COLUMNS,), tl.float32)
+    plain, times = tl.zeros((ROWS, COLUMNS), tl.float32), tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(first, last, ROWS):
         r = (start + tl.arange(0, ROWS)).to(tl.int64)
         inside = (r < last)[:, None] & (c < WIDTH)[None, :]
-        x_tile, above_tile = _rows_of(x, r, WIDTH, inside), _rows_of(above, r, WIDTH, inside)
-        inverse = _inverse_rms(x_tile, WIDTH, eps)
-        x_tile *= inverse
-        scale_sum += tl.sum(above_tile * x_tile, 0)
-        if OWNED:
-            shift_sum += tl.sum(above_tile, 0)
-        above_tile *= scale_tile
-        along = tl.sum(above_tile * x_tile, 1)[:, None] / WIDTH
-        x_sum = (above_tile - x_tile * along) * inverse
-        if KEPT:
-            x_sum += _rows_of(kept, r, WIDTH, inside)
-        _put(of_x, r, WIDTH, x_sum, inside)
+        places = r[:, None] * WIDTH + c[None, :]
+        above_tile = tl.load(above + places, mask=inside, other=0.0).to(tl.float32)
+        if PLAIN:
+            plain += above_tile
+        if TIMES:
+            inverse = tl.load(inverses + r, mask=r < last, other=0.0)[:, None]
+            x_tile = tl.load(x + places, mask=inside, other=0.0).to(tl.float32)
+            times += above_tile * x_tile * inverse
     if jet < jets:
         place = jet.to(tl.int64) * WIDTH + c
-        tl.store(of_scale + place, scale_sum.to(of_scale.dtype.element_ty), mask=c < WIDTH)
-        if OWNED:
-            tl.store(of_shift + place, shift_sum.to(of_shift.dtype.element_ty), mask=c < WIDTH)
+        if PLAIN:
+            found = tl.sum(plain, 0).to(sums.dtype.element_ty)
+            tl.store(sums + place, found, mask=c < WIDTH)
+        if TIMES:
+            found = tl.sum(times, 0).to(products.dtype.element_ty)
+            tl.store(products + place, found, mask=c < WIDTH)
 
 
 @triton.jit
@@ -118,20 +143,21 @@ def _gate_back(
     y, gate, above, bounds, of_y, of_gate, jets, gate_row,
     WIDTH: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    jet, c = tl.program_id(0), tl.arange(0, COLUMNS)
+    jet, c = tl.program_id(0), tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     first, last = tl.load(bounds + jet), tl.load(bounds + jet + 1)
     gate += tl.where(jet < jets, jet, 0).to(tl.int64) * gate_row
     gates = tl.load(gate + c, mask=c < WIDTH, other=0.0).to(tl.float32)[None, :]
-    gate_sum = tl.zeros((COLUMNS,), tl.float32)
+    gate_sum = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(first, last, ROWS):
         r = (start + tl.arange(0, ROWS)).to(tl.int64)
         inside = (r < last)[:, None] & (c < WIDTH)[None, :]
-        above_tile = _rows_of(above, r, WIDTH, inside)
-        gate_sum += tl.sum(above_tile * _rows_of(y, r, WIDTH, inside), 0)
-        _put(of_y, r, WIDTH, above_tile * gates, inside)
+        places = r[:, None] * WIDTH + c[None, :]
+        above_tile = tl.load(above + places, mask=inside, other=0.0).to(tl.float32)
+        gate_sum += above_tile * tl.load(y + places, mask=inside, other=0.0).to(tl.float32)
+        tl.store(of_y + places, (above_tile * gates).to(of_y.dtype.element_ty), mask=inside)
     if jet < jets:
-        place = jet.to(tl.int64) * WIDTH + c
-        tl.store(of_gate + place, gate_sum.to(of_gate.dtype.element_ty), mask=c < WIDTH)
+        found = tl.sum(gate_sum, 0).to(of_gate.dtype.element_ty)
+        tl.store(of_gate + jet.to(tl.int64) * WIDTH + c, found, mask=c < WIDTH)
 
 
 @triton.jit
@@ -166,6 +192,13 @@ def _programs(x: Tensor) -> tuple[int, dict[str, int]]:
     columns = triton.next_power_of_2(width)
     tiles = {"WIDTH": width, "COLUMNS": columns, "ROWS": max(1, TILE // columns)}
     return x.numel() // width, tiles
+
+
+def _columns(width: int) -> tuple[int, dict[str, int]]:
+    """In how many parts the columns are divided where rows are summed, and the tiles of a part."""
+    columns = min(MOST_COLUMNS, triton.next_power_of_2(width))
+    tiles = {"WIDTH": width, "COLUMNS": columns, "ROWS": TILE // columns}
+    return triton.cdiv(width, columns), tiles
 
 
 def _even(x: Tensor) -> Tensor:
@@ -211,6 +244,12 @@ def gated(x: Tensor, y: Tensor, gate: Tensor, owners: Owners) -> Tensor:
     return out
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Compute x W^T + b; PyTorch's own takes far longer for the derivative of b."""
+    out: Tensor = _Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+    return out
+
+
 def swiglu(x: Tensor) -> Tensor:
     """silu(first half) * second half of the last axis."""
     out: Tensor = _SwiGLU.apply(x)  # type: ignore[no-untyped-call]
@@ -228,8 +267,9 @@ class _Norm(Function):
     @staticmethod
     def backward(ctx: Any, *above: Tensor | None) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        of_x, of_weight, _ = _norm_gradients(x, weight, None, above, ctx.eps)
-        return of_x, of_weight.sum(0).to(weight.dtype), None
+        of_x, inverses, of_normed, x = _before_norm(x, weight, None, above, ctx.eps)
+        of_weight = _strip_sums(of_normed, x, inverses)
+        return of_x, of_weight.to(weight.dtype), None
 
 
 class _ModulatedNorm(Function):
@@ -239,14 +279,21 @@ class _ModulatedNorm(Function):
     ) -> tuple[Tensor, Tensor]:
         scale, shift = map(_side_by_side, (scale, shift))
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, scale, owners.bounds)
+        ctx.save_for_backward(x, scale, owners.rows, owners.bounds)
         ctx.eps = eps
         return _normed(x, scale, shift, owners.rows, eps), x
 
     @staticmethod
     def backward(ctx: Any, *above: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, scale, bounds = ctx.saved_tensors
-        return *_norm_gradients(x, scale, bounds, above, ctx.eps), None, None
+        x, scale, owner, bounds = ctx.saved_tensors
+        of_x, inverses, of_normed, x = _before_norm(x, scale, owner, above, ctx.eps)
+        of_scale, of_shift = torch.empty((2, *scale.shape), dtype=scale.dtype, device=x.device)
+        parts, tiles = _columns(x.shape[1])
+        _sums[len(bounds) - 1, parts](
+            of_normed, x, inverses, bounds, of_shift, of_scale, 0, len(scale), 0,
+            OWNED=True, PLAIN=True, TIMES=True, **tiles,
+        )  # fmt: skip
+        return of_x, of_scale, of_shift, None, None
 
 
 def _normed(
@@ -263,27 +310,53 @@ def _normed(
     return out
 
 
-def _norm_gradients(
-    x: Tensor, scale: Tensor, bounds: Tensor | None, above: tuple[Tensor | None, ...], eps: float
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Of x; of scale, without bounds of each strip of rows; and of shift."""
-    x, (of_normed, kept) = _even(x), above
+def _before_norm(
+    x: Tensor, scale: Tensor, owner: Tensor | None, above: tuple[Tensor | None, ...], eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of x the gradient, and 1 / rms; that of what was made of it, and x, as kernels take them."""
+    of_normed, kept = above
     assert of_normed is not None
-    of_normed, kept = _even(of_normed), None if kept is None else _even(kept)
-    of_x, of_shift, (rows, tiles) = torch.empty_like(x), None, _programs(x)
-    if bounds is None:
-        programs = min(STRIPS, triton.cdiv(rows, tiles["ROWS"]))
-        jets, strip = programs, triton.cdiv(rows, max(programs, 1))
-        of_scale = torch.empty(jets, x.shape[-1], dtype=torch.float32, device=x.device)
-    else:
-        programs, jets, strip = len(bounds) - 1, len(scale), 0
-        of_scale, of_shift = torch.empty((2, *scale.shape), dtype=scale.dtype, device=x.device)
-    if programs:
-        _norm_back[(programs,)](
-            x, scale, of_normed, kept, bounds, of_x, of_scale, of_shift, rows, jets, strip,
-            scale.stride(0), eps, OWNED=bounds is not None, KEPT=kept is not None, **tiles,
+    x, of_normed, kept = _even(x), _even(of_normed), None if kept is None else _even(kept)
+    of_x, (rows, tiles) = torch.empty_like(x), _programs(x)
+    inverses = torch.empty(rows, dtype=torch.float32, device=x.device)
+    if rows:
+        _norm_back[(triton.cdiv(rows, tiles["ROWS"]),)](
+            x, scale, owner, of_normed, kept, of_x, inverses, rows, scale.stride(0), eps,
+            OWNED=owner is not None, KEPT=kept is not None, **tiles,
         )  # fmt: skip
-    return of_x, of_scale, of_shift
+    return of_x, inverses, of_normed, x
+
+
+def _strip_sums(above: Tensor, x: Tensor | None = None, inverses: Tensor | None = None) -> Tensor:
+    """Sums over all rows, in float32: of ``above``, or of its product with x over its rms."""
+    rows, (parts, tiles) = above.numel() // above.shape[-1], _columns(above.shape[-1])
+    strip = max(triton.cdiv(rows, STRIPS), tiles["ROWS"])
+    strips = triton.cdiv(rows, strip)
+    found = torch.empty(strips, above.shape[-1], dtype=torch.float32, device=above.device)
+    if rows:
+        _sums[strips, parts](
+            above, x, inverses, None, found, found, rows, strips, strip,
+            OWNED=False, PLAIN=x is None, TIMES=x is not None, **tiles,
+        )  # fmt: skip
+    return found.sum(0)
+
+
+class _Linear(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return torch.nn.functional.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        above = _even(grads[0])
+        of_x = above @ weight if ctx.needs_input_grad[0] else None
+        of_weight = None
+        if ctx.needs_input_grad[1]:
+            of_weight = above.flatten(0, -2).T @ x.flatten(0, -2)
+        of_bias = _strip_sums(above).to(above.dtype) if ctx.needs_input_grad[2] else None
+        return of_x, of_weight, of_bias
 
 
 class _Gated(Function):
@@ -301,12 +374,9 @@ class _Gated(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         y, gate, bounds = ctx.saved_tensors
-        above, (_, tiles) = _even(grads[0]), _programs(y)
-        of_y, of_gate = (
-            torch.empty_like(y),
-            torch.empty(gate.shape, dtype=gate.dtype, device=y.device),
-        )
-        _gate_back[(len(bounds) - 1,)](
+        above, (parts, tiles) = _even(grads[0]), _columns(y.shape[1])
+        of_y, of_gate = torch.empty_like(y), gate.new_empty(gate.shape)
+        _gate_back[len(bounds) - 1, parts](
             y, gate, above, bounds, of_y, of_gate, len(gate), gate.stride(0), **tiles
         )
         return above, of_y, of_gate, None

@@ -9,13 +9,13 @@ from itertools import pairwise
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from jetssl_cli.batch import Owners
 from jetssl_cli.encoder.attention import Attend, Tiled
 from jetssl_cli.encoder.functions import (
     EPS,
     gated,
+    linear,
     modulated_norm,
     rms_norm,
     rms_norm_beside,
@@ -28,6 +28,14 @@ Rows = Int[Tensor, " chosen"]
 """Numbers of packed tokens."""
 Chosen = Float[Tensor, "*C D"]
 """All tokens, or those of the rows that were asked for."""
+
+
+class Linear(nn.Linear):
+    """A linear layer, with derivatives of our own on a GPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform the last axis."""
+        return linear(x, self.weight, self.bias)
 
 
 class ZeroLinear(nn.Linear):
@@ -57,10 +65,10 @@ class SelfAttention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
+        self.qkv = Linear(width, 3 * width)
         self.norm_q, self.norm_k = RMSNorm(width // heads), RMSNorm(width // heads)
         self.norm = RMSNorm(width)
-        self.out = nn.Linear(width, width)
+        self.out = Linear(width, width)
 
     def forward(self, x: Tokens, attend: Attend, rows: Rows | None = None) -> Chosen:
         """Mix the tokens of each jet; with ``rows``, for these tokens alone."""
@@ -85,11 +93,11 @@ class CrossAttention(nn.Module):
     def __init__(self, width: int, heads: int, memory_width: int) -> None:
         super().__init__()
         self.heads = heads
-        self.q = nn.Linear(width, width)
-        self.kv = nn.Linear(memory_width, 2 * width)
+        self.q = Linear(width, width)
+        self.kv = Linear(memory_width, 2 * width)
         self.norm_q, self.norm_k = RMSNorm(width // heads), RMSNorm(width // heads)
         self.norm = RMSNorm(width)
-        self.out = nn.Linear(width, width)
+        self.out = Linear(width, width)
 
     def forward(self, x: Tokens, attend: Attend, memory: Float[Tensor, "*M E"]) -> Tokens:
         """Read from the memory of each jet."""
@@ -118,8 +126,8 @@ class SwiGLU(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.gate_and_value = nn.Linear(width, 2 * hidden)
-        self.out = nn.Linear(hidden, width)
+        self.gate_and_value = Linear(width, 2 * hidden)
+        self.out = Linear(hidden, width)
 
     def forward(self, x: Tokens) -> Tokens:
         """Transform each token by itself."""
@@ -233,8 +241,8 @@ def mlp(*widths: int) -> nn.Sequential:
     """Linear layers; SiLU and LayerNorm after each but the last."""
     layers: list[nn.Module] = []
     for before, after in pairwise(widths[:-1]):
-        layers += [nn.Linear(before, after), nn.SiLU(), LayerNorm(after)]
-    return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1]))
+        layers += [Linear(before, after), nn.SiLU(), LayerNorm(after)]
+    return nn.Sequential(*layers, Linear(widths[-2], widths[-1]))
 
 
 def fourier(t: Float[Tensor, " J"], num: int) -> Float[Tensor, "J two_num"]:

@@ -41,7 +41,7 @@ from jetssl_cli.config import Strict
 from jetssl_cli.encoder.attention import Attend, plan
 from jetssl_cli.encoder.blocks import Blocks, Recordable
 from jetssl_cli.encoder.encoder import Encoded, Encoder
-from jetssl_cli.encoder.transformer import RMSNorm
+from jetssl_cli.encoder.transformer import Linear, RMSNorm
 from jetssl_cli.errors import ConfigError
 from jetssl_cli.objectives import parallel
 from jetssl_cli.objectives.objective import Generated, Objective, Sampling, width_beside
@@ -195,7 +195,7 @@ class CausalDecoder(Recordable):
 
     def __init__(self, encoder: Encoder, *, width: int, depth: int) -> None:
         super().__init__()
-        self.project = nn.Linear(encoder.width, width)
+        self.project = Linear(encoder.width, width)
         self.blocks = Blocks(depth, width, encoder.cfg.heads, None)
         self.norm = RMSNorm(width)
 

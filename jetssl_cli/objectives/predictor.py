@@ -18,7 +18,7 @@ from jetssl_cli.batch import Packing
 from jetssl_cli.encoder.attention import Attend, plan
 from jetssl_cli.encoder.blocks import Asked, Blocks, Recordable
 from jetssl_cli.encoder.encoder import Encoded
-from jetssl_cli.encoder.transformer import RMSNorm
+from jetssl_cli.encoder.transformer import Linear, RMSNorm
 
 MASK_TOKENS = 128
 """Rows of the table; further hidden constituents of a jet share the last one."""
@@ -29,7 +29,7 @@ class Predictor(Recordable):
 
     def __init__(self, *, encoder_width: int, width: int, depth: int, heads: int) -> None:
         super().__init__()
-        self.project = nn.Linear(encoder_width, width)
+        self.project = Linear(encoder_width, width)
         self.mask_tokens = nn.Parameter(torch.randn(MASK_TOKENS, width) * 0.02)
         self.blocks = Blocks(depth, width, heads, None)
         self.norm = RMSNorm(width)

@@ -32,7 +32,7 @@ from jetssl_cli.config import Strict
 from jetssl_cli.encoder.attention import Attend, plan
 from jetssl_cli.encoder.blocks import Blocks, Recordable
 from jetssl_cli.encoder.encoder import Encoded, Encoder
-from jetssl_cli.encoder.transformer import RMSNorm, fourier, mlp
+from jetssl_cli.encoder.transformer import Linear, RMSNorm, fourier, mlp
 from jetssl_cli.objectives import parallel
 from jetssl_cli.objectives.masking import MaskConfig, RandomMaskConfig
 from jetssl_cli.objectives.objective import Generated, Objective, Sampling, width_beside
@@ -155,7 +155,7 @@ class FlowDecoder(Recordable):
         self.embed_time = mlp(2 * time_features, cfg.embedding_width, cfg.context_width)
         self.blocks = Blocks(depth, width, cfg.heads, cfg.context_width, encoder.width)
         self.norm = RMSNorm(width)
-        self.out = nn.Linear(width, outputs)
+        self.out = Linear(width, outputs)
 
     def forward(
         self,

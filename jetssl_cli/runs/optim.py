@@ -13,6 +13,7 @@ from torch.optim import AdamW
 
 from jetssl_cli.config import Strict
 from jetssl_cli.encoder.encoder import Encoder
+from jetssl_cli.encoder.transformer import Linear
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -84,7 +85,7 @@ class OptimConfig(Strict):
         decayed = {
             id(layer.weight)
             for layer in module.modules()
-            if type(layer) is nn.Linear and layer.weight.requires_grad
+            if type(layer) in (nn.Linear, Linear) and layer.weight.requires_grad
         }
         parts: dict[tuple[Place, bool], list[nn.Parameter]] = {}
         for p in module.parameters():

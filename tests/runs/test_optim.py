@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from reference.jets import tiny_encoder
 from torch import nn
 
+from jetssl_cli.encoder.transformer import Linear
 from jetssl_cli.objectives.ssfm import SSFMConfig
 from jetssl_cli.objectives.supervised import SupervisedConfig
 from jetssl_cli.runs.optim import OptimConfig
@@ -43,10 +44,10 @@ def test_weight_decay_is_for_matrices_of_linear_layers(name):
     for path in decayed:
         assert path.endswith(".weight")
         assert not any(word in path for word in ("modulation", "norm", "embed_id"))
-        assert type(network.get_submodule(path.removesuffix(".weight"))) is nn.Linear
+        assert type(network.get_submodule(path.removesuffix(".weight"))) in (nn.Linear, Linear)
     for path in spared:
         owner = network.get_submodule(path.rpartition(".")[0])
-        assert not (type(owner) is nn.Linear and path.endswith(".weight"))
+        assert not (type(owner) in (nn.Linear, Linear) and path.endswith(".weight"))
     if name == "ssfm and probe":
         for kind in ("registers", "query", "embed_id.weight", "modulation.weight", "norm.weight"):
             assert any(path.endswith(kind) for path in spared)
@@ -61,7 +62,7 @@ def test_decay_shrinks_matrices_and_nothing_else():
     optimizer.step()
     for name, p in encoder.named_parameters():
         owner = encoder.get_submodule(name.rpartition(".")[0])
-        matrix = type(owner) is nn.Linear and p.ndim == 2
+        matrix = type(owner) in (nn.Linear, Linear) and p.ndim == 2
         torch.testing.assert_close(p, before[name] * (0.95 if matrix else 1))
 
 
