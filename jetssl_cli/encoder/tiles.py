@@ -46,29 +46,28 @@ def _softmax(q, k, m, n, keys, scale, CAUSAL: tl.constexpr):
 
 @triton.jit
 @no_type_check
-def _inverse_rms(x, WIDTH: tl.constexpr, eps):
-    return tl.rsqrt(tl.sum(x * x, 1) / WIDTH + eps)[:, None]
+def _normed(x, WIDTH: tl.constexpr, eps):
+    """x / rms(x) and 1 / rms(x), in float32."""
+    wide = x.to(tl.float32)
+    inverse = tl.rsqrt(tl.sum(wide * wide, 1) / WIDTH + eps)[:, None]
+    return wide * inverse, inverse
 
 
 @triton.jit
 @no_type_check
-def _normed(x, weight, WIDTH: tl.constexpr, eps):
-    """X / rms(x) * weight, in the type of x."""
-    wide = x.to(tl.float32)
-    return (wide * _inverse_rms(wide, WIDTH, eps) * weight[None, :]).to(x.dtype)
+def _before_norm(above, normed, inverse, WIDTH: tl.constexpr):
+    """Gradient of x, given that of x / rms(x)."""
+    along = tl.sum(above * normed, 1)[:, None] / WIDTH
+    return (above - normed * along) * inverse
 
 
 @triton.jit
 @no_type_check
-def _before_norm(above, x, weight, WIDTH: tl.constexpr, eps):
-    """Gradients of x, and of the weight row by row, given that of what ``_normed`` gives."""
-    wide = x.to(tl.float32)
-    inverse = _inverse_rms(wide, WIDTH, eps)
-    wide *= inverse
-    of_weight = above * wide
-    above *= weight[None, :]
-    along = tl.sum(above * wide, 1)[:, None] / WIDTH
-    return (above - wide * along) * inverse, of_weight
+def _product(q_weight, k_weight, WIDTH: tl.constexpr, COLUMNS: tl.constexpr):
+    """Of both weights: logits know them by that alone."""
+    column = tl.arange(0, COLUMNS)
+    of_q = tl.load(q_weight + column, mask=column < WIDTH, other=0.0).to(tl.float32)
+    return of_q * tl.load(k_weight + column, mask=column < WIDTH, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -98,15 +97,16 @@ def _forward(
         k_tile = _load(k, k_first + n, head, k_row, k_head, key_inside)
         v_tile = _load(v, k_first + n, head, v_row, v_head, key_inside)
         if NORMED:
-            of_q = tl.load(q_weight + column, mask=column < WIDTH, other=0.0)
-            of_k = tl.load(k_weight + column, mask=column < WIDTH, other=0.0)
-            k_tile = _normed(k_tile, of_k, WIDTH, eps)
+            weight = _product(q_weight, k_weight, WIDTH, COLUMNS)
+            normed, inverse = _normed(k_tile, WIDTH, eps)
+            k_tile = normed.to(v_tile.dtype)
         for first in range(0, queries, QUERIES):
             m = first + tl.arange(0, QUERIES)
             inside = (m < queries)[:, None] & (column < WIDTH)[None, :]
             q_tile = _load(q, q_first + m, head, q_row, q_head, inside)
             if NORMED:
-                q_tile = _normed(q_tile, of_q, WIDTH, eps)
+                q_normed, q_inverse = _normed(q_tile, WIDTH, eps)
+                q_tile = (q_normed * weight[None, :]).to(v_tile.dtype)
             p = _softmax(q_tile, k_tile, m, n, keys, scale, CAUSAL)
             mixed = tl.dot(p.to(v_tile.dtype), v_tile)
             _store(out, q_first + m, head, out_row, out_head, mixed, inside)
@@ -115,7 +115,7 @@ def _forward(
 @triton.jit
 @no_type_check
 def _backward(
-    q, k, v, above, of_q, of_k, of_v, of_weights, q_weight, k_weight, q_bounds, k_bounds,
+    q, k, v, above, of_q, of_k, of_v, of_product, q_weight, k_weight, q_bounds, k_bounds,
     scale, eps,
     q_row, q_head, k_row, k_head, v_row, v_head, above_row, above_head,
     of_q_row, of_q_head, of_k_row, of_k_head, of_v_row, of_v_head,
@@ -133,9 +133,9 @@ def _backward(
         k_tile = _load(k, k_first + n, head, k_row, k_head, key_inside)
         v_tile = _load(v, k_first + n, head, v_row, v_head, key_inside)
         if NORMED:
-            q_weights = tl.load(q_weight + column, mask=column < WIDTH, other=0.0)
-            k_weights = tl.load(k_weight + column, mask=column < WIDTH, other=0.0)
-            k_tile = _normed(k_tile, k_weights, WIDTH, eps)
+            weight = _product(q_weight, k_weight, WIDTH, COLUMNS)
+            normed, inverse = _normed(k_tile, WIDTH, eps)
+            k_tile = normed.to(v_tile.dtype)
         k_sum = tl.zeros((KEYS, COLUMNS), tl.float32)
         v_sum = tl.zeros((KEYS, COLUMNS), tl.float32)
         weight_sum = tl.zeros((COLUMNS,), tl.float32)
@@ -144,26 +144,26 @@ def _backward(
             inside = (m < queries)[:, None] & (column < WIDTH)[None, :]
             q_tile = _load(q, q_first + m, head, q_row, q_head, inside)
             above_tile = _load(above, q_first + m, head, above_row, above_head, inside)
-            q_used = q_tile
             if NORMED:
-                q_used = _normed(q_tile, q_weights, WIDTH, eps)
-            p = _softmax(q_used, k_tile, m, n, keys, scale, CAUSAL)
+                q_normed, q_inverse = _normed(q_tile, WIDTH, eps)
+                q_tile = (q_normed * weight[None, :]).to(v_tile.dtype)
+            p = _softmax(q_tile, k_tile, m, n, keys, scale, CAUSAL)
             v_sum += tl.dot(tl.trans(p.to(above_tile.dtype)), above_tile)
             of_p = tl.dot(above_tile, tl.trans(v_tile))
             of_logits = p * (of_p - tl.sum(p * of_p, 1)[:, None]) * scale
             of_logits = of_logits.to(k_tile.dtype)
-            k_sum += tl.dot(tl.trans(of_logits), q_used)
+            k_sum += tl.dot(tl.trans(of_logits), q_tile)
             q_sum = tl.dot(of_logits, k_tile)
             if NORMED:
-                q_sum, by_row = _before_norm(q_sum, q_tile, q_weights, WIDTH, eps)
-                weight_sum += tl.sum(by_row, 0)
+                weight_sum += tl.sum(q_sum * q_normed, 0)
+                q_sum = _before_norm(q_sum * weight[None, :], q_normed, q_inverse, WIDTH)
             _store(of_q, q_first + m, head, of_q_row, of_q_head, q_sum, inside)
         if NORMED:
             k_tile = _load(k, k_first + n, head, k_row, k_head, key_inside)
-            k_sum, by_row = _before_norm(k_sum, k_tile, k_weights, WIDTH, eps)
-            place = (jet * tl.num_programs(0) + head).to(tl.int64) * 2 * WIDTH + column
-            tl.store(of_weights + place, weight_sum, mask=column < WIDTH)
-            tl.store(of_weights + place + WIDTH, tl.sum(by_row, 0), mask=column < WIDTH)
+            normed, inverse = _normed(k_tile, WIDTH, eps)
+            k_sum = _before_norm(k_sum, normed, inverse, WIDTH)
+            place = (jet * tl.num_programs(0) + head).to(tl.int64) * WIDTH + column
+            tl.store(of_product + place, weight_sum, mask=column < WIDTH)
         _store(of_k, k_first + n, head, of_k_row, of_k_head, k_sum, key_inside)
         _store(of_v, k_first + n, head, of_v_row, of_v_head, v_sum, key_inside)
 
@@ -241,19 +241,21 @@ class _Attention(Function):
         found = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in parts]
         of_q, of_k, of_v = _split(found)
         jets, heads, width = len(q_bounds) - 1, *q.shape[1:]
-        of_weights = None
+        of_product = None
         if q_weight is not None:
-            of_weights = torch.empty(jets * heads, 2, width, device=q.device)
+            of_product = torch.empty(jets * heads, width, device=q.device)
         for tiles in _launches(width, q_tile, k_tile):
             _backward[heads, jets](
-                q, k, v, above, of_q, of_k, of_v, of_weights, q_weight, k_weight,
+                q, k, v, above, of_q, of_k, of_v, of_product, q_weight, k_weight,
                 q_bounds, k_bounds, width**-0.5, eps,
                 *_strides(q, k, v, above, of_q, of_k, of_v),
                 NORMED=q_weight is not None, CAUSAL=causal, **tiles,
             )  # fmt: skip
-        if of_weights is None:
+        if of_product is None:
             return None, None, None, *found
-        return None, *of_weights.sum(0).to(q_weight.dtype).unbind(), *found
+        of_weight = of_product.sum(0)
+        of_weights = (of_weight * other.float() for other in (k_weight, q_weight))
+        return None, *(x.to(q_weight.dtype) for x in of_weights), *found
 
 
 def _split(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
