@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice, repeat
 from typing import Any, cast
@@ -137,14 +137,13 @@ class Recordable(nn.Module):
 
     def computed(self, *args: Any) -> Tensor:
         """The same, from a graph where there can be one."""
-        if self.graphs is not None and args[0].is_cuda and self._can_be_recorded(args):
-            return self.graphs(*args)
-        return self.compute(*args)
+        if self.graphs is None or not args[0].is_cuda:
+            return self.compute(*args)
+        planned = any(map(callable, leaves(args)))  # for this batch alone, by a plan of attention
+        return self.compute(*args) if planned else self.graphs(*args)
 
-    def _can_be_recorded(self, args: Sequence[object]) -> bool:
-        """Without hidden states: drawn numbers, a pass forward in that back, plans in a closure."""
-        if any(map(callable, leaves(args))):
-            return False
+    def has_no_state(self) -> bool:
+        """Whether it draws no numbers, and has no pass forward in that back."""
         for part in self.modules():
             drops = isinstance(part, nn.Dropout) and part.p > 0 and self.training
             if drops or (isinstance(part, Blocks) and part.recompute):
@@ -162,6 +161,6 @@ def compile_parts(module: nn.Module) -> None:
     torch._dynamo.config.recompile_limit = 64  # with and without gradients, and so on
     for part in module.modules():
         if on_gpu and isinstance(part, Recordable):
-            part.graphs = Graphs(part, part.compute)
+            part.graphs = Graphs(part, part.compute, part.has_no_state)
         elif not on_gpu and isinstance(part, Block | nn.Sequential):
             part.compile(dynamic=True)

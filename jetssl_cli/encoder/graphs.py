@@ -42,8 +42,14 @@ class Graphs:
     pass back may come, for which the numbers of the pass forward are kept, none is run.
     """
 
-    def __init__(self, network: nn.Module, function: Callable[..., Tensor]) -> None:
-        self.called = _Called(network, function)
+    def __init__(
+        self,
+        network: nn.Module,
+        function: Callable[..., Tensor],
+        allowed: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """Record ``function``, a method of the network, while ``allowed`` says so."""
+        self.called, self._allowed = _Called(network, function), allowed
         self._met: Counter[Hashable] = Counter()
         self._known: dict[Hashable, _Graph] = {}
         self._pool: Any = None
@@ -86,7 +92,8 @@ class Graphs:
         key = (_key(args), learning, grad, self.called.training, places)
         if key not in self._known:
             self._met[key] += 1
-            if self._met[key] <= MET_BEFORE or len(self._known) == MOST_GRAPHS:
+            seldom = self._met[key] <= MET_BEFORE or len(self._known) == MOST_GRAPHS
+            if seldom or not self._allowed():
                 return None
             self._pool = self._pool or torch.cuda.graph_pool_handle()
             graph = _Graph(self.called, self._weights, args, inputs, self._pool)

@@ -46,11 +46,10 @@ def _softmax(q, k, m, n, keys, scale, CAUSAL: tl.constexpr):
 
 @triton.jit
 @no_type_check
-def _normed(x, WIDTH: tl.constexpr, eps):
-    """x / rms(x) and 1 / rms(x), in float32."""
-    wide = x.to(tl.float32)
-    inverse = tl.rsqrt(tl.sum(wide * wide, 1) / WIDTH + eps)[:, None]
-    return wide * inverse, inverse
+def _inverse_rms(x, WIDTH: tl.constexpr, eps):
+    """Of each row, (rows, 1), in float32."""
+    x = x.to(tl.float32)
+    return tl.rsqrt(tl.sum(x * x, 1) / WIDTH + eps)[:, None]
 
 
 @triton.jit
@@ -98,15 +97,14 @@ def _forward(
         v_tile = _load(v, k_first + n, head, v_row, v_head, key_inside)
         if NORMED:
             weight = _product(q_weight, k_weight, WIDTH, COLUMNS)
-            normed, inverse = _normed(k_tile, WIDTH, eps)
-            k_tile = normed.to(v_tile.dtype)
+            k_tile = (k_tile * _inverse_rms(k_tile, WIDTH, eps)).to(v_tile.dtype)
         for first in range(0, queries, QUERIES):
             m = first + tl.arange(0, QUERIES)
             inside = (m < queries)[:, None] & (column < WIDTH)[None, :]
             q_tile = _load(q, q_first + m, head, q_row, q_head, inside)
             if NORMED:
-                q_normed, q_inverse = _normed(q_tile, WIDTH, eps)
-                q_tile = (q_normed * weight[None, :]).to(v_tile.dtype)
+                normed = q_tile * _inverse_rms(q_tile, WIDTH, eps)
+                q_tile = (normed * weight[None, :]).to(v_tile.dtype)
             p = _softmax(q_tile, k_tile, m, n, keys, scale, CAUSAL)
             mixed = tl.dot(p.to(v_tile.dtype), v_tile)
             _store(out, q_first + m, head, out_row, out_head, mixed, inside)
@@ -134,8 +132,7 @@ def _backward(
         v_tile = _load(v, k_first + n, head, v_row, v_head, key_inside)
         if NORMED:
             weight = _product(q_weight, k_weight, WIDTH, COLUMNS)
-            normed, inverse = _normed(k_tile, WIDTH, eps)
-            k_tile = normed.to(v_tile.dtype)
+            k_tile = (k_tile * _inverse_rms(k_tile, WIDTH, eps)).to(v_tile.dtype)
         k_sum = tl.zeros((KEYS, COLUMNS), tl.float32)
         v_sum = tl.zeros((KEYS, COLUMNS), tl.float32)
         weight_sum = tl.zeros((COLUMNS,), tl.float32)
@@ -145,8 +142,9 @@ def _backward(
             q_tile = _load(q, q_first + m, head, q_row, q_head, inside)
             above_tile = _load(above, q_first + m, head, above_row, above_head, inside)
             if NORMED:
-                q_normed, q_inverse = _normed(q_tile, WIDTH, eps)
-                q_tile = (q_normed * weight[None, :]).to(v_tile.dtype)
+                inverse = _inverse_rms(q_tile, WIDTH, eps)
+                normed = q_tile * inverse
+                q_tile = (normed * weight[None, :]).to(v_tile.dtype)
             p = _softmax(q_tile, k_tile, m, n, keys, scale, CAUSAL)
             v_sum += tl.dot(tl.trans(p.to(above_tile.dtype)), above_tile)
             of_p = tl.dot(above_tile, tl.trans(v_tile))
@@ -155,13 +153,13 @@ def _backward(
             k_sum += tl.dot(tl.trans(of_logits), q_tile)
             q_sum = tl.dot(of_logits, k_tile)
             if NORMED:
-                weight_sum += tl.sum(q_sum * q_normed, 0)
-                q_sum = _before_norm(q_sum * weight[None, :], q_normed, q_inverse, WIDTH)
+                weight_sum += tl.sum(q_sum * normed, 0)
+                q_sum = _before_norm(q_sum * weight[None, :], normed, inverse, WIDTH)
             _store(of_q, q_first + m, head, of_q_row, of_q_head, q_sum, inside)
         if NORMED:
             k_tile = _load(k, k_first + n, head, k_row, k_head, key_inside)
-            normed, inverse = _normed(k_tile, WIDTH, eps)
-            k_sum = _before_norm(k_sum, normed, inverse, WIDTH)
+            k_inverse = _inverse_rms(k_tile, WIDTH, eps)
+            k_sum = _before_norm(k_sum, k_tile * k_inverse, k_inverse, WIDTH)
             place = (jet * tl.num_programs(0) + head).to(tl.int64) * WIDTH + column
             tl.store(of_product + place, weight_sum, mask=column < WIDTH)
         _store(of_k, k_first + n, head, of_k_row, of_k_head, k_sum, key_inside)

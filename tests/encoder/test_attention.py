@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from jetssl_cli.batch import STRAYS, Packing
 from jetssl_cli.encoder import attention, padded
 from jetssl_cli.encoder.attention import plan
+from jetssl_cli.encoder.functions import rms_norm
 from jetssl_cli.encoder.padded import JETS_PER_BOX, Boxes
 from jetssl_cli.errors import ConfigError
 
@@ -344,6 +345,43 @@ def test_gpu_back_ends_are_the_reference(backend, kind, width, longest):
         found.append([out[: queries.total].detach().float(), *(x.grad.float() for x in inputs)])
     for wanted, other in zip(*found, strict=True):
         torch.testing.assert_close(other, wanted, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=GPU) for k in ("self", "causal", "cross")])
+@pytest.mark.parametrize("width", [20, 32, 64])
+def test_kernels_normalise_queries_and_keys(kind, width):
+    device = torch.device("cuda")
+    queries = pack([3, 0, 1, 70, 5, 40, 33]).to(device)
+    keys = pack([4, 2, 0, 1, 90, 20, 64]).to(device) if kind == "cross" else queries
+    rng = torch.Generator(device).manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(shape, generator=rng, device=device)
+
+    start = [draw(queries.rows, 3, 2, width)]
+    if kind == "cross":
+        start = [draw(queries.rows, 1, 2, width), draw(keys.rows, 2, 2, width)]
+    start = [x.bfloat16() for x in start]
+    weights = [1 + 0.3 * draw(width) for _ in range(2)]
+    above = draw(queries.rows, 2, width).bfloat16()
+    above[queries.total :] = 0
+    others, causal, found = keys if kind == "cross" else None, kind == "causal", []
+    for dtype in (torch.float32, torch.bfloat16):
+        parts = [x.to(dtype, copy=True).requires_grad_() for x in start]
+        of_norms = [x.clone().requires_grad_() for x in weights]
+        if dtype == torch.bfloat16:
+            attend = plan(queries, others, causal=causal, backend="triton")
+            out = attend.normed(parts, tuple(of_norms), 1e-6)
+        else:
+            q, k, v = (x for part in parts for x in part.unbind(1))
+            q, k = (rms_norm(x, w) for x, w in zip((q, k), of_norms, strict=True))
+            out = plan(queries, others, causal=causal, backend="reference")(q, k, v)
+        (out * above.to(dtype)).sum().backward()
+        found.append([out[: queries.total].detach().float()])
+        found[-1] += [x.grad.float() for x in (*parts, *of_norms)]
+    for wanted, other in zip(*found, strict=True):
+        size = wanted.square().mean().sqrt()
+        torch.testing.assert_close(other / size, wanted / size, rtol=2e-2, atol=5e-2)
 
 
 @pytest.mark.gpu

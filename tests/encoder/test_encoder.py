@@ -27,7 +27,7 @@ from torch.nn.functional import silu
 
 from jetssl_cli.batch import JetBatch, Owners
 from jetssl_cli.encoder.attention import Tiled, plan
-from jetssl_cli.encoder.blocks import Blocks
+from jetssl_cli.encoder.blocks import Blocks, Recordable
 from jetssl_cli.encoder.encoder import EncoderConfig
 from jetssl_cli.encoder.transformer import CrossAttention, SelfAttention, ZeroLinear, fourier
 
@@ -281,15 +281,30 @@ def test_compiled_blocks_are_the_blocks():
 
 
 def test_networks_with_hidden_states_are_not_recorded():
+    encoder = tiny_encoder()
+    assert encoder.has_no_state()
+    encoder.blocks[1].feed_forward.dropout.p = 0.1
+    assert not encoder.has_no_state()
+    assert encoder.eval().has_no_state()
+    assert not tiny_encoder(recompute=True).has_no_state()
+
+
+class OnGPU(torch.Tensor):
+    """Says that it lies on a GPU."""
+
+    is_cuda = True
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_plans_in_a_closure_are_not_recorded():
     packing = random_batch(SIZES).packing
     tiled = Tiled(packing.bounds, packing.bounds, packing.tile, packing.tile, causal=False)
-    encoder = tiny_encoder()
-    assert encoder._can_be_recorded((packing.owners, (tiled, None)))
-    assert not encoder._can_be_recorded((tiled, (plan(packing), 1)))
-    encoder.blocks[1].feed_forward.dropout.p = 0.1
-    assert not encoder._can_be_recorded((tiled,))
-    assert encoder.eval()._can_be_recorded((tiled,))
-    assert not tiny_encoder(recompute=True)._can_be_recorded((tiled,))
+    network = Recordable()
+    network.compute, network.graphs = (lambda *_: "computed"), (lambda *_: "from a graph")
+    x = torch.ones(2).as_subclass(OnGPU)
+    assert network.computed(x, packing.owners, (tiled, None)) == "from a graph"
+    assert network.computed(x, packing.owners, (plan(packing), None)) == "computed"
+    assert network.computed(torch.ones(2), tiled) == "computed"
 
 
 def test_fourier_features():

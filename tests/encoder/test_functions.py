@@ -53,6 +53,11 @@ CASES = {
         lambda x, y, gate: x + gate[OWNER] * y,
         [(10, WIDTH), (10, WIDTH), (4, WIDTH)],
     ),
+    "linear": (
+        functions.linear,
+        lambda x, w, b: x @ w.T + b,
+        [(10, 3, WIDTH), (5, WIDTH), (5,)],
+    ),
     "swiglu": (
         functions.swiglu,
         lambda x: silu(x[:, :WIDTH]) * x[:, WIDTH:],

@@ -272,6 +272,14 @@ def test_shapes_are_recorded_when_they_come_again_and_not_without_end(network):
     assert len(recorded) == MOST_GRAPHS
 
 
+def test_nothing_is_recorded_while_it_may_not_be(network):
+    recorded = Graphs(network, network.run, lambda: network.training)
+    network.eval()
+    for _ in range(MET_BEFORE + 2):
+        assert torch.equal(recorded(rows(0), CHOSEN), network.run(rows(0), CHOSEN))
+    assert len(recorded) == 0
+
+
 def test_new_values_of_weights_are_seen_and_other_weights_recorded_anew(network):
     recorded = Graphs(network, network.run)
     for _ in range(MET_BEFORE + 2):
