@@ -5,8 +5,8 @@
 
 Jets per second of the whole step, its FLOP/s beside those of a large matrix product in bf16, the
 share of the time in which the GPU has work (the rest waits for the host), kernels and copies of a
-step, and peak memory. With --compile blocks are compiled and, of back end triton, recorded in CUDA
-graphs. Target on an H200: 40 % of the rate of the product for ssfm and mpm, and 60,000 jets/s.
+step, and peak memory. With --compile networks are recorded in CUDA graphs, with back end triton.
+Target on an H200: 40 % of the rate of the product for ssfm and mpm, and 60,000 jets/s.
 Without a GPU it says so, and exits with 1.
 """
 
@@ -122,7 +122,7 @@ def main() -> int:
     parser.add_argument("--jets", type=int, default=1000, help="jets in a batch")
     parser.add_argument("--methods", default=",".join(BARS), help="some of the five")
     parser.add_argument("--backends", type=lambda words: words.split(","), help="by default all")
-    parser.add_argument("--compile", action="store_true", help="with torch.compile")
+    parser.add_argument("--compile", action="store_true", help="with CUDA graphs")
     args = parser.parse_args()
     if not torch.cuda.is_available():
         print("no CUDA GPU here: nothing was measured", file=sys.stderr)
