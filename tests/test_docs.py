@@ -26,8 +26,8 @@ from safetensors import safe_open
 from shortened import SETTINGS, shortened
 
 from jetssl_cli.config import Layer, load
-from jetssl_cli.data.cache import written
 from jetssl_cli.data.convert import ConvertConfig, convert
+from jetssl_cli.data.facts import written
 from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.data.padded import ARRAYS
 from jetssl_cli.data.recipe import Column, Recipe, load_recipe, schema_of

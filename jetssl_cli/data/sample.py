@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from jetssl_cli.data import order
-from jetssl_cli.data.cache import digest, known
+from jetssl_cli.data.cache import digest
+from jetssl_cli.data.facts import known
 from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.data.jets import JetArrays
 from jetssl_cli.data.schema import Schema

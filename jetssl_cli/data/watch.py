@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from jetssl_cli.data.cache import Seen, seen
+from jetssl_cli.data.facts import Seen, seen
 from jetssl_cli.data.sample import Sample
 from jetssl_cli.errors import DataError
 

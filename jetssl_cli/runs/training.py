@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from jetssl_cli.batch import JetBatch
-from jetssl_cli.data.cache import keep_known
+from jetssl_cli.data.facts import keep_known
 from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.data.reader import JetReader
 from jetssl_cli.data.sample import Sample, look

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from reference.tracks import write_true_jets
 
-from jetssl_cli.data import cache
-from jetssl_cli.data.cache import digest, keep_known
+from jetssl_cli.data import facts
+from jetssl_cli.data.cache import digest
+from jetssl_cli.data.facts import keep_known
 from jetssl_cli.data.jagged import JaggedFile, write
 from jetssl_cli.data.jets import concatenate
 from jetssl_cli.data.recipe import load_recipe
@@ -107,7 +108,7 @@ def defined(parts: list[tuple[Path, int]], most: int | None) -> str:
 def test_fingerprints_are_what_they_were_and_those_that_are_known_read_no_file(
     file: Path, jagged: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache, "SECONDS_UNTOUCHED", 0.0)
+    monkeypatch.setattr(facts, "SECONDS_UNTOUCHED", 0.0)
     true = write_true_jets(file.with_name("true.h5"), 300, 7)
     long = file.with_name("long.h5")
     with JaggedFile(file) as source, write(long, source.recipe, []) as writer:
@@ -127,7 +128,7 @@ def test_fingerprints_are_what_they_were_and_those_that_are_known_read_no_file(
     known = [sample.fingerprint for sample in wanted]
     watch = Watch([long, true])
 
-    cache._memory.cache_clear()
+    facts._memory.cache_clear()
     monkeypatch.setattr(JaggedFile, "__init__", None)  # none can be opened
     again = [
         Sample(sample.files, num_jets=sample.num_jets, max_constituents=sample.max_constituents)

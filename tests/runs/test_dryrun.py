@@ -12,7 +12,7 @@ import yaml
 from reference.jets import random_batch, tiny_config, tiny_encoder
 from runs.test_training import data_config, train_config
 
-from jetssl_cli.data import cache, scaling
+from jetssl_cli.data import facts, scaling
 from jetssl_cli.data.cache import place
 from jetssl_cli.data.sample import Sample
 from jetssl_cli.encoder.pool import PoolConfig
@@ -56,13 +56,13 @@ def files(folder):
 
 
 def test_it_writes_nothing_and_says_what_the_run_is(data, monkeypatch):
-    monkeypatch.setattr(cache, "SECONDS_UNTOUCHED", 0.0)
+    monkeypatch.setattr(facts, "SECONDS_UNTOUCHED", 0.0)
     before = files(data)
     cfg = config(data)
     report = dry_run(cfg)
     assert files(data) == before
     run = pretrain.pretrain(cfg)
-    assert (data / cache.FACTS).exists()
+    assert (data / facts.FACTS).exists()
     assert report.config == yaml.safe_load((run / "config.yaml").read_text())
     rows = [json.loads(row) for row in (run / "metrics.jsonl").read_text().splitlines()]
     assert report.steps == max(row["step"] for row in rows)

@@ -14,7 +14,7 @@ import torch
 from reference.jets import tiny_config
 from runs.test_training import data_config, metrics, same_weights, train_config, weights
 
-from jetssl_cli.data import cache
+from jetssl_cli.data import facts
 from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.encoder.pool import PoolConfig
 from jetssl_cli.errors import ConfigError, DataError, RunError
@@ -331,7 +331,7 @@ def test_a_complete_run_of_other_data_is_not_taken_for_one_of_these(whole, jagge
 @pytest.fixture
 def many(jagged, tmp_path, stop, monkeypatch):
     """A run over several files that was stopped, as another process sees it that goes on."""
-    monkeypatch.setattr(cache, "SECONDS_UNTOUCHED", 0.0)
+    monkeypatch.setattr(facts, "SECONDS_UNTOUCHED", 0.0)
     files = [tmp_path / "data" / f"{index}.h5" for index in range(6)]
     files[0].parent.mkdir()
     for path in files:
@@ -341,7 +341,7 @@ def many(jagged, tmp_path, stop, monkeypatch):
     with pytest.raises(Stopped):
         pretrain(cfg)
     stop(0)
-    cache._memory.cache_clear()
+    facts._memory.cache_clear()
     return cfg
 
 
