@@ -123,7 +123,7 @@ class Packing:
     def _stray(self) -> int:
         return -(-(self.rows - self.total) // STRAYS)
 
-    def pad(self, x: Shaped[Tensor, T * D], value: int = 0) -> Shaped[Tensor, rows * D]:
+    def pad(self, x: Shaped[Tensor, "T ..."], value: int = 0) -> Shaped[Tensor, "rows ..."]:
         """What belongs to the tokens, and this value in the rows behind them."""
         more = self.rows - self.total
         sides = 2 * (x.ndim - 1) * [0]
