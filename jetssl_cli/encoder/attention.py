@@ -140,9 +140,6 @@ def triton(queries: Packing, keys: Packing, causal: bool) -> Attend:
 
 def varlen(queries: Packing, keys: Packing, causal: bool) -> Attend:
     """FlashAttention on packed tokens as built into PyTorch; CUDA, half precision."""
-    _take_newest_flash()
-    if not (queries.rows and keys.rows):
-        return _nothing
     bounds = queries.bounds, keys.bounds, queries.tile, keys.tile
     return lambda q, k, v: _varlen_attn(q, k, v, *bounds, causal)
 
@@ -153,6 +150,9 @@ def _varlen_attn(  # noqa: PLR0913
 ) -> Heads:  # fmt: skip
     from torch.nn.attention.varlen import varlen_attn
 
+    if not (len(q) and len(k)):
+        return _nothing(q, k, v)
+    _take_newest_flash()
     width = q.shape[-1]
     if more := -width % STEP_OF_HEADS:
         q, k, v = (pad(x, (0, more)) for x in (q, k, v))

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import fields, is_dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -89,7 +89,8 @@ class Graphs:
         grad = torch.is_grad_enabled()
         learning = tuple(w.requires_grad for w in weights) if grad else ()
         places = tuple(w.data_ptr() for w in weights)
-        key = (_key(args), learning, grad, self.called.training, places)
+        modes = grad, torch.is_inference_mode_enabled(), self.called.network.training
+        key = (_key(args), learning, modes, places)
         if key not in self._known:
             self._met[key] += 1
             seldom = self._met[key] <= MET_BEFORE or len(self._known) == MOST_GRAPHS
@@ -202,6 +203,7 @@ class _Graph:
         weights.put_aside()
         self.inputs = [x.detach().clone().requires_grad_(x.requires_grad) for x in inputs]
         given, stand_ins = _with_tensors(args, iter(self.inputs)), weights.stand_ins()
+        self._stand_ins = stand_ins  # a graph knows addresses, and holds nothing
         named = dict(zip(weights.names, stand_ins, strict=True))
 
         def forward() -> Tensor:
@@ -254,7 +256,8 @@ class _Graph:
             self._backward.replay()
         for own, first in zip(self._found, self._first, strict=True):
             away = torch.linalg.vector_norm(own.float() - first.float())
-            if away > MOST_AWAY * torch.linalg.vector_norm(first.float()) + 1e-12:
+            size = torch.linalg.vector_norm(first.float())
+            if size.isfinite() and not away <= MOST_AWAY * size + 1e-12:
                 raise ConfigError(
                     "train.compile = True: CUDA graphs do not give here what the network gives; "
                     "leave it out"
@@ -331,12 +334,19 @@ def _noise(like: Tensor) -> Tensor:
 @contextmanager
 def _on_side_stream() -> Iterator[None]:
     """Nothing may be recorded that was not run before, on another stream than the usual."""
-    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    usual = torch.cuda.current_stream()
+    side, usual = _side_stream(torch.cuda.current_device()), torch.cuda.current_stream()
     side.wait_stream(usual)
-    with torch.cuda.stream(side):
-        yield
-    usual.wait_stream(side)
+    try:
+        with torch.cuda.stream(side):
+            yield
+    finally:
+        usual.wait_stream(side)
+
+
+@cache
+def _side_stream(device: int) -> torch.cuda.Stream:
+    """One for all: libraries keep memory for each stream that they have seen."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _recorded(graph: torch.cuda.CUDAGraph, pool: Any) -> AbstractContextManager[None]:

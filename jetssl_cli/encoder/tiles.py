@@ -82,10 +82,10 @@ def _store(out, rows, head, of_row, of_head, tile, inside):
 def _forward(
     q, k, v, out, q_weight, k_weight, q_bounds, k_bounds, scale, eps,
     q_row, q_head, k_row, k_head, v_row, v_head, out_row, out_head,
-    NORMED: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr,
+    NORMED: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr,
     QUERIES: tl.constexpr, LESS: tl.constexpr, KEYS: tl.constexpr, CAUSAL: tl.constexpr,
 ):  # fmt: skip
-    head, jet = tl.program_id(0), tl.program_id(1)
+    head, jet = tl.program_id(0) % HEADS, tl.program_id(0) // HEADS
     k_first = tl.load(k_bounds + jet)
     keys = tl.load(k_bounds + jet + 1) - k_first
     if (keys > LESS) & (keys <= KEYS):
@@ -117,10 +117,10 @@ def _backward(
     scale, eps,
     q_row, q_head, k_row, k_head, v_row, v_head, above_row, above_head,
     of_q_row, of_q_head, of_k_row, of_k_head, of_v_row, of_v_head,
-    NORMED: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr,
+    NORMED: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr,
     QUERIES: tl.constexpr, LESS: tl.constexpr, KEYS: tl.constexpr, CAUSAL: tl.constexpr,
 ):  # fmt: skip
-    head, jet = tl.program_id(0), tl.program_id(1)
+    head, jet = tl.program_id(0) % HEADS, tl.program_id(0) // HEADS
     k_first = tl.load(k_bounds + jet)
     keys = tl.load(k_bounds + jet + 1) - k_first
     if (keys > LESS) & (keys <= KEYS):
@@ -160,7 +160,7 @@ def _backward(
             k_tile = _load(k, k_first + n, head, k_row, k_head, key_inside)
             k_inverse = _inverse_rms(k_tile, WIDTH, eps)
             k_sum = _before_norm(k_sum, k_tile * k_inverse, k_inverse, WIDTH)
-            place = (jet * tl.num_programs(0) + head).to(tl.int64) * WIDTH + column
+            place = tl.program_id(0).to(tl.int64) * WIDTH + column
             tl.store(of_product + place, weight_sum, mask=column < WIDTH)
         _store(of_k, k_first + n, head, of_k_row, of_k_head, k_sum, key_inside)
         _store(of_v, k_first + n, head, of_v_row, of_v_head, v_sum, key_inside)
@@ -224,9 +224,10 @@ class _Attention(Function):
         q, k, v = _split(parts)
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         for tiles in _launches(q.shape[2], q_tile, k_tile):
-            _forward[q.shape[1], len(q_bounds) - 1](
+            _forward[((len(q_bounds) - 1) * q.shape[1],)](
                 q, k, v, out, q_weight, k_weight, q_bounds, k_bounds, q.shape[2] ** -0.5, eps,
-                *_strides(q, k, v, out), NORMED=q_weight is not None, CAUSAL=causal, **tiles,
+                *_strides(q, k, v, out),
+                NORMED=q_weight is not None, HEADS=q.shape[1], CAUSAL=causal, **tiles,
             )  # fmt: skip
         return out
 
@@ -243,11 +244,11 @@ class _Attention(Function):
         if q_weight is not None:
             of_product = torch.empty(jets * heads, width, device=q.device)
         for tiles in _launches(width, q_tile, k_tile):
-            _backward[heads, jets](
+            _backward[(jets * heads,)](
                 q, k, v, above, of_q, of_k, of_v, of_product, q_weight, k_weight,
                 q_bounds, k_bounds, width**-0.5, eps,
                 *_strides(q, k, v, above, of_q, of_k, of_v),
-                NORMED=q_weight is not None, CAUSAL=causal, **tiles,
+                NORMED=q_weight is not None, HEADS=heads, CAUSAL=causal, **tiles,
             )  # fmt: skip
         if of_product is None:
             return None, None, None, *found

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
+import weakref
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,13 +32,15 @@ class CPUGraph:
         self.again()
 
 
+ORIGINAL = graphs._Graph.__init__
 pytestmark = pytest.mark.usefixtures("unchecked", "on_a_cpu")
 
 
 @pytest.fixture
 def on_a_cpu(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(graphs, "_side_stream", lambda _: Stream())
     monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
     monkeypatch.setattr(torch.cuda, "graph", lambda _, **__: nullcontext())
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
@@ -211,7 +215,30 @@ def test_a_loss_may_outlive_its_pass_back_which_comes_once(network):
         out.sum().backward()
 
 
-@pytest.mark.parametrize("wrong", ["out", "gradient"])
+def test_what_a_graph_writes_to_and_reads_from_is_held(network, monkeypatch):
+    """It knows addresses alone: memory that nobody holds is given to others."""
+    made = []
+    stand_ins = graphs._Weights.stand_ins
+
+    def watched(self):
+        found = stand_ins(self)
+        made.extend(weakref.ref(x) for x in found)
+        return found
+
+    monkeypatch.setattr(graphs._Weights, "stand_ins", watched)
+    monkeypatch.setattr(graphs._Graph, "__init__", ORIGINAL)
+    monkeypatch.setattr(graphs._Graph, "require_same", lambda _: None)
+    monkeypatch.setattr(graphs._Graph, "replay", lambda self, _: self._out)
+    recorded = Graphs(network, network.run)
+    with torch.autocast("cpu", torch.bfloat16):
+        for step in range(MET_BEFORE + 1):
+            recorded(rows(step), CHOSEN)
+    gc.collect()
+    assert len(made) == len(list(network.parameters()))
+    assert all(x() is not None for x in made)
+
+
+@pytest.mark.parametrize("wrong", ["out", "gradient", "not a number"])
 def test_a_graph_that_gives_something_else_is_refused(network, monkeypatch, wrong):
     replay = CPUGraph.replay
 
@@ -219,7 +246,7 @@ def test_a_graph_that_gives_something_else_is_refused(network, monkeypatch, wron
         replay(graph)
         (owner,) = [one for one in made if graph in (one._forward, one._backward)]
         number = owner._out if wrong == "out" else owner.of_weights[-3]
-        number.mul_(1.1)
+        number.mul_(torch.nan if wrong == "not a number" else 1.1)
 
     made = []
     record = graphs._Graph.__init__
@@ -261,6 +288,12 @@ def test_other_shapes_values_and_frozen_weights_have_graphs_of_their_own(network
     same(rows(0), CHOSEN, 6)
     assert not recorded(rows(0), CHOSEN).requires_grad
     same(rows(0).requires_grad_(), CHOSEN, 7)
+    network.eval()
+    same(rows(0).requires_grad_(), CHOSEN, 8)
+    with torch.inference_mode():
+        same(rows(0), CHOSEN, 9)
+    with torch.no_grad():
+        same(rows(0), CHOSEN, 10)
 
 
 def test_shapes_are_recorded_when_they_come_again_and_not_without_end(network):
