@@ -2,7 +2,7 @@
 
 Each is equal to its plain definition, in values and in gradients. Every step is one pass over the
 tokens in their own precision; statistics of a token are summed in float32. torch.compile is given
-the definitions, which it fuses by itself; on a GPU there is a kernel for each (``rowwise.py``).
+the definitions, which it fuses by itself; on a GPU there is a kernel for each (``fused.py``).
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def rms_norm_beside(x: Tokens, weight: Float[Tensor, " D"]) -> tuple[Tokens, Tok
     if torch.compiler.is_compiling():
         return (_normed(x) * weight).to(x.dtype), x
     if _has_kernels(x):
-        from jetssl_cli.encoder import rowwise
+        from jetssl_cli.encoder import fused
 
-        return rowwise.rms_norm(x, weight, EPS)
+        return fused.rms_norm(x, weight, EPS)
     return _RMSNorm.apply(x, weight), x  # type: ignore[no-untyped-call]
 
 
@@ -57,9 +57,9 @@ def modulated_norm(
     if owners is None:
         return torch.addcmul(shift, x * _inverse_rms(x), scale), x
     if _has_kernels(x):
-        from jetssl_cli.encoder import rowwise
+        from jetssl_cli.encoder import fused
 
-        return rowwise.modulated_norm(x, scale, shift, owners, EPS)
+        return fused.modulated_norm(x, scale, shift, owners, EPS)
     return _ModulatedNorm.apply(x, scale, shift, owners.rows), x  # type: ignore[no-untyped-call]
 
 
@@ -69,12 +69,12 @@ def linear(
     """Compute x W^T + b, under autocast in half precision."""
     if not _has_kernels(x):
         return torch.nn.functional.linear(x, weight, bias)
-    from jetssl_cli.encoder import rowwise
+    from jetssl_cli.encoder import fused
 
     if torch.is_autocast_enabled("cuda"):
         half = torch.get_autocast_dtype("cuda")
         x, weight, bias = x.to(half), weight.to(half), bias.to(half)
-    return rowwise.linear(x, weight, bias)
+    return fused.linear(x, weight, bias)
 
 
 def swiglu(x: Float[Tensor, "*rows two_hidden"]) -> Float[Tensor, "*rows hidden"]:
@@ -83,9 +83,9 @@ def swiglu(x: Float[Tensor, "*rows two_hidden"]) -> Float[Tensor, "*rows hidden"
         gate, value = x.chunk(2, -1)
         return silu(gate) * value
     if _has_kernels(x):
-        from jetssl_cli.encoder import rowwise
+        from jetssl_cli.encoder import fused
 
-        return rowwise.swiglu(x)
+        return fused.swiglu(x)
     out: Tensor = _SwiGLU.apply(x)  # type: ignore[no-untyped-call]
     return out
 
@@ -102,9 +102,9 @@ def gated(
     if owners is None:
         return torch.addcmul(x, y, gate)
     if _has_kernels(x):
-        from jetssl_cli.encoder import rowwise
+        from jetssl_cli.encoder import fused
 
-        return rowwise.gated(x, y, gate, owners)
+        return fused.gated(x, y, gate, owners)
     out: Tensor = _Gated.apply(x, y, gate, owners.rows)  # type: ignore[no-untyped-call]
     return out
 

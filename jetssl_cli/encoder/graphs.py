@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from jetssl_cli.encoder.weights import Weights
 from jetssl_cli.errors import ConfigError
 
 Value = TypeVar("Value")
@@ -80,9 +81,9 @@ class Graphs:
             return out
 
     @cached_property
-    def _weights(self) -> _Weights:
+    def _weights(self) -> Weights:
         """Looked for once, not in every step."""
-        return _Weights(self.called)
+        return Weights(self.called)
 
     def _graph(self, args: Sequence[object], inputs: Sequence[Tensor]) -> _Graph | None:
         weights = self._weights.values
@@ -114,87 +115,13 @@ class _Called(nn.Module):
         return self.function(*args)
 
 
-class _Weights:
-    """The weights of a network, and room for their gradients, which its graphs share."""
-
-    def __init__(self, called: _Called) -> None:
-        named = dict(called.named_parameters())
-        self.names, self.values = list(named), list(named.values())
-        layers = (part for part in called.modules() if isinstance(part, nn.Linear))
-        cast = {id(p) for layer in layers for p in layer.parameters(recurse=False)}
-        self.cast = [id(p) in cast for p in self.values]
-        """Autocast has these in half precision."""
-        self.gradients: list[Tensor | None] = [None] * len(named)
-        """Where those of the last pass back are; None of weights that never had any."""
-        self.anchor = torch.zeros((), requires_grad=True)
-        """Stands for all weights in the graph of autograd."""
-
-    def stand_ins(self) -> list[Tensor]:
-        """Other tensors with the same numbers, those that are cast still without.
-
-        The weights themselves may hang on earlier graphs of autograd, which belong to another
-        stream.
-        """
-        kind = self.values[0].device.type
-        half = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        return [
-            torch.empty_like(p, dtype=half, requires_grad=p.requires_grad)
-            if cast and half is not None
-            else p.detach().requires_grad_(p.requires_grad)
-            for p, cast in zip(self.values, self.cast, strict=True)
-        ]
-
-    @torch.no_grad()
-    def cast_into(self, stand_ins: Sequence[Tensor]) -> None:
-        """Give those that are cast their numbers, all at once."""
-        pairs = zip(stand_ins, self.values, strict=True)
-        _copy_all([(own, p.detach()) for own, p in pairs if own.dtype != p.dtype])
-
-    def keep(self, found: Sequence[Tensor | None]) -> None:
-        """Copy gradients, which lie in memory that is used again, to where they stay."""
-        for n, gradient in enumerate(found):
-            if gradient is not None and self.gradients[n] is None:
-                self.gradients[n] = torch.empty_like(self.values[n])
-        pairs = zip(self.gradients, found, strict=True)
-        _copy_all([(own, new) for own, new in pairs if own is not None and new is not None])
-
-    def put_aside(self) -> None:
-        """What weights have as gradients shall not be overwritten by the next pass back."""
-        ours = [
-            weight
-            for weight, own in zip(self.values, self.gradients, strict=True)
-            if own is not None
-            and weight.grad is not None
-            and weight.grad.data_ptr() == own.data_ptr()
-        ]
-        grads = [weight.grad for weight in ours if weight.grad is not None]
-        copies = [torch.empty_like(grad) for grad in grads]
-        _copy_all(list(zip(copies, grads, strict=True)))
-        for weight, copy in zip(ours, copies, strict=True):
-            weight.grad = copy
-
-    def hand_over(self, found: Sequence[Tensor | None]) -> None:
-        """Add gradients to those that the weights have; of such as have none, they become them."""
-        old, more = [], []
-        for weight, gradient in zip(self.values, found, strict=True):
-            if gradient is None:
-                continue
-            if weight.grad is None:
-                weight.grad = gradient
-            else:
-                old.append(weight.grad)
-                more.append(gradient)
-        if old:
-            torch._foreach_add_(old, more)
-
-
 class _Graph:
     """One pass forward and, where there is something to learn, one back."""
 
     def __init__(
         self,
         called: _Called,
-        weights: _Weights,
+        weights: Weights,
         args: Sequence[object],
         inputs: Sequence[Tensor],
         pool: Any,
@@ -305,15 +232,6 @@ class _Replay(Function):
             return None, None, None, *of_inputs, *of_weights
         graph.weights.hand_over(graph.of_weights)
         return None, None, None, *of_inputs, None
-
-
-def _copy_all(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
-    """Copy the second of each pair into the first, in a few kernels."""
-    kinds = {(own.dtype, new.dtype) for own, new in pairs}
-    for kind in kinds:
-        chosen = [pair for pair in pairs if (pair[0].dtype, pair[1].dtype) == kind]
-        own, new = zip(*chosen, strict=True)
-        torch._foreach_copy_(list(own), list(new))
 
 
 def _gradients(out: Tensor, wanted: Sequence[Tensor], above: Tensor) -> tuple[Tensor | None, ...]:

@@ -1,27 +1,15 @@
-"""Norms, gates and SwiGLU on a GPU, in Triton: one pass over the rows for each, either way.
+"""Kernels of a GPU for norms, gates and SwiGLU, in Triton: one pass over the rows for each.
 
-The derivatives of what belongs to a jet are sums over its rows: there a program has all rows of one
-jet, so that no sum waits for another. Statistics and sums are in float32.
+What belongs to a jet is derived by sums over its rows: there a program has all rows of one jet, so
+that no sum waits for another. Statistics and sums are in float32. ``fused.py`` runs them.
 """
 
 from __future__ import annotations
 
-from typing import Any, no_type_check
+from typing import no_type_check
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-from torch.autograd import Function
-
-from jetssl_cli.batch import Owners
-
-TILE = 2048
-"""Numbers that a program has in hand at once."""
-MOST_COLUMNS = 128
-"""Of a tile whose rows are summed."""
-STRIPS = 128
-"""Parts into which rows are divided where their sums belong to no jet, before these are added."""
 
 
 @triton.jit
@@ -47,10 +35,11 @@ def _inverse_rms(x, WIDTH: tl.constexpr, eps):
 
 @triton.jit
 @no_type_check
-def _norm(
+def norm(
     x, scale, shift, owner, out, rows, scale_row, shift_row, eps,
     WIDTH: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, OWNED: tl.constexpr,
 ):  # fmt: skip
+    """x / rms(x) * scale, of a jet with its shift added."""
     r, c = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS)
     inside = (r < rows)[:, None] & (c < WIDTH)[None, :]
     x_tile = _rows_of(x, r, WIDTH, inside)
@@ -66,11 +55,12 @@ def _norm(
 
 @triton.jit
 @no_type_check
-def _norm_back(
+def norm_back(
     x, scale, owner, above, kept, of_x, inverses, rows, scale_row, eps,
     WIDTH: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
     OWNED: tl.constexpr, KEPT: tl.constexpr,
 ):  # fmt: skip
+    """Gradient of x, with that of x beside the norm, and 1 / rms(x) of each row."""
     r, c = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS)
     inside = (r < rows)[:, None] & (c < WIDTH)[None, :]
     x_tile, above_tile = _rows_of(x, r, WIDTH, inside), _rows_of(above, r, WIDTH, inside)
@@ -91,7 +81,7 @@ def _norm_back(
 
 @triton.jit
 @no_type_check
-def _sums(
+def sums(
     above, x, inverses, bounds, sums, products, rows, jets, strip,
     WIDTH: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
     OWNED: tl.constexpr, PLAIN: tl.constexpr, TIMES: tl.constexpr,
@@ -126,10 +116,11 @@ def _sums(
 
 @triton.jit
 @no_type_check
-def _gate(
+def gate(
     x, y, gate, owner, out, rows, gate_row,
     WIDTH: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
+    """x + gate * y, with the gate of the jet."""
     r, c = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS)
     inside = (r < rows)[:, None] & (c < WIDTH)[None, :]
     gates = _rows_of(gate, tl.load(owner + r, mask=r < rows, other=0), gate_row, inside)
@@ -139,10 +130,11 @@ def _gate(
 
 @triton.jit
 @no_type_check
-def _gate_back(
+def gate_back(
     y, gate, above, bounds, of_y, of_gate, jets, gate_row,
     WIDTH: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
+    """Gradients of y, and of the gate of each jet."""
     jet, c = tl.program_id(0), tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     first, last = tl.load(bounds + jet), tl.load(bounds + jet + 1)
     gate += tl.where(jet < jets, jet, 0).to(tl.int64) * gate_row
@@ -162,10 +154,11 @@ def _gate_back(
 
 @triton.jit
 @no_type_check
-def _swiglu(
+def swiglu(
     x, out, rows,
     WIDTH: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
+    """silu(first half) * second half."""
     r, c = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS)
     inside = (r < rows)[:, None] & (c < WIDTH)[None, :]
     gate, value = _rows_of(x, 2 * r, WIDTH, inside), _rows_of(x, 2 * r + 1, WIDTH, inside)
@@ -174,230 +167,14 @@ def _swiglu(
 
 @triton.jit
 @no_type_check
-def _swiglu_back(
+def swiglu_back(
     x, above, of_x, rows,
     WIDTH: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
+    """Gradients of both halves."""
     r, c = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS)
     inside = (r < rows)[:, None] & (c < WIDTH)[None, :]
     gate, value = _rows_of(x, 2 * r, WIDTH, inside), _rows_of(x, 2 * r + 1, WIDTH, inside)
     above_tile, s = _rows_of(above, r, WIDTH, inside), tl.sigmoid(gate)
     _put(of_x, 2 * r, WIDTH, above_tile * value * s * (1 + gate * (1 - s)), inside)
     _put(of_x, 2 * r + 1, WIDTH, above_tile * gate * s, inside)
-
-
-def _programs(x: Tensor) -> tuple[int, dict[str, int]]:
-    """How many rows a tensor has, and in what tiles they are gone through."""
-    width = x.shape[-1]
-    columns = triton.next_power_of_2(width)
-    tiles = {"WIDTH": width, "COLUMNS": columns, "ROWS": max(1, TILE // columns)}
-    return x.numel() // width, tiles
-
-
-def _columns(width: int) -> tuple[int, dict[str, int]]:
-    """In how many parts the columns are divided where rows are summed, and the tiles of a part."""
-    columns = min(MOST_COLUMNS, triton.next_power_of_2(width))
-    tiles = {"WIDTH": width, "COLUMNS": columns, "ROWS": TILE // columns}
-    return triton.cdiv(width, columns), tiles
-
-
-def _even(x: Tensor) -> Tensor:
-    """Rows one behind the other, and their numbers side by side."""
-    return x if x.is_contiguous() else x.contiguous()
-
-
-def _side_by_side(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Compute x / rms(x) * weight, and x: gradients of both are added in one pass.
-
-    Args:
-        x: (..., D), in half or single precision.
-        weight: (D,).
-        eps: added to the mean square.
-    """
-    found: tuple[Tensor, Tensor] = _Norm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
-    return found
-
-
-def modulated_norm(
-    x: Tensor, scale: Tensor, shift: Tensor, owners: Owners, eps: float
-) -> tuple[Tensor, Tensor]:
-    """Compute x / rms(x) * scale + shift, and x, as ``rms_norm``.
-
-    Args:
-        x: (rows, D).
-        scale: (J, D), of the jet that a row belongs to.
-        shift: (J, D).
-        owners: whose the rows are.
-        eps: added to the mean square.
-    """
-    found: tuple[Tensor, Tensor] = _ModulatedNorm.apply(x, scale, shift, owners, eps)  # type: ignore[no-untyped-call]
-    return found
-
-
-def gated(x: Tensor, y: Tensor, gate: Tensor, owners: Owners) -> Tensor:
-    """Compute x + gate * y, with the gate of the jet; (rows, D) both, and (J, D)."""
-    out: Tensor = _Gated.apply(x, y, gate, owners)  # type: ignore[no-untyped-call]
-    return out
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Compute x W^T + b; PyTorch's own takes far longer for the derivative of b."""
-    out: Tensor = _Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
-    return out
-
-
-def swiglu(x: Tensor) -> Tensor:
-    """silu(first half) * second half of the last axis."""
-    out: Tensor = _SwiGLU.apply(x)  # type: ignore[no-untyped-call]
-    return out
-
-
-class _Norm(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, weight)
-        ctx.eps = eps
-        return _normed(x, weight, None, None, eps), x
-
-    @staticmethod
-    def backward(ctx: Any, *above: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        of_x, inverses, of_normed, x = _before_norm(x, weight, None, above, ctx.eps)
-        of_weight = _strip_sums(of_normed, x, inverses)
-        return of_x, of_weight.to(weight.dtype), None
-
-
-class _ModulatedNorm(Function):
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, owners: Owners, eps: float
-    ) -> tuple[Tensor, Tensor]:
-        scale, shift = map(_side_by_side, (scale, shift))
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, scale, owners.rows, owners.bounds)
-        ctx.eps = eps
-        return _normed(x, scale, shift, owners.rows, eps), x
-
-    @staticmethod
-    def backward(ctx: Any, *above: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, scale, owner, bounds = ctx.saved_tensors
-        of_x, inverses, of_normed, x = _before_norm(x, scale, owner, above, ctx.eps)
-        of_scale, of_shift = torch.empty((2, *scale.shape), dtype=scale.dtype, device=x.device)
-        parts, tiles = _columns(x.shape[1])
-        _sums[len(bounds) - 1, parts](
-            of_normed, x, inverses, bounds, of_shift, of_scale, 0, len(scale), 0,
-            OWNED=True, PLAIN=True, TIMES=True, **tiles,
-        )  # fmt: skip
-        return of_x, of_scale, of_shift, None, None
-
-
-def _normed(
-    x: Tensor, scale: Tensor, shift: Tensor | None, owner: Tensor | None, eps: float
-) -> Tensor:
-    x = _even(x)
-    out, (rows, tiles) = torch.empty_like(x), _programs(x)
-    if rows:
-        _norm[(triton.cdiv(rows, tiles["ROWS"]),)](
-            x, scale, shift, owner, out, rows,
-            scale.stride(0), 0 if shift is None else shift.stride(0), eps,
-            OWNED=owner is not None, **tiles,
-        )  # fmt: skip
-    return out
-
-
-def _before_norm(
-    x: Tensor, scale: Tensor, owner: Tensor | None, above: tuple[Tensor | None, ...], eps: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of x the gradient, and 1 / rms; that of what was made of it, and x, as kernels take them."""
-    of_normed, kept = above
-    assert of_normed is not None
-    x, of_normed, kept = _even(x), _even(of_normed), None if kept is None else _even(kept)
-    of_x, (rows, tiles) = torch.empty_like(x), _programs(x)
-    inverses = torch.empty(rows, dtype=torch.float32, device=x.device)
-    if rows:
-        _norm_back[(triton.cdiv(rows, tiles["ROWS"]),)](
-            x, scale, owner, of_normed, kept, of_x, inverses, rows, scale.stride(0), eps,
-            OWNED=owner is not None, KEPT=kept is not None, **tiles,
-        )  # fmt: skip
-    return of_x, inverses, of_normed, x
-
-
-def _strip_sums(above: Tensor, x: Tensor | None = None, inverses: Tensor | None = None) -> Tensor:
-    """Sums over all rows, in float32: of ``above``, or of its product with x over its rms."""
-    rows, (parts, tiles) = above.numel() // above.shape[-1], _columns(above.shape[-1])
-    strip = max(triton.cdiv(rows, STRIPS), tiles["ROWS"])
-    strips = triton.cdiv(rows, strip)
-    found = torch.empty(strips, above.shape[-1], dtype=torch.float32, device=above.device)
-    if rows:
-        _sums[strips, parts](
-            above, x, inverses, None, found, found, rows, strips, strip,
-            OWNED=False, PLAIN=x is None, TIMES=x is not None, **tiles,
-        )  # fmt: skip
-    return found.sum(0)
-
-
-class _Linear(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return torch.nn.functional.linear(x, weight, bias)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        above = _even(grads[0])
-        of_x = above @ weight if ctx.needs_input_grad[0] else None
-        of_weight = None
-        if ctx.needs_input_grad[1]:
-            of_weight = above.flatten(0, -2).T @ x.flatten(0, -2)
-        of_bias = _strip_sums(above).to(above.dtype) if ctx.needs_input_grad[2] else None
-        return of_x, of_weight, of_bias
-
-
-class _Gated(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, gate: Tensor, owners: Owners) -> Tensor:
-        x, y, gate = _even(x), _even(y), _side_by_side(gate)
-        ctx.save_for_backward(y, gate, owners.bounds)
-        out, (rows, tiles) = torch.empty_like(x), _programs(x)
-        if rows:
-            _gate[(triton.cdiv(rows, tiles["ROWS"]),)](
-                x, y, gate, owners.rows, out, rows, gate.stride(0), **tiles
-            )
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        y, gate, bounds = ctx.saved_tensors
-        above, (parts, tiles) = _even(grads[0]), _columns(y.shape[1])
-        of_y, of_gate = torch.empty_like(y), gate.new_empty(gate.shape)
-        _gate_back[len(bounds) - 1, parts](
-            y, gate, above, bounds, of_y, of_gate, len(gate), gate.stride(0), **tiles
-        )
-        return above, of_y, of_gate, None
-
-
-class _SwiGLU(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        x = _even(x)
-        ctx.save_for_backward(x)
-        out = x.new_empty(*x.shape[:-1], x.shape[-1] // 2)
-        rows, tiles = _programs(out)
-        if rows:
-            _swiglu[(triton.cdiv(rows, tiles["ROWS"]),)](x, out, rows, **tiles)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        above, of_x = _even(grads[0]), torch.empty_like(x)
-        rows, tiles = _programs(above)
-        if rows:
-            _swiglu_back[(triton.cdiv(rows, tiles["ROWS"]),)](x, above, of_x, rows, **tiles)
-        return of_x

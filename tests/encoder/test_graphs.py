@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from jetssl_cli.encoder import graphs
+from jetssl_cli.encoder import graphs, weights
 from jetssl_cli.encoder.graphs import MET_BEFORE, MOST_GRAPHS, Graphs
 from jetssl_cli.errors import ConfigError
 
@@ -157,8 +157,8 @@ def test_only_among_processes_autograd_brings_the_gradients(network, processes):
 
 def test_in_half_precision_all_weights_of_layers_are_cast_at_once(network, monkeypatch):
     copied = []
-    copy_all = graphs._copy_all
-    monkeypatch.setattr(graphs, "_copy_all", lambda pairs: (copied.append(pairs), copy_all(pairs)))
+    copy_all = weights.copy_all
+    monkeypatch.setattr(weights, "copy_all", lambda pairs: (copied.append(pairs), copy_all(pairs)))
     with torch.autocast("cpu", torch.bfloat16):
         wanted = [network.run(rows(step), CHOSEN) for step in range(MET_BEFORE + 1)]
         recorded = Graphs(network, network.run)
@@ -218,14 +218,14 @@ def test_a_loss_may_outlive_its_pass_back_which_comes_once(network):
 def test_what_a_graph_writes_to_and_reads_from_is_held(network, monkeypatch):
     """It knows addresses alone: memory that nobody holds is given to others."""
     made = []
-    stand_ins = graphs._Weights.stand_ins
+    stand_ins = weights.Weights.stand_ins
 
     def watched(self):
         found = stand_ins(self)
         made.extend(weakref.ref(x) for x in found)
         return found
 
-    monkeypatch.setattr(graphs._Weights, "stand_ins", watched)
+    monkeypatch.setattr(weights.Weights, "stand_ins", watched)
     monkeypatch.setattr(graphs._Graph, "__init__", ORIGINAL)
     monkeypatch.setattr(graphs._Graph, "require_same", lambda _: None)
     monkeypatch.setattr(graphs._Graph, "replay", lambda self, _: self._out)
