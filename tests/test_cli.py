@@ -714,6 +714,7 @@ def test_a_log_that_nobody_reads_stops_no_work(tmp_path, jagged):
         ("simulate jetclas", "No such command 'jetclas'. Did you mean 'jetclass'? (jetssl sim"),
         ("merge a --out b --num-jets few", "Invalid value for '--num-jets': "),
         ("merge a --out", "Option '--out' requires an argument"),
+        ("merge a --out b --out=c", "error: --out was given twice"),
     ],
 )
 def test_words_that_are_no_command_are_one_line(jetssl, tmp_path, words, told):
