@@ -428,6 +428,15 @@ def test_what_export_refuses(jetssl, tmp_path, jagged, words, told):
     refused(jetssl("export", "run", "--data", jagged / "test.h5", *words), tmp_path, told)
 
 
+@pytest.mark.parametrize("option", ["--out", "--embeddings", "--root", "--onnx"])
+def test_export_looks_at_the_places_of_its_files_first(jetssl, tmp_path, jagged, option):
+    """Before the run is read, which takes a while, and is none here."""
+    (tmp_path / "a").touch()
+    more = ("--onnx", "new/b") if option == "--out" else ("--out", "new/b")
+    done = jetssl("export", "run", "--data", jagged / "test.h5", *more, option, "a/b")
+    refused(done, tmp_path, "error: a/b: cannot be written: ", kept=["a"])
+
+
 class TestFinetune:
     @pytest.fixture
     def words(self, jagged):
