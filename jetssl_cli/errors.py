@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -45,6 +46,8 @@ SHORTAGE = (
     "killed by signal: Killed",
 )  # fmt: skip
 """What PyTorch says where memory is wanting: of a GPU, of a CPU, of a reading process."""
+OF_RUST = re.compile(r"I/O error: (.+?) \(os error \d+\)")
+"""The reason in what safetensors says where it cannot write."""
 
 
 @contextmanager
@@ -73,10 +76,15 @@ def printable(text: str) -> str:
 
 
 def reason(err: BaseException) -> str:
-    """What an error of a library says, in one line."""
+    """What an error of a library says, in one line; of one of the system the reason alone.
+
+    The message that it goes into names the file, which may not be the one that the error came of.
+    """
     text: object = err.args[0] if isinstance(err, KeyError) and err.args else err
-    if isinstance(err, OSError) and err.filename is not None:
-        text = err.strerror  # the message that it goes into names the file
+    if isinstance(err, OSError) and err.strerror:
+        text = err.strerror
+    elif found := OF_RUST.search(str(err)):
+        text = found[1]
     return " ".join(str(text).split()) or type(err).__name__
 
 

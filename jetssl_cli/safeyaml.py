@@ -130,7 +130,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as err:
-        raise ConfigError(f"{path}: cannot be read: {err}") from None
+        raise ConfigError(f"{path}: cannot be read: {reason(err)}") from None
     raw = parse_yaml(text, str(path))
     if raw is None:
         return {}

@@ -428,6 +428,15 @@ def test_what_export_refuses(jetssl, tmp_path, jagged, words, told):
     refused(jetssl("export", "run", "--data", jagged / "test.h5", *words), tmp_path, told)
 
 
+@pytest.mark.parametrize("option", ["--out", "--embeddings", "--root", "--onnx"])
+def test_export_looks_at_the_places_of_its_files_first(jetssl, tmp_path, jagged, option):
+    """Before the run is read, which takes a while, and is none here."""
+    (tmp_path / "a").touch()
+    more = ("--onnx", "new/b") if option == "--out" else ("--out", "new/b")
+    done = jetssl("export", "run", "--data", jagged / "test.h5", *more, option, "a/b")
+    refused(done, tmp_path, "error: a/b: cannot be written: ", kept=["a"])
+
+
 class TestFinetune:
     @pytest.fixture
     def words(self, jagged):
@@ -452,6 +461,8 @@ class TestFinetune:
             ("--num-jets 50 data.subset=40", "--num-jets: data.in_memory = True: the run in run"),
             ("data.in_memory=true", "error: data.in_memory = True: the run in run has False"),
             ("--steps 7", "error: train.steps = 7: the run in run has 3, and cannot go on with"),
+            ("--signal Hbb", "error: --signal: the run in run is one of supervised"),
+            ("--num-background 7", "error: --num-background: the run in run is one of supervised"),
         ],
     )
     def test_a_run_that_goes_on_names_what_was_typed(self, jetssl, tmp_path, option, told):
@@ -463,6 +474,33 @@ class TestFinetune:
         (tmp_path / "a" / "config.yaml").write_text(to_yaml(begun))
         settings |= {"backbone": "a", "train": {"steps": 3}, "objective": {"frozen": True}}
         tuned = on_backbone(begun, Path("a"), [Layer("", settings)])
+        (tmp_path / "run" / "config.yaml").write_text(to_yaml(tuned))
+        done = jetssl("finetune", "--resume", "run", *option.split())
+        refused(done, tmp_path, told, kept=["a", "run", "config.yaml"])
+
+    @pytest.mark.parametrize(
+        ("option", "told"),
+        [
+            ("--signal Hbb", "--signal: data.mixture.signal = Hbb: the run in run has Tbqq"),
+            ("--signal Hbb --num-signal 0", "--signal: data.mixture.signal = Hbb: the run in run"),
+            ("--num-signal 0", "--num-signal: data.mixture.num_signal = 0: the run in run has 9"),
+            ("--background Hbb", "--background: data.mixture.background = Hbb: the run in run has"),
+            ("--num-background 7", "--num-background: data.mixture.num_background = 7: the run in"),
+            (
+                "data.mixture.signal=Hbb",
+                "error: data.mixture.signal = Hbb: the run in run has Tbqq",
+            ),
+        ],
+    )
+    def test_a_run_without_labels_names_what_was_typed(self, jetssl, tmp_path, option, told):
+        (tmp_path / "a").mkdir()
+        (tmp_path / "run").mkdir()
+        data: dict[str, object] = {"train": ["t.h5"], "val": ["v.h5"]}
+        begun = pretrain.load_config("ssfm", "tiny", Layer("", {"out": "a", "data": data}))
+        (tmp_path / "a" / "config.yaml").write_text(to_yaml(begun))
+        data |= {"mixture": {"signal": "Tbqq", "num_signal": 9}}
+        settings = {"out": "run", "backbone": "a", "data": data}
+        tuned = on_backbone(begun, Path("a"), [Layer("", settings)], task="cwola")
         (tmp_path / "run" / "config.yaml").write_text(to_yaml(tuned))
         done = jetssl("finetune", "--resume", "run", *option.split())
         refused(done, tmp_path, told, kept=["a", "run", "config.yaml"])
@@ -714,6 +752,7 @@ def test_a_log_that_nobody_reads_stops_no_work(tmp_path, jagged):
         ("simulate jetclas", "No such command 'jetclas'. Did you mean 'jetclass'? (jetssl sim"),
         ("merge a --out b --num-jets few", "Invalid value for '--num-jets': "),
         ("merge a --out", "Option '--out' requires an argument"),
+        ("merge a --out b --out=c", "error: --out was given twice"),
     ],
 )
 def test_words_that_are_no_command_are_one_line(jetssl, tmp_path, words, told):

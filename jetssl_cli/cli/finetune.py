@@ -37,8 +37,12 @@ OF_A_WAY = ("random", "unfreeze_at", "lora", "lora.rank", "objective.frozen")
 OF_OTHERS = {
     "num_jets": ("data.subset", "data.in_memory"),
     "cache_embeddings": ("cache_embeddings", "data.in_memory"),
+    "signal": ("data.mixture.signal",),
+    "background": ("data.mixture.background",),
+    "num_signal": ("data.mixture.num_signal",),
+    "num_background": ("data.mixture.num_background",),
 }
-"""Other options that say more than one setting, the most telling first."""
+"""Settings that other options say, of several the most telling first."""
 
 Task = Annotated[
     str | None,
@@ -207,7 +211,7 @@ def finetune(
     options = run_options(
         out, resume, needed, loop, words, data, config=config, overrides=overrides
     )
-    options = replace(options, options=_options(ways | held))
+    options = replace(options, options=_options(ways | held | mixture))
     cfg = load_config(backbone, options, task=task, config=config, overrides=overrides or [])
     execute(cfg, lambda: run(cfg), dry=dry_run, as_json=as_json)
 

@@ -15,7 +15,7 @@ import uproot
 from numpy.typing import NDArray
 
 from jetssl_cli.data.recipe import Recipe
-from jetssl_cli.errors import DataError, suggest
+from jetssl_cli.errors import DataError, reason, suggest
 
 Array = NDArray[Any]
 # ISA-L decompresses twice as fast as zlib; what reads is a private twin of uproot.ZLIB
@@ -142,7 +142,7 @@ def _read_tree(path: Path, recipe: Recipe, step: int) -> Iterator[Mapping[str, A
     try:
         file = uproot.open(path)
     except Exception as err:  # uproot raises whatever the bytes lead to
-        raise DataError(f"{path}: not a readable ROOT file: {_reason(err)}") from None
+        raise DataError(f"{path}: not a readable ROOT file: {reason(err)[:200]}") from None
     with file:
         tree = _tree(file, path, recipe.tree)
         _present(recipe, tree.keys(), f"{path}: tree {recipe.tree!r}")
@@ -152,7 +152,7 @@ def _read_tree(path: Path, recipe: Recipe, step: int) -> Iterator[Mapping[str, A
         except DataError:
             raise
         except Exception as err:  # uproot raises whatever a damaged byte leads to
-            raise DataError(f"{path}: damaged: {_reason(err)}") from None
+            raise DataError(f"{path}: damaged: {reason(err)[:200]}") from None
 
 
 def _tree(file: Any, path: Path, name: str) -> Any:
@@ -161,7 +161,7 @@ def _tree(file: Any, path: Path, name: str) -> Any:
         if name in present:
             return file[name]
     except Exception as err:  # uproot raises whatever the bytes lead to
-        raise DataError(f"{path}: damaged: {_reason(err)}") from None
+        raise DataError(f"{path}: damaged: {reason(err)[:200]}") from None
     if not present:
         raise DataError(f"{path}: no tree {name!r}; the file has no TTree at all")
     raise DataError(f"{path}: no tree {name!r}; {suggest(name, present)}")
@@ -171,14 +171,14 @@ def _read_parquet(path: Path, recipe: Recipe, step: int) -> Iterator[Mapping[str
     try:
         file = pyarrow.parquet.ParquetFile(path)
     except (OSError, ValueError) as err:  # pyarrow's own errors are of these kinds
-        raise DataError(f"{path}: not a readable parquet file: {_reason(err)}") from None
+        raise DataError(f"{path}: not a readable parquet file: {reason(err)[:200]}") from None
     with file:
         _present(recipe, file.schema_arrow.names, str(path))
         try:
             for batch in file.iter_batches(batch_size=step, columns=recipe.branches):
                 yield {name: ak.from_arrow(batch.column(name)) for name in recipe.branches}
         except (OSError, ValueError) as err:
-            raise DataError(f"{path}: damaged: {_reason(err)}") from None
+            raise DataError(f"{path}: damaged: {reason(err)[:200]}") from None
 
 
 def _present(recipe: Recipe, found: list[str], where: str) -> None:
@@ -241,8 +241,3 @@ def _numbers(array: Any) -> Array:
 
 def _offsets(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.concatenate([[0], np.cumsum(sizes)])
-
-
-def _reason(err: Exception) -> str:
-    text = " ".join(str(err).split())
-    return text[:200] or type(err).__name__

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from jetssl_cli.errors import DataError
+from jetssl_cli.errors import DataError, reason
 
 
 def find(sources: Sequence[Path], *suffixes: str) -> list[Path]:
@@ -41,7 +41,7 @@ def _below(folder: Path) -> Iterator[Path]:
     """All files in a folder and below it, those behind links to other folders last."""
 
     def unreadable(err: OSError) -> None:
-        raise DataError(f"{err.filename}: cannot be read: {err.strerror}")
+        raise DataError(f"{err.filename}: cannot be read: {reason(err)}")
 
     seen: set[str] = set()
     folders = [folder]

@@ -189,6 +189,20 @@ def folder_for(path: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
+def require_place(path: Path) -> None:
+    """Refuse a file to come that cannot be written, before the work for it is done.
+
+    Raises:
+        DataError: no file can be made there.
+    """
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        with folder_for(path), _gone_afterwards(partial):
+            partial.touch()
+    except OSError as err:
+        raise DataError(f"{path}: cannot be written: {reason(err)}") from None
+
+
 def open_complete(path: Path, kind: str, version: int) -> h5py.File:
     """Open a file of ours for reading, after checking that it is one and is whole.
 

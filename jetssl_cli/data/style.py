@@ -13,7 +13,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jetssl_cli.errors import DataError
+from jetssl_cli.errors import DataError, reason
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -97,7 +97,7 @@ def save(figure: Figure, stem: Path) -> list[Path]:
         for kind, path in paths.items():
             render(figure, path, kind)
     except OSError as err:
-        raise DataError(f"{stem.parent}: cannot be written: {err.strerror or err}") from None
+        raise DataError(f"{stem.parent}: cannot be written: {reason(err)}") from None
     return list(paths.values())
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jetssl_cli.data.facts import Seen, seen
 from jetssl_cli.data.sample import Sample
-from jetssl_cli.errors import DataError
+from jetssl_cli.errors import DataError, reason
 
 
 class Watch:
@@ -46,4 +46,4 @@ def _seen(path: Path) -> Seen:
     try:
         return seen(path)
     except OSError as err:
-        raise DataError(f"{path}: cannot be read: {err.strerror}") from None
+        raise DataError(f"{path}: cannot be read: {reason(err)}") from None

@@ -155,7 +155,7 @@ def hash_of(path: Path) -> str:
         told = b"".join(line for line in lines if not line.startswith(b"out:"))
         return hashlib.sha256(told).hexdigest()
     except OSError as err:
-        raise RunError(f"{path}: cannot be read: {err}") from None
+        raise RunError(f"{path}: cannot be read: {reason(err)}") from None
 
 
 def read_command(run: Path) -> str:

@@ -17,6 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
+from urllib.error import URLError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
@@ -26,7 +27,7 @@ from jetssl_cli import __version__
 from jetssl_cli.batch import Packing
 from jetssl_cli.config import Strict
 from jetssl_cli.encoder.attention import Backend, cpu_capabilities, has_fast_bf16, plan, require
-from jetssl_cli.errors import ConfigError, nearest
+from jetssl_cli.errors import ConfigError, nearest, reason
 from jetssl_cli.runs.sync import shown_uri
 
 EXTRAS = {
@@ -127,13 +128,13 @@ def _attention() -> Iterator[Finding]:
         try:
             require(backend)
         except ConfigError as err:
-            reason = str(err).partition(": ")[2]
-            yield Finding(name=name, state="absent", found=reason)
+            found = str(err).partition(": ")[2]
+            yield Finding(name=name, state="absent", found=found)
             continue
         try:
             worst = (attended(backend, q, k, v).float() - wanted).abs().max().item()
         except Exception as err:  # whatever a kernel does on an unknown machine is the finding
-            yield Finding(name=name, state="broken", found=_line(err))
+            yield Finding(name=name, state="broken", found=reason(err)[:200])
             continue
         state: Literal["works", "broken"] = "works" if worst < 3e-2 else "broken"
         found = f"differs from the definition by {worst:.1e} in bf16"
@@ -172,7 +173,7 @@ def _disk(folder: Path) -> Iterator[Finding]:
         left = shutil.disk_usage(folder).free / 2**30
     except OSError as err:
         advice = "choose a folder that can be written, with --folder"
-        yield Finding(name=name, state="broken", found=err.strerror or str(err), advice=advice)
+        yield Finding(name=name, state="broken", found=reason(err), advice=advice)
         return
     found = (
         f"writes {DISK_MIB / written:,.0f} MiB/s, reads {DISK_MIB / read:,.0f} MiB/s, "
@@ -187,7 +188,7 @@ def _tracking() -> Iterator[Finding]:
         parts = urlsplit(shown)
     except ValueError as err:
         advice = "MLFLOW_TRACKING_URI: an address is needed such as http://host:5000"
-        found = f"{shown}: {_line(err)}"
+        found = f"{shown}: {reason(err)[:200]}"
         yield Finding(name="MLflow", state="broken", found=found, advice=advice)
         return
     scheme = parts.scheme.partition("+")[0]
@@ -211,7 +212,9 @@ def _tracking() -> Iterator[Finding]:
         yield Finding(name="MLflow", state="works", found=found)
     except (OSError, HTTPException, ValueError) as err:
         advice = "runs go on without it: their folders have everything"
-        yield Finding(name="MLflow", state="absent", found=f"{shown}: {_line(err)}", advice=advice)
+        within = err.reason if isinstance(err, URLError) else None
+        found = f"{shown}: {reason(within if isinstance(within, OSError) else err)[:200]}"
+        yield Finding(name="MLflow", state="absent", found=found, advice=advice)
 
 
 def _settings_of_mlflow() -> Iterator[Finding]:
@@ -250,7 +253,3 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _line(err: BaseException) -> str:
-    return " ".join(str(err).split())[:200] or type(err).__name__

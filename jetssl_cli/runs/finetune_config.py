@@ -131,6 +131,7 @@ def load_config(
     own_file = [Layer.read(config)] if config else []
     run = checkpoint.resumed(options)
     if run is not None:
+        _require_mixture(run, options)
         cfg = checkpoint.continued(FinetuneConfig, run, [*own_file, options], overrides)
         if task is not None and (name := cfg.objective.name) != _objective_of(task):
             raise ConfigError(f"--task {task}: the run in {run} is one of {name}")
@@ -144,6 +145,14 @@ def load_config(
     source = checkpoint.read_config(backbone, PretrainConfig)
     task = task or ("classify" if named in (None, "supervised") else str(named))
     return on_backbone(source, backbone, [*own_file, options], task=task, overrides=overrides)
+
+
+def _require_mixture(run: Path, options: Layer) -> None:
+    """Refuse an option of the mixture where the run that goes on has none, nor a use for it."""
+    before = checkpoint.read_config(run, FinetuneConfig)
+    said = [each for key, each in options.options.items() if key.startswith("data.mixture.")]
+    if said and before.data.mixture is None:
+        raise ConfigError(f"{said[0]}: the run in {run} is one of {before.objective.name}")
 
 
 def on_backbone(

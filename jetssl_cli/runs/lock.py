@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from jetssl_cli.errors import RunError
+from jetssl_cli.errors import RunError, reason
 
 NAME = ".lock"
 SECONDS_BETWEEN_TOUCHES = 30.0
@@ -42,7 +42,7 @@ def locked(folder: Path) -> Iterator[Callable[[int], None]]:
             _require_stale(owner, path, folder)
             _remove_stale(path, owner)
     except OSError as err:
-        raise RunError(f"{folder}: cannot be written: {err}") from None
+        raise RunError(f"{folder}: cannot be written: {reason(err)}") from None
     ended = threading.Event()
     threading.Thread(target=_touch, args=(path, ended), daemon=True, name="lock").start()
     try:

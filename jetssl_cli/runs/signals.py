@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from jetssl_cli.errors import JetSSLError
+from jetssl_cli.errors import JetSSLError, reason
 from jetssl_cli.progress import warn
 
 ASKED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -68,4 +68,4 @@ def requeue() -> None:
     try:
         subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, timeout=60)
     except (OSError, subprocess.SubprocessError) as err:
-        warn(f"job {job} could not be put back into the queue: {err}")
+        warn(f"job {job} could not be put back into the queue by scontrol: {reason(err)}")

@@ -138,7 +138,7 @@ class Snapshots:
             self.folder.mkdir(exist_ok=True)
             _write(path, snapshot)
         except (OSError, SafetensorError) as err:
-            raise RunError(f"{path}: cannot be written: {err}") from None
+            raise RunError(f"{path}: cannot be written: {reason(err)}") from None
         files = self.files()
         this = files.index(path)
         for old in (*files[:this], *files[this + self.cfg.keep :], *self._partial()):

@@ -56,7 +56,7 @@ class Tracker:
             try:
                 (self._folder / STATUS).write_text(status + "\n", encoding="utf-8")
             except OSError as err:
-                warn(f"{self._folder / STATUS}: cannot be written: {err}")
+                warn(f"{self._folder / STATUS}: cannot be written: {reason(err)}")
         if self._sender is not None:
             self._sender.close(status)
 
@@ -68,7 +68,8 @@ class Tracker:
             _append(self._folder / METRICS, "".join(self._waiting).encode())
         except OSError as err:
             if fresh:
-                warn(f"{self._folder / METRICS}: cannot be written, will be tried again: {err}")
+                told = f"cannot be written, will be tried again: {reason(err)}"
+                warn(f"{self._folder / METRICS}: {told}")
         else:
             self._waiting.clear()
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from jetssl_cli.data.scaling import Scaling
-from jetssl_cli.errors import RunError
+from jetssl_cli.errors import RunError, reason
 from jetssl_cli.runs import checkpoint, weightfile
 from jetssl_cli.runs.finetune import load_finetuned
 from jetssl_cli.runs.pretrain import build_encoder, load_pretrained
@@ -79,7 +79,7 @@ def _measurements(path: Path, *, complete: bool) -> None:
     try:
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     except (OSError, UnicodeDecodeError) as err:
-        raise RunError(f"{path}: cannot be read: {err}") from None
+        raise RunError(f"{path}: cannot be read: {reason(err)}") from None
     for number, line in enumerate(lines, start=1):
         try:
             whole = isinstance(json.loads(line), dict)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -53,9 +54,10 @@ def save(
         partial.replace(path)
         to_disk(path.parent)
     except (OSError, SafetensorError) as err:
-        raise RunError(f"{path}: cannot be written: {err}") from None
+        raise RunError(f"{path}: cannot be written: {reason(err)}") from None
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # never made, or where no file can be
+            partial.unlink()
 
 
 def restore(path: Path, module: nn.Module) -> None:

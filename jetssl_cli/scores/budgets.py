@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jetssl_cli.config import Strict
-from jetssl_cli.errors import RunError
+from jetssl_cli.errors import RunError, reason
 from jetssl_cli.runs.checkpoint import CONFIG, METRICS
 from jetssl_cli.safeyaml import read_yaml
 from jetssl_cli.scores.tables import write_all
@@ -41,7 +41,7 @@ def spent(run: Path) -> Spent:
     try:
         lines = (run / METRICS).read_text(encoding="utf-8").splitlines()
     except OSError as err:
-        raise RunError(f"{run}: cannot be read: {err}") from None
+        raise RunError(f"{run}: cannot be read: {reason(err)}") from None
     rows = [json.loads(line) for line in lines]
     trained = [row for row in rows if RATE in row]
     size = int(settings["data"]["batch_size"])

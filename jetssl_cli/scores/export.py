@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pydantic import PositiveInt
 
 from jetssl_cli.config import Strict
+from jetssl_cli.data.hdf5 import require_place
 from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.data.jets import JetArrays
 from jetssl_cli.data.schema import Schema
@@ -262,6 +263,7 @@ def _check_outputs(cfg: ExportConfig) -> None:
 
     Raises:
         ConfigError: no output, two of one name, or a package is missing.
+        DataError: an output cannot be written.
         RunError: an output is an input, a folder, or is there already.
     """
     outputs = cfg.outputs
@@ -285,3 +287,5 @@ def _check_outputs(cfg: ExportConfig) -> None:
         if path.exists() and not cfg.overwrite:
             raise RunError(f"{path}: is there already; choose another name or --overwrite")
         seen[place] = option
+    for path in outputs.values():
+        require_place(path)

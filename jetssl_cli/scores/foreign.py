@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jetssl_cli.errors import DataError, suggest
+from jetssl_cli.errors import DataError, reason, suggest
 from jetssl_cli.scores.identity import exact_hash_of, hash_of
 from jetssl_cli.scores.scorefile import (
     EXPECTED,
@@ -205,8 +205,7 @@ def _of_arrow(table: Any) -> Columns:
 
 
 def _unreadable(path: Path, kind: str, err: Exception) -> DataError:
-    reason = " ".join(str(err).split())[:200] or type(err).__name__
-    return DataError(f"{path}: not a readable {kind} file: {reason}")
+    return DataError(f"{path}: not a readable {kind} file: {reason(err)[:200]}")
 
 
 READERS = {".root": _root, ".csv": _csv, ".csv.gz": _csv, ".parquet": _parquet}

@@ -187,8 +187,8 @@ def verify_onnx(path: Path) -> tuple[str, dict[str, str]]:
     except DataError:
         raise
     except Exception as err:  # protobuf and onnxruntime raise whatever the bytes lead to
-        reason = " ".join(str(err).split())[:200]
-        raise DataError(f"{path}: not a readable ONNX file of jetssl: {reason}") from None
+        told = reason(err)[:200]
+        raise DataError(f"{path}: not a readable ONNX file of jetssl: {told}") from None
     right = scores.shape == (2, len(classes)) and np.allclose(scores.sum(axis=1), 1, atol=1e-3)
     if not right:
         raise DataError(f"{path}: damaged: its network does not answer with scores")

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jetssl_cli.errors import DataError, RunError
+from jetssl_cli.errors import DataError, RunError, reason
 from jetssl_cli.runs import checkpoint
 from jetssl_cli.safeyaml import read_yaml
 
@@ -62,11 +62,11 @@ def provenance(run: Path, weights: str, data: Path, precision: str) -> Provenanc
         config = (run / checkpoint.CONFIG).read_text(encoding="utf-8")
         of_weights = sha256(run / weights)
     except OSError as err:
-        raise RunError(f"{run}: cannot be read: {err}") from None
+        raise RunError(f"{run}: cannot be read: {reason(err)}") from None
     try:
         of_data = sha256(data)
     except OSError as err:
-        raise DataError(f"{data}: cannot be read: {err}") from None
+        raise DataError(f"{data}: cannot be read: {reason(err)}") from None
     settings = read_yaml(run / checkpoint.CONFIG)
     return Provenance(
         run=str(run),

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jetssl_cli.data.layout import laid_out
-from jetssl_cli.errors import ConfigError, DataError, suggest
+from jetssl_cli.errors import ConfigError, DataError, reason, suggest
 from jetssl_cli.scores.cells import (
     Rows,
     bold,
@@ -177,7 +177,7 @@ def write_all(folder: Path, texts: Mapping[str, str]) -> None:
         for name, path in partial.items():
             path.replace(folder / name)
     except OSError as err:
-        raise DataError(f"{folder}: cannot be written: {err.strerror or err}") from None
+        raise DataError(f"{folder}: cannot be written: {reason(err)}") from None
     finally:
         if folder.is_dir():
             for path in partial.values():

@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from jetssl_cli.config import Layer, Strict, load, to_yaml
-from jetssl_cli.errors import ConfigError, RunError
+from jetssl_cli.errors import ConfigError, RunError, reason
 from jetssl_cli.runs.lock import locked
 from jetssl_cli.safeyaml import read_yaml
 from jetssl_cli.scores import snakemake
@@ -119,7 +119,7 @@ def draw(cfg: WorkflowConfig, file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(found)
     except (OSError, subprocess.CalledProcessError) as err:
-        raise RunError(f"{file}: cannot be written: {err}") from None
+        raise RunError(f"{file}: cannot be written: {reason(err)}") from None
 
 
 def times(out: Path) -> tuple[RuleTime, ...]:

@@ -13,6 +13,7 @@ import typer
 
 from jetssl_cli.cli.app import app
 from jetssl_cli.cli.help import WIDEST
+from jetssl_cli.errors import ConfigError
 
 MEANING = {
     "--backbone": "Folder of (the|a) pretraining run",
@@ -108,6 +109,35 @@ def test_examples_can_be_pasted(name, monkeypatch, capsys):
             count = len(name.split())
             assert " ".join(words[:count]) == name
             known[name].make_context(name, words[count:])
+
+
+def typed(command, parameter):
+    """An option with a value, or an argument, as it may be typed."""
+    if getattr(parameter, "is_flag", False):
+        return [parameter.opts[0]]
+    value = "1000" if kind(command, parameter) in (int, float) else "a"
+    argument = parameter.param_type_name == "argument"
+    return [value] if argument else [parameter.opts[0], *[value] * parameter.nargs]
+
+
+@pytest.mark.parametrize("name", [name for name, _ in commands()])
+def test_an_option_of_one_value_is_given_once(name, tmp_path, monkeypatch):
+    """Of several the last alone was taken; flags say the same again, lists have all of them."""
+    monkeypatch.chdir(tmp_path)
+    command = dict(commands())[name]
+    options = [each for each in command.params if each.param_type_name == "option"]
+    required = [each for each in command.params if each.required]
+    for option in options:
+        words = typed(command, option)
+        others = [typed(command, each) for each in required if each is not option]
+        once = [*words, *(word for other in others for word in other)]
+        command.make_context(name, [*once])
+        if option.is_flag or option.multiple:
+            command.make_context(name, [*once, *words])
+        else:
+            with pytest.raises(ConfigError, match=f"^{option.opts[0]} was given twice$"):
+                command.make_context(name, [*once, *words])
+            command.make_context(name, [*once, *words], resilient_parsing=True)  # a shell completes
 
 
 def test_all_commands_answer_in_json(shared):

@@ -81,6 +81,7 @@ def test_the_tracking_server_is_asked(tmp_path, monkeypatch):
     server.server_close()
     gone = found(tmp_path)["MLflow"]
     assert (there.state, gone.state) == ("works", "absent")
+    assert gone.found.endswith(": Connection refused")
     assert "secret" not in there.found + gone.found
 
 

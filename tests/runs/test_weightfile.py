@@ -160,5 +160,8 @@ def test_an_interrupted_save_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_saving_where_there_is_no_folder(tmp_path):
-    with pytest.raises(RunError, match="cannot be written"):
+    with pytest.raises(RunError, match=r"w: cannot be written: No such file or directory$"):
         weightfile.save(tmp_path / "none" / "w", tiny_encoder())
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match=r"w: cannot be written: Not a directory$"):
+        weightfile.save(tmp_path / "file" / "w", tiny_encoder())

@@ -71,8 +71,8 @@ def settings_of(path: Path) -> dict[str, Any]:
             found: dict[str, Any] = json.loads(str(file[SETTINGS]))
             return found
     except Exception as err:  # uproot raises whatever the bytes provoke
-        reason = " ".join(str(err).split())[:200]
-        raise DataError(f"{path}: is there already, and was not simulated: {reason}") from None
+        told = reason(err)[:200]
+        raise DataError(f"{path}: is there already, and was not simulated: {told}") from None
 
 
 def write_part(path: Path, branches: Mapping[str, NDArray[Any]]) -> None:
