@@ -30,7 +30,7 @@ needs_snakemake = pytest.mark.skipif(
     importlib.util.find_spec("snakemake") is None, reason="Snakemake is not installed"
 )
 SHORT = (
-    "--budget=100", "finetune.budget=60", "threads=1",
+    "finetune.budget=60", "threads=1",
     "pretrain.settings=[data.batch_size=20,train.val_every=5,tracking=false,encoder.depth=1]",
     "finetune.settings=[data.batch_size=20,train.val_every=2,tracking=false]",
 )  # fmt: skip
@@ -242,7 +242,7 @@ def test_from_nothing_to_the_report(tmp_path: Path, tracking_uri: str) -> None:
     """With a part that fails at first; what is there is kept, and nothing is done twice."""
     out = tmp_path / "w"
     words = ("--methods=mpm", "--seeds=1", "--out=w", "--jobs=2", *SHORT, *SIMULATED)
-    command = [sys.executable, "-m", "jetssl_cli", "workflow", *words, "--json"]
+    command = [sys.executable, "-m", "jetssl_cli", "workflow", *words, "--budget=100", "--json"]
     environment = os.environ | {"MLFLOW_TRACKING_URI": tracking_uri}
 
     def run() -> subprocess.CompletedProcess[str]:
