@@ -24,9 +24,10 @@ from urllib.request import urlopen
 import torch
 
 from jetssl_cli import __version__
-from jetssl_cli.batch import Packing
+from jetssl_cli.batch import JetBatch, Packing
 from jetssl_cli.config import Strict
 from jetssl_cli.encoder.attention import Backend, cpu_capabilities, has_fast_bf16, plan, require
+from jetssl_cli.encoder.encoder import EncoderConfig
 from jetssl_cli.errors import ConfigError, nearest, reason
 from jetssl_cli.runs.sync import shown_uri
 
@@ -67,6 +68,7 @@ def doctor(folder: Path) -> list[Finding]:
         _software,
         _devices,
         _attention,
+        _encoder,
         _compiler,
         lambda: _disk(folder),
         _tracking,
@@ -139,6 +141,50 @@ def _attention() -> Iterator[Finding]:
         state: Literal["works", "broken"] = "works" if worst < 3e-2 else "broken"
         found = f"differs from the definition by {worst:.1e} in bf16"
         yield Finding(name=name, state=state, found=found)
+
+
+def _encoder() -> Iterator[Finding]:
+    """A small encoder as trainings run it here, values and gradients, against a plain one."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        plain = _vectors_and_gradients(torch.device("cpu"), "reference", half=False)
+        ours = _vectors_and_gradients(device, "auto", half=has_fast_bf16())
+        worst = max(
+            ((own.cpu() - one).norm() / one.norm()).item()
+            for own, one in zip(ours, plain, strict=True)
+        )
+    except Exception as err:  # whatever a kernel does on an unknown machine is the finding
+        yield Finding(name="encoder", state="broken", found=reason(err)[:200])
+        return
+    most = 5e-2 if has_fast_bf16() else 1e-3
+    found = f"values and gradients differ from the definition by {worst:.1e} of their size"
+    yield Finding(name="encoder", state="works" if worst < most else "broken", found=found)
+
+
+def _vectors_and_gradients(
+    device: torch.device, attention: Backend, *, half: bool
+) -> list[torch.Tensor]:
+    """Of an encoder whose weights are drawn, and nowhere 0, on jets of which one is empty."""
+    rng = torch.Generator().manual_seed(0)
+    cfg = EncoderConfig(width=64, depth=2, heads=2, registers=2, attention=attention)
+    encoder = cfg.build(torch.nn.Identity(), features=4, ids=3, jets=2)
+    with torch.no_grad():
+        for weight in encoder.parameters():
+            weight.copy_(torch.randn(weight.shape, generator=rng) / weight.shape[-1] ** 0.5)
+    packing = Packing.of(torch.tensor([3, 0, 17, 1]))
+    batch = JetBatch(
+        features=torch.randn(packing.total, 4, generator=rng),
+        ids=torch.arange(packing.total) % 3,
+        jets=torch.randn(packing.num_jets, 2, generator=rng),
+        packing=packing,
+        labels=torch.zeros(packing.num_jets, dtype=torch.int64),
+    )
+    encoder.to(device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=half):
+        tokens = encoder.encode(batch.to(device)).tokens.float()
+    tokens.square().mean().backward()  # type: ignore[no-untyped-call]
+    weights = [p.grad.flatten() for p in encoder.parameters() if p.grad is not None]
+    return [tokens.detach(), torch.cat(weights)]
 
 
 def _compiler() -> Iterator[Finding]:

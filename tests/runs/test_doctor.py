@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from jetssl_cli.encoder import attention
 from jetssl_cli.runs import doctor as room
 from jetssl_cli.runs.doctor import doctor
 
@@ -22,6 +23,7 @@ def found(folder: Path):
 def test_a_working_machine(tmp_path):
     findings = found(tmp_path)
     assert findings["attention padded"].state == "works"
+    assert findings["encoder"].state == "works"
     assert findings["packages"].state == "works"
     assert torch.__version__ in findings["packages"].found
     assert findings[f"disk {tmp_path}"].state == "works"
@@ -41,6 +43,31 @@ def test_attention_that_computes_something_else_is_broken(tmp_path, monkeypatch)
     findings = found(tmp_path)
     assert findings["attention padded"].state == "broken"
     assert findings["attention reference"].state == "works"
+
+
+@pytest.mark.parametrize("wrong", ["values", "gradients"])
+def test_an_encoder_that_computes_something_else_is_broken(tmp_path, monkeypatch, wrong):
+    right = attention.padded
+
+    def padded(*given):
+        attend = right(*given)
+        if wrong == "values":
+            return lambda q, k, v: attend(q, k, v) + 0.3 * q
+        return lambda q, k, v: attend(q, k.detach(), v)
+
+    monkeypatch.setitem(attention._PLANS, "padded", padded)
+    findings = found(tmp_path)
+    assert findings["encoder"].state == "broken"
+    assert findings["attention padded"].state == ("broken" if wrong == "values" else "works")
+
+
+def test_an_encoder_that_does_not_run_is_broken(tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no kernel image is available")
+
+    monkeypatch.setitem(attention._PLANS, "padded", fail)
+    finding = found(tmp_path)["encoder"]
+    assert (finding.state, finding.found) == ("broken", "no kernel image is available")
 
 
 def test_a_package_that_is_missing(tmp_path, monkeypatch):
