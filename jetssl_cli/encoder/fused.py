@@ -152,7 +152,7 @@ def _before_norm(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Of x the gradient, and 1 / rms; that of what was made of it, and x, as kernels take them."""
     of_normed, kept = above
-    assert of_normed is not None
+    of_normed = torch.zeros_like(x) if of_normed is None else of_normed
     x, of_normed, kept = _even(x), _even(of_normed), None if kept is None else _even(kept)
     of_x, (rows, tiles) = torch.empty_like(x), _programs(x)
     inverses = torch.empty(rows, dtype=torch.float32, device=x.device)

@@ -39,8 +39,8 @@ class Graphs:
 
     What is returned is the same either way. Graphs are told apart by the shapes of all tensors, by
     everything that is no tensor, and by what has gradients. Each is compared with the function when
-    it was recorded. They share their memory: as long as a
-    pass back may come, for which the numbers of the pass forward are kept, none is run.
+    it was recorded. They share their memory: as long as a pass back may come, for which the numbers
+    of the pass forward are kept, none is run.
     """
 
     def __init__(

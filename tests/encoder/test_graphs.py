@@ -305,6 +305,15 @@ def test_shapes_are_recorded_when_they_come_again_and_not_without_end(network):
     assert len(recorded) == MOST_GRAPHS
 
 
+def test_what_was_first_met_in_inference_mode_can_be_trained(network):
+    recorded = Graphs(network, network.run)
+    with torch.inference_mode():
+        recorded(rows(0), CHOSEN)
+    for step in range(MET_BEFORE + 2):
+        recorded(rows(step), CHOSEN).sum().backward()
+    assert len(recorded) == 1
+
+
 def test_nothing_is_recorded_while_it_may_not_be(network):
     recorded = Graphs(network, network.run, lambda: network.training)
     network.eval()
