@@ -20,8 +20,7 @@ class Weights:
         """Autocast has these in half precision."""
         self.gradients: list[Tensor | None] = [None] * len(named)
         """Where those of the last pass back are; None of weights that never had any."""
-        with torch.inference_mode(mode=False):
-            self.anchor = torch.zeros((), requires_grad=True)
+        self.anchor = torch.zeros((), requires_grad=True)
         """Stands for all weights in the graph of autograd."""
 
     def stand_ins(self) -> list[Tensor]:
