@@ -1,13 +1,14 @@
 """Training steps of every method on a GPU, with every attention back end that runs there.
 
     python benchmarks/gpu.py [--size base] [--jets 1000] [--methods ssfm,mpm] [--backends varlen]
-                             [--compile]
+                             [--compile] [--longest 30]
 
 Jets per second of the whole step, its FLOP/s beside those of a large matrix product in bf16, the
 share of the time in which the GPU has work (the rest waits for the host), kernels and copies of a
 step, and peak memory. With --compile networks are recorded in CUDA graphs, with back end triton.
 Target on an H200: 40 % of the rate of the product for ssfm and mpm, and 60,000 jets/s.
-Without a GPU it says so, and exits with 1.
+With --longest, the kernels that take most of the time are told as well. Without a GPU it says so,
+and exits with 1.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.util import find_spec
 
 import numpy as np
@@ -82,28 +84,41 @@ def measure(
         torch.cuda.synchronize()
         times.append((time.perf_counter() - start) / STEPS)
     seconds = statistics.median(times)
-    kernels, work = work_of(step)
+    found = kernels_of(step)
+    for kernel in sorted(found, key=lambda one: -one.seconds)[: args.longest]:
+        told = f"{1e3 * kernel.seconds:8.3f} ms {kernel.count:7.1f} x  {kernel.name[:100]}"
+        print(told, file=sys.stderr, flush=True)
+    work = sum(kernel.seconds for kernel in found)
     return {
         "jets_per_second": args.jets / seconds,
         "busy": work / seconds,
-        "kernels": kernels,
+        "kernels": sum(kernel.count for kernel in found),
         "peak_memory_gib": torch.cuda.max_memory_reserved() / 2**30,
     }
 
 
-def work_of(step: Callable[[], object]) -> tuple[float, float]:
-    """How many kernels and copies a step has, and the seconds that they take."""
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel, or a kind of copy."""
+
+    name: str
+    count: float
+    """In a step."""
+    seconds: float
+    """All of them together."""
+
+
+def kernels_of(step: Callable[[], object]) -> list[Kernel]:
+    """The kernels and copies of a step."""
     with profile(activities=[ProfilerActivity.CUDA]) as found:
         for _ in range(STEPS):
             step()
         torch.cuda.synchronize()
-    kernels = [
-        event
+    return [
+        Kernel(event.key, event.count / STEPS, event.self_device_time_total / STEPS / 1e6)
         for event in found.key_averages()
         if event.device_type == DeviceType.CUDA and not event.is_user_annotation
     ]
-    seconds = sum(event.self_device_time_total for event in kernels) / STEPS / 1e6
-    return sum(event.count for event in kernels) / STEPS, seconds
 
 
 def flops(method: str, args: argparse.Namespace, schema: Schema, jets: JetArrays) -> float:
@@ -123,6 +138,7 @@ def main() -> int:
     parser.add_argument("--methods", default=",".join(BARS), help="some of the five")
     parser.add_argument("--backends", type=lambda words: words.split(","), help="by default all")
     parser.add_argument("--compile", action="store_true", help="with CUDA graphs")
+    parser.add_argument("--longest", type=int, default=0, help="kernels that are told")
     args = parser.parse_args()
     if not torch.cuda.is_available():
         print("no CUDA GPU here: nothing was measured", file=sys.stderr)
