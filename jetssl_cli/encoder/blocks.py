@@ -61,18 +61,9 @@ class Blocks(nn.ModuleList):
         super().__init__(Block(width, heads, context_width, memory_width) for _ in range(depth))
         self.recompute = recompute
 
-    def forward(
-        self,
-        x: Tokens,
-        modulations: Modulations | None,
-        attend: Attend,
-        attend_memory: Attend | None = None,
-        memory: Tensor | None = None,
-        asked: Asked | None = None,
-    ) -> Chosen:
-        """What comes out of the last block."""
-        layers = self.layers(x, modulations, attend, attend_memory, memory, asked)
-        (last,) = deque(layers, maxlen=1)
+    def forward(self, *given: Any, **more: Any) -> Chosen:
+        """What comes out of the last block; it is given what ``layers`` is."""
+        (last,) = deque(self.layers(*given, **more), maxlen=1)
         return last
 
     def layers(

@@ -14,6 +14,7 @@ from torch.autograd import Function
 
 from jetssl_cli.batch import Owners
 from jetssl_cli.encoder import rowwise as kernels
+from jetssl_cli.encoder.tiles import side_by_side
 
 TILE = 2048
 """Numbers that a program has in hand at once."""
@@ -36,15 +37,6 @@ def _columns(width: int) -> tuple[int, dict[str, int]]:
     columns = min(MOST_COLUMNS, triton.next_power_of_2(width))
     tiles = {"WIDTH": width, "COLUMNS": columns, "ROWS": TILE // columns}
     return triton.cdiv(width, columns), tiles
-
-
-def _even(x: Tensor) -> Tensor:
-    """Rows one behind the other, and their numbers side by side."""
-    return x if x.is_contiguous() else x.contiguous()
-
-
-def _side_by_side(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -114,7 +106,7 @@ class _ModulatedNorm(Function):
     def forward(
         ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, owners: Owners, eps: float
     ) -> tuple[Tensor, Tensor]:
-        scale, shift = map(_side_by_side, (scale, shift))
+        scale, shift = map(side_by_side, (scale, shift))
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, scale, owners.rows, owners.bounds)
         ctx.eps = eps
@@ -136,7 +128,7 @@ class _ModulatedNorm(Function):
 def _normed(
     x: Tensor, scale: Tensor, shift: Tensor | None, owner: Tensor | None, eps: float
 ) -> Tensor:
-    x = _even(x)
+    x = x.contiguous()
     out, (rows, tiles) = torch.empty_like(x), _programs(x)
     if rows:
         kernels.norm[(triton.cdiv(rows, tiles["ROWS"]),)](
@@ -153,7 +145,11 @@ def _before_norm(
     """Of x the gradient, and 1 / rms; that of what was made of it, and x, as kernels take them."""
     of_normed, kept = above
     of_normed = torch.zeros_like(x) if of_normed is None else of_normed
-    x, of_normed, kept = _even(x), _even(of_normed), None if kept is None else _even(kept)
+    x, of_normed, kept = (
+        x.contiguous(),
+        of_normed.contiguous(),
+        None if kept is None else kept.contiguous(),
+    )
     of_x, (rows, tiles) = torch.empty_like(x), _programs(x)
     inverses = torch.empty(rows, dtype=torch.float32, device=x.device)
     if rows:
@@ -187,7 +183,7 @@ class _Linear(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        above = _even(grads[0])
+        above = grads[0].contiguous()
         of_x = above @ weight if ctx.needs_input_grad[0] else None
         of_weight = None
         if ctx.needs_input_grad[1]:
@@ -199,7 +195,7 @@ class _Linear(Function):
 class _Gated(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, gate: Tensor, owners: Owners) -> Tensor:
-        x, y, gate = _even(x), _even(y), _side_by_side(gate)
+        x, y, gate = x.contiguous(), y.contiguous(), side_by_side(gate)
         ctx.save_for_backward(y, gate, owners.bounds)
         out, (rows, tiles) = torch.empty_like(x), _programs(x)
         if rows:
@@ -211,7 +207,7 @@ class _Gated(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         y, gate, bounds = ctx.saved_tensors
-        above, (parts, tiles) = _even(grads[0]), _columns(y.shape[1])
+        above, (parts, tiles) = grads[0].contiguous(), _columns(y.shape[1])
         of_y, of_gate = torch.empty_like(y), gate.new_empty(gate.shape)
         kernels.gate_back[len(bounds) - 1, parts](
             y, gate, above, bounds, of_y, of_gate, len(gate), gate.stride(0), **tiles
@@ -222,7 +218,7 @@ class _Gated(Function):
 class _SwiGLU(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        x = _even(x)
+        x = x.contiguous()
         ctx.save_for_backward(x)
         out = x.new_empty(*x.shape[:-1], x.shape[-1] // 2)
         rows, tiles = _programs(out)
@@ -233,7 +229,7 @@ class _SwiGLU(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        above, of_x = _even(grads[0]), torch.empty_like(x)
+        above, of_x = grads[0].contiguous(), torch.empty_like(x)
         rows, tiles = _programs(above)
         if rows:
             kernels.swiglu_back[(triton.cdiv(rows, tiles["ROWS"]),)](x, above, of_x, rows, **tiles)

@@ -218,7 +218,7 @@ class _Attention(Function):
         *parts: Tensor,
     ) -> Tensor:  # fmt: skip
         q_bounds, k_bounds, q_tile, k_tile, causal, eps = how
-        parts = tuple(map(_close, parts))
+        parts = tuple(map(side_by_side, parts))
         ctx.how = how
         ctx.save_for_backward(q_weight, k_weight, *parts)
         q, k, v = _split(parts)
@@ -235,7 +235,7 @@ class _Attention(Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q_bounds, k_bounds, q_tile, k_tile, causal, eps = ctx.how
         q_weight, k_weight, *parts = ctx.saved_tensors
-        above = _close(grads[0])
+        above = side_by_side(grads[0])
         q, k, v = _split(parts)
         found = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in parts]
         of_q, of_k, of_v = _split(found)
@@ -270,6 +270,6 @@ def _strides(*tensors: Tensor) -> list[int]:
     return [x.stride(axis) for x in tensors for axis in (0, 1)]
 
 
-def _close(x: Tensor) -> Tensor:
-    """The numbers of a head side by side."""
+def side_by_side(x: Tensor) -> Tensor:
+    """The numbers of the last axis next to each other, as kernels read them."""
     return x if x.stride(-1) == 1 else x.contiguous()
