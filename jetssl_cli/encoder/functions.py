@@ -63,6 +63,22 @@ def modulated_norm(
     return _ModulatedNorm.apply(x, scale, shift, owners.rows), x  # type: ignore[no-untyped-call]
 
 
+def layer_norm(
+    x: Float[Tensor, "*rows D"], weight: Float[Tensor, " D"], bias: Float[Tensor, " D"], eps: float
+) -> Float[Tensor, "*rows D"]:
+    """Compute (x - mean) / std * weight + bias in float32; Ba et al., arXiv:1607.06450, (3).
+
+    In bf16, as autocast leaves it on a CPU, PyTorch adds up the gradients of weight and bias in
+    bf16 too, and loses most of them where there are thousands of rows.
+    """
+    if _has_kernels(x):
+        from jetssl_cli.encoder import fused
+
+        return fused.layer_norm(x, weight, bias, eps)
+    wide, scale, shift = (part.to(_wide(x.dtype)) for part in (x, weight, bias))
+    return torch.nn.functional.layer_norm(wide, weight.shape, scale, shift, eps).to(x.dtype)
+
+
 def linear(
     x: Float[Tensor, "*rows D"], weight: Float[Tensor, "E D"], bias: Float[Tensor, " E"]
 ) -> Float[Tensor, "*rows E"]:

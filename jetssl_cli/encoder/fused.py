@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,9 +19,9 @@ from jetssl_cli.encoder.tiles import side_by_side
 
 TILE = 2048
 """Numbers that a program has in hand at once."""
-MOST_COLUMNS = 128
-"""Of a tile whose rows are summed."""
-STRIPS = 128
+SUMMED_TILE, MOST_COLUMNS = 4096, 128
+"""The same, and how many columns, where rows are summed."""
+STRIPS = 256
 """Parts into which rows are divided where their sums belong to no jet, before these are added."""
 
 
@@ -32,11 +33,11 @@ def _programs(x: Tensor) -> tuple[int, dict[str, int]]:
     return x.numel() // width, tiles
 
 
-def _columns(width: int) -> tuple[int, dict[str, int]]:
+def _columns(width: int) -> dict[str, int]:
     """In how many parts the columns are divided where rows are summed, and the tiles of a part."""
     columns = min(MOST_COLUMNS, triton.next_power_of_2(width))
-    tiles = {"WIDTH": width, "COLUMNS": columns, "ROWS": TILE // columns}
-    return triton.cdiv(width, columns), tiles
+    parts, rows = triton.cdiv(width, columns), SUMMED_TILE // columns
+    return {"WIDTH": width, "COLUMNS": columns, "PARTS": parts, "ROWS": rows}
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -67,6 +68,12 @@ def modulated_norm(
     return found
 
 
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Compute (x - mean) / rms(x - mean) * weight + bias; (..., D), (D,) and (D,)."""
+    out: Tensor = _LayerNorm.apply(x, weight, bias, eps)  # type: ignore[no-untyped-call]
+    return out
+
+
 def gated(x: Tensor, y: Tensor, gate: Tensor, owners: Owners) -> Tensor:
     """Compute x + gate * y, with the gate of the jet; (rows, D) both, and (J, D)."""
     out: Tensor = _Gated.apply(x, y, gate, owners)  # type: ignore[no-untyped-call]
@@ -91,14 +98,29 @@ class _Norm(Function):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, weight)
         ctx.eps = eps
-        return _normed(x, weight, None, None, eps), x
+        return _normed(x, weight, eps), x
 
     @staticmethod
     def backward(ctx: Any, *above: Tensor | None) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        of_x, inverses, of_normed, x = _before_norm(x, weight, None, above, ctx.eps)
-        of_weight = _strip_sums(of_normed, x, inverses)
-        return of_x, of_weight.to(weight.dtype), None
+        of_x, norm = _before_norm(x, weight, above, ctx.eps)
+        (of_weight,) = _strip_sums(norm.above, weight.dtype, norm, plain=False)
+        return of_x, of_weight, None
+
+
+class _LayerNorm(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.eps = eps
+        return _normed(x, weight, eps, bias, centred=True)
+
+    @staticmethod
+    def backward(ctx: Any, *above: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        of_x, norm = _before_norm(x, weight, (above[0], None), ctx.eps, centred=True)
+        of_bias, of_weight = _strip_sums(norm.above, weight.dtype, norm)
+        return of_x, of_weight, of_bias, None
 
 
 class _ModulatedNorm(Function):
@@ -110,68 +132,93 @@ class _ModulatedNorm(Function):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, scale, owners.rows, owners.bounds)
         ctx.eps = eps
-        return _normed(x, scale, shift, owners.rows, eps), x
+        return _normed(x, scale, eps, shift, owners.rows), x
 
     @staticmethod
     def backward(ctx: Any, *above: Tensor | None) -> tuple[Tensor | None, ...]:
         x, scale, owner, bounds = ctx.saved_tensors
-        of_x, inverses, of_normed, x = _before_norm(x, scale, owner, above, ctx.eps)
+        of_x, norm = _before_norm(x, scale, above, ctx.eps, owner)
         of_scale, of_shift = torch.empty((2, *scale.shape), dtype=scale.dtype, device=x.device)
-        parts, tiles = _columns(x.shape[1])
-        kernels.sums[len(bounds) - 1, parts](
-            of_normed, x, inverses, bounds, of_shift, of_scale, 0, len(scale), 0,
-            OWNED=True, PLAIN=True, TIMES=True, **tiles,
+        tiles = _columns(x.shape[1])
+        kernels.sums[((len(bounds) - 1) * tiles["PARTS"],)](
+            norm.above, norm.x, norm.inverses, None, bounds, of_shift, of_scale, 0, len(scale), 0,
+            OWNED=True, PLAIN=True, TIMES=True, CENTRED=False, **tiles,
         )  # fmt: skip
         return of_x, of_scale, of_shift, None, None
 
 
+@dataclass(frozen=True)
+class _Derived:
+    """What gradients of the weights of a norm are made of, as kernels take them."""
+
+    above: Tensor
+    """Gradient of what came out."""
+    x: Tensor
+    inverses: Tensor
+    """1 / rms of each row."""
+    means: Tensor | None
+    """Of each row, where they were taken away."""
+
+
 def _normed(
-    x: Tensor, scale: Tensor, shift: Tensor | None, owner: Tensor | None, eps: float
-) -> Tensor:
+    x: Tensor, scale: Tensor, eps: float, shift: Tensor | None = None,
+    owner: Tensor | None = None, *, centred: bool = False,
+) -> Tensor:  # fmt: skip
     x = x.contiguous()
     out, (rows, tiles) = torch.empty_like(x), _programs(x)
     if rows:
         kernels.norm[(triton.cdiv(rows, tiles["ROWS"]),)](
             x, scale, shift, owner, out, rows,
             scale.stride(0), 0 if shift is None else shift.stride(0), eps,
-            OWNED=owner is not None, **tiles,
+            OWNED=owner is not None, CENTRED=centred, **tiles,
         )  # fmt: skip
     return out
 
 
 def _before_norm(
-    x: Tensor, scale: Tensor, owner: Tensor | None, above: tuple[Tensor | None, ...], eps: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of x the gradient, and 1 / rms; that of what was made of it, and x, as kernels take them."""
+    x: Tensor, scale: Tensor, above: tuple[Tensor | None, ...], eps: float,
+    owner: Tensor | None = None, *, centred: bool = False,
+) -> tuple[Tensor, _Derived]:  # fmt: skip
+    """Gradient of x, from that of what was made of it and that of x beside it."""
     of_normed, kept = above
     of_normed = torch.zeros_like(x) if of_normed is None else of_normed
-    x, of_normed, kept = (
-        x.contiguous(),
-        of_normed.contiguous(),
-        None if kept is None else kept.contiguous(),
-    )
+    x, of_normed = x.contiguous(), of_normed.contiguous()
+    kept = None if kept is None else kept.contiguous()
     of_x, (rows, tiles) = torch.empty_like(x), _programs(x)
     inverses = torch.empty(rows, dtype=torch.float32, device=x.device)
+    means = torch.empty_like(inverses) if centred else None
     if rows:
         kernels.norm_back[(triton.cdiv(rows, tiles["ROWS"]),)](
-            x, scale, owner, of_normed, kept, of_x, inverses, rows, scale.stride(0), eps,
-            OWNED=owner is not None, KEPT=kept is not None, **tiles,
+            x, scale, owner, of_normed, kept, of_x, inverses, means, rows, scale.stride(0), eps,
+            OWNED=owner is not None, KEPT=kept is not None, CENTRED=centred, **tiles,
         )  # fmt: skip
-    return of_x, inverses, of_normed, x
+    return of_x, _Derived(of_normed, x, inverses, means)
 
 
-def _strip_sums(above: Tensor, x: Tensor | None = None, inverses: Tensor | None = None) -> Tensor:
-    """Sums over all rows, in float32: of ``above``, or of its product with x over its rms."""
-    rows, (parts, tiles) = above.numel() // above.shape[-1], _columns(above.shape[-1])
+def _strip_sums(
+    above: Tensor, dtype: torch.dtype, norm: _Derived | None = None, *, plain: bool = True
+) -> Tensor:
+    """Sums over all rows: of ``above``, and of its product with what a norm made of x; (1 or 2, D).
+
+    Of strips first, in float32, then of these.
+    """
+    width = above.shape[-1]
+    rows, tiles = above.numel() // width, _columns(width)
     strip = max(triton.cdiv(rows, STRIPS), tiles["ROWS"])
     strips = triton.cdiv(rows, strip)
-    found = torch.empty(strips, above.shape[-1], dtype=torch.float32, device=above.device)
+    shape = plain + (norm is not None), strips, width
+    found = torch.empty(shape, dtype=torch.float32, device=above.device)
+    x, inverses, means = (norm.x, norm.inverses, norm.means) if norm else (None, None, None)
     if rows:
-        kernels.sums[strips, parts](
-            above, x, inverses, None, found, found, rows, strips, strip,
-            OWNED=False, PLAIN=x is None, TIMES=x is not None, **tiles,
+        kernels.sums[(strips * tiles["PARTS"],)](
+            above, x, inverses, means, None, found[0], found[-1], rows, strips, strip,
+            OWNED=False, PLAIN=plain, TIMES=norm is not None, CENTRED=means is not None, **tiles,
         )  # fmt: skip
-    return found.sum(0)
+    out = found.new_empty(len(found), width, dtype=dtype)
+    kernels.total[triton.cdiv(width, 16), len(found)](
+        found, out, strips, WIDTH=width, COLUMNS=16, ROWS=triton.next_power_of_2(STRIPS)
+    )
+    return out
 
 
 class _Linear(Function):
@@ -188,7 +235,7 @@ class _Linear(Function):
         of_weight = None
         if ctx.needs_input_grad[1]:
             of_weight = above.flatten(0, -2).T @ x.flatten(0, -2)
-        of_bias = _strip_sums(above).to(above.dtype) if ctx.needs_input_grad[2] else None
+        of_bias = _strip_sums(above, above.dtype)[0] if ctx.needs_input_grad[2] else None
         return of_x, of_weight, of_bias
 
 
@@ -207,9 +254,9 @@ class _Gated(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         y, gate, bounds = ctx.saved_tensors
-        above, (parts, tiles) = grads[0].contiguous(), _columns(y.shape[1])
+        above, tiles = grads[0].contiguous(), _columns(y.shape[1])
         of_y, of_gate = torch.empty_like(y), gate.new_empty(gate.shape)
-        kernels.gate_back[len(bounds) - 1, parts](
+        kernels.gate_back[((len(bounds) - 1) * tiles["PARTS"],)](
             y, gate, above, bounds, of_y, of_gate, len(gate), gate.stride(0), **tiles
         )
         return above, of_y, of_gate, None

@@ -1,7 +1,8 @@
 """Kernels of a GPU for norms, gates and SwiGLU, in Triton: one pass over the rows for each.
 
 What belongs to a jet is derived by sums over its rows: there a program has all rows of one jet, so
-that no sum waits for another. Statistics and sums are in float32. ``fused.py`` runs them.
+that no sum waits for another. It has some of the columns, and those with the others run beside it:
+memory is read as it lies. Statistics and sums are in float32. ``fused.py`` runs them.
 """
 
 from __future__ import annotations
@@ -35,35 +36,57 @@ def _inverse_rms(x, WIDTH: tl.constexpr, eps):
 
 @triton.jit
 @no_type_check
+def _mean(x, WIDTH: tl.constexpr):
+    return tl.sum(x, 1) / WIDTH
+
+
+@triton.jit
+@no_type_check
+def _of_columns(x, c, WIDTH: tl.constexpr):
+    """What belongs to columns, for all rows."""
+    return tl.load(x + c, mask=c < WIDTH, other=0.0).to(tl.float32)[None, :]
+
+
+@triton.jit
+@no_type_check
 def norm(
     x, scale, shift, owner, out, rows, scale_row, shift_row, eps,
-    WIDTH: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, OWNED: tl.constexpr,
+    WIDTH: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
+    OWNED: tl.constexpr, CENTRED: tl.constexpr,
 ):  # fmt: skip
-    """x / rms(x) * scale, of a jet with its shift added."""
+    """x / rms(x) * scale, with the shift of the jet; or with x less its mean, and one shift."""
     r, c = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS)
     inside = (r < rows)[:, None] & (c < WIDTH)[None, :]
     x_tile = _rows_of(x, r, WIDTH, inside)
+    if CENTRED:
+        x_tile = tl.where(inside, x_tile - _mean(x_tile, WIDTH)[:, None], 0.0)
     x_tile *= _inverse_rms(x_tile, WIDTH, eps)[:, None]
     if OWNED:
         jet = tl.load(owner + r, mask=r < rows, other=0)
         x_tile = x_tile * _rows_of(scale, jet, scale_row, inside)
         x_tile += _rows_of(shift, jet, shift_row, inside)
     else:
-        x_tile *= tl.load(scale + c, mask=c < WIDTH, other=0.0).to(tl.float32)[None, :]
+        x_tile *= _of_columns(scale, c, WIDTH)
+        if CENTRED:
+            x_tile += _of_columns(shift, c, WIDTH)
     _put(out, r, WIDTH, x_tile, inside)
 
 
 @triton.jit
 @no_type_check
 def norm_back(
-    x, scale, owner, above, kept, of_x, inverses, rows, scale_row, eps,
+    x, scale, owner, above, kept, of_x, inverses, means, rows, scale_row, eps,
     WIDTH: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
-    OWNED: tl.constexpr, KEPT: tl.constexpr,
+    OWNED: tl.constexpr, KEPT: tl.constexpr, CENTRED: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of x, with that of x beside the norm, and 1 / rms(x) of each row."""
+    """Gradient of x, with that of x beside the norm; and mean and 1 / rms of each row."""
     r, c = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS)
     inside = (r < rows)[:, None] & (c < WIDTH)[None, :]
     x_tile, above_tile = _rows_of(x, r, WIDTH, inside), _rows_of(above, r, WIDTH, inside)
+    if CENTRED:
+        mean = _mean(x_tile, WIDTH)
+        tl.store(means + r, mean, mask=r < rows)
+        x_tile = tl.where(inside, x_tile - mean[:, None], 0.0)
     inverse = _inverse_rms(x_tile, WIDTH, eps)
     x_tile *= inverse[:, None]
     tl.store(inverses + r, inverse, mask=r < rows)
@@ -71,9 +94,11 @@ def norm_back(
         jet = tl.load(owner + r, mask=r < rows, other=0)
         above_tile *= _rows_of(scale, jet, scale_row, inside)
     else:
-        above_tile *= tl.load(scale + c, mask=c < WIDTH, other=0.0).to(tl.float32)[None, :]
-    along = tl.sum(above_tile * x_tile, 1)[:, None] / WIDTH
-    x_sum = (above_tile - x_tile * along) * inverse[:, None]
+        above_tile *= _of_columns(scale, c, WIDTH)
+    x_sum = above_tile - x_tile * _mean(above_tile * x_tile, WIDTH)[:, None]
+    if CENTRED:
+        x_sum -= _mean(above_tile, WIDTH)[:, None]
+    x_sum *= inverse[:, None]
     if KEPT:
         x_sum += _rows_of(kept, r, WIDTH, inside)
     _put(of_x, r, WIDTH, x_sum, inside)
@@ -82,12 +107,13 @@ def norm_back(
 @triton.jit
 @no_type_check
 def sums(
-    above, x, inverses, bounds, sums, products, rows, jets, strip,
-    WIDTH: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
-    OWNED: tl.constexpr, PLAIN: tl.constexpr, TIMES: tl.constexpr,
+    above, x, inverses, means, bounds, sums, products, rows, jets, strip,
+    WIDTH: tl.constexpr, COLUMNS: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr,
+    OWNED: tl.constexpr, PLAIN: tl.constexpr, TIMES: tl.constexpr, CENTRED: tl.constexpr,
 ):  # fmt: skip
     """Sums over the rows of a jet, or a strip: of ``above``, and of its product with normed x."""
-    jet, c = tl.program_id(0), tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    jet, part = tl.program_id(0) // PARTS, tl.program_id(0) % PARTS
+    c = part * COLUMNS + tl.arange(0, COLUMNS)
     if OWNED:
         first, last = tl.load(bounds + jet), tl.load(bounds + jet + 1)
     else:
@@ -103,6 +129,8 @@ def sums(
         if TIMES:
             inverse = tl.load(inverses + r, mask=r < last, other=0.0)[:, None]
             x_tile = tl.load(x + places, mask=inside, other=0.0).to(tl.float32)
+            if CENTRED:
+                x_tile -= tl.load(means + r, mask=r < last, other=0.0)[:, None]
             times += above_tile * x_tile * inverse
     if jet < jets:
         place = jet.to(tl.int64) * WIDTH + c
@@ -112,6 +140,19 @@ def sums(
         if TIMES:
             found = tl.sum(times, 0).to(products.dtype.element_ty)
             tl.store(products + place, found, mask=c < WIDTH)
+
+
+@triton.jit
+@no_type_check
+def total(
+    found, out, rows, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Sum over the rows of each table of ``found``, all at once."""
+    first, table = tl.program_id(0) * COLUMNS, tl.program_id(1)
+    r, c = tl.arange(0, ROWS), first + tl.arange(0, COLUMNS)
+    inside = (r < rows)[:, None] & (c < WIDTH)[None, :]
+    summed = tl.sum(_rows_of(found + table * rows * WIDTH + first, r, WIDTH, inside), 0)
+    tl.store(out + table * WIDTH + c, summed.to(out.dtype.element_ty), mask=c < WIDTH)
 
 
 @triton.jit
@@ -132,10 +173,11 @@ def gate(
 @no_type_check
 def gate_back(
     y, gate, above, bounds, of_y, of_gate, jets, gate_row,
-    WIDTH: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
+    WIDTH: tl.constexpr, COLUMNS: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Gradients of y, and of the gate of each jet."""
-    jet, c = tl.program_id(0), tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    jet, part = tl.program_id(0) // PARTS, tl.program_id(0) % PARTS
+    c = part * COLUMNS + tl.arange(0, COLUMNS)
     first, last = tl.load(bounds + jet), tl.load(bounds + jet + 1)
     gate += tl.where(jet < jets, jet, 0).to(tl.int64) * gate_row
     gates = tl.load(gate + c, mask=c < WIDTH, other=0.0).to(tl.float32)[None, :]

@@ -3,8 +3,9 @@
 FlashAttention works in tiles of 128 tokens, which jets of a few dozen leave mostly empty. Here the
 keys of a jet are one tile, of the next power of two: softmax needs one pass, and no program waits
 for the sums of another. A kernel is launched once for each size of tile, and at once leaves the
-jets that have another. Queries and keys are normalised on the way, if weights of their norms are
-given: their heads are in hand anyway.
+jets that have another. Where all queries of a jet are one tile too, no sum has to be kept from tile
+to tile, and a program has less in hand. Queries and keys are normalised on the way, if weights of
+their norms are given: their heads are in hand anyway.
 """
 
 from __future__ import annotations
@@ -83,7 +84,8 @@ def _forward(
     q, k, v, out, q_weight, k_weight, q_bounds, k_bounds, scale, eps,
     q_row, q_head, k_row, k_head, v_row, v_head, out_row, out_head,
     NORMED: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr,
-    QUERIES: tl.constexpr, LESS: tl.constexpr, KEYS: tl.constexpr, CAUSAL: tl.constexpr,
+    QUERIES: tl.constexpr, ONCE: tl.constexpr, LESS: tl.constexpr, KEYS: tl.constexpr,
+    CAUSAL: tl.constexpr,
 ):  # fmt: skip
     head, jet = tl.program_id(0) % HEADS, tl.program_id(0) // HEADS
     k_first = tl.load(k_bounds + jet)
@@ -98,7 +100,7 @@ def _forward(
         if NORMED:
             weight = _product(q_weight, k_weight, WIDTH, COLUMNS)
             k_tile = (k_tile * _inverse_rms(k_tile, WIDTH, eps)).to(v_tile.dtype)
-        for first in range(0, queries, QUERIES):
+        for first in range(0, QUERIES if ONCE else queries, QUERIES):
             m = first + tl.arange(0, QUERIES)
             inside = (m < queries)[:, None] & (column < WIDTH)[None, :]
             q_tile = _load(q, q_first + m, head, q_row, q_head, inside)
@@ -118,7 +120,8 @@ def _backward(
     q_row, q_head, k_row, k_head, v_row, v_head, above_row, above_head,
     of_q_row, of_q_head, of_k_row, of_k_head, of_v_row, of_v_head,
     NORMED: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr,
-    QUERIES: tl.constexpr, LESS: tl.constexpr, KEYS: tl.constexpr, CAUSAL: tl.constexpr,
+    QUERIES: tl.constexpr, ONCE: tl.constexpr, LESS: tl.constexpr, KEYS: tl.constexpr,
+    CAUSAL: tl.constexpr,
 ):  # fmt: skip
     head, jet = tl.program_id(0) % HEADS, tl.program_id(0) // HEADS
     k_first = tl.load(k_bounds + jet)
@@ -136,7 +139,7 @@ def _backward(
         k_sum = tl.zeros((KEYS, COLUMNS), tl.float32)
         v_sum = tl.zeros((KEYS, COLUMNS), tl.float32)
         weight_sum = tl.zeros((COLUMNS,), tl.float32)
-        for first in range(0, queries, QUERIES):
+        for first in range(0, QUERIES if ONCE else queries, QUERIES):
             m = first + tl.arange(0, QUERIES)
             inside = (m < queries)[:, None] & (column < WIDTH)[None, :]
             q_tile = _load(q, q_first + m, head, q_row, q_head, inside)
@@ -166,17 +169,21 @@ def _backward(
         _store(of_v, k_first + n, head, of_v_row, of_v_head, v_sum, key_inside)
 
 
-def _launches(width: int, q_tile: int, k_tile: int) -> Iterator[dict[str, int]]:
-    """How a kernel is launched for each size of tile."""
+def _launches(width: int, q_tile: int, k_tile: int, *, itself: bool) -> Iterator[dict[str, int]]:
+    """How a kernel is launched for each size of tile; queries and keys may be the same tokens."""
     columns, less = max(16, triton.next_power_of_2(width)), -1
     for keys in [*(tile for tile in TILES if tile < k_tile), k_tile]:
+        longest = min(q_tile, keys) if itself else q_tile
+        once = longest <= (64 if itself else 32)
         yield {
             "WIDTH": width,
             "COLUMNS": columns,
-            "QUERIES": min(q_tile, 16 if keys > 128 else 32),
+            "QUERIES": longest if once else 16,
+            "ONCE": once,
             "LESS": less,
             "KEYS": keys,
             "num_warps": 2 if keys * columns <= 1024 else 8 if keys > 128 else 4,
+            "num_stages": 1,
         }
         less = keys
 
@@ -223,7 +230,7 @@ class _Attention(Function):
         ctx.save_for_backward(q_weight, k_weight, *parts)
         q, k, v = _split(parts)
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        for tiles in _launches(q.shape[2], q_tile, k_tile):
+        for tiles in _launches(q.shape[2], q_tile, k_tile, itself=len(parts) == 1):
             _forward[((len(q_bounds) - 1) * q.shape[1],)](
                 q, k, v, out, q_weight, k_weight, q_bounds, k_bounds, q.shape[2] ** -0.5, eps,
                 *_strides(q, k, v, out),
@@ -243,7 +250,7 @@ class _Attention(Function):
         of_product = None
         if q_weight is not None:
             of_product = torch.empty(jets * heads, width, device=q.device)
-        for tiles in _launches(width, q_tile, k_tile):
+        for tiles in _launches(width, q_tile, k_tile, itself=len(parts) == 1):
             _backward[(jets * heads,)](
                 q, k, v, above, of_q, of_k, of_v, of_product, q_weight, k_weight,
                 q_bounds, k_bounds, width**-0.5, eps,

@@ -15,6 +15,7 @@ from jetssl_cli.encoder.attention import Attend, Tiled
 from jetssl_cli.encoder.functions import (
     EPS,
     gated,
+    layer_norm,
     linear,
     modulated_norm,
     rms_norm,
@@ -226,15 +227,11 @@ class Block(nn.Module):
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer normalisation in float32, as autocast has it on CUDA.
-
-    In bf16, as autocast leaves it on a CPU, PyTorch adds up the gradients of weight and bias in
-    bf16 too, and loses most of them where there are thousands of rows.
-    """
+    """Layer normalisation with statistics, and sums of gradients, in float32."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last axis."""
-        return super().forward(x.to(torch.promote_types(x.dtype, torch.float32)))
+        return layer_norm(x, self.weight, self.bias, self.eps)
 
 
 def mlp(*widths: int) -> nn.Sequential:

@@ -23,6 +23,10 @@ def norm(x):
     return x / (x.square().mean(-1, keepdim=True) + functions.EPS).sqrt()
 
 
+def spread(x):
+    return x.var(-1, correction=0, keepdim=True)
+
+
 def silu(x):
     return x / (1 + torch.exp(-x))
 
@@ -52,6 +56,11 @@ CASES = {
         lambda x, y, gate: functions.gated(x, y, gate, owners(x)),
         lambda x, y, gate: x + gate[OWNER] * y,
         [(10, WIDTH), (10, WIDTH), (4, WIDTH)],
+    ),
+    "layer_norm": (
+        lambda x, w, b: functions.layer_norm(x, w, b, 1e-5),
+        lambda x, w, b: w * (x - x.mean(-1, keepdim=True)) / (spread(x) + 1e-5).sqrt() + b,
+        [(10, WIDTH), (WIDTH,), (WIDTH,)],
     ),
     "linear": (
         functions.linear,
