@@ -21,6 +21,8 @@ CHUNK_BYTES = 2**20
 GZIP_LEVEL = 1
 GZIP_MOST = 1032
 """Bytes that one byte of gzip can become."""
+FLUSHED_BYTES = 8
+"""Of each chunk, ahead of the rest: at least 4, and no more than 16 (``_compressed``)."""
 
 
 class Column:
@@ -170,7 +172,12 @@ def _is_gzip(data: h5py.Dataset) -> bool:
 
 
 def _compressed(rows: NDArray[Any]) -> bytes:
-    """A zlib stream, the same for the same rows (which ``isal_zlib.compress`` does not promise)."""
-    stream = isal_zlib.compressobj(GZIP_LEVEL)
-    head: bytes = stream.compress(rows)
-    return head + stream.flush()
+    """A zlib stream, the same for the same rows.
+
+    At the first byte of a stream, the compressing loop of ISA-L confuses a hash of what comes with
+    one of the address of the stream in memory; which repetitions are found depends on it. The loop
+    leaves up to 16 bytes that are flushed to other code, and after at least 4 no byte is the first.
+    """
+    stream, content = isal_zlib.compressobj(GZIP_LEVEL), rows.reshape(-1).view(np.uint8)
+    head: bytes = stream.compress(content[:FLUSHED_BYTES]) + stream.flush(isal_zlib.Z_SYNC_FLUSH)
+    return head + stream.compress(content[FLUSHED_BYTES:]) + stream.flush()

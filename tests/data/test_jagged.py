@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from isal import isal_zlib
 
-from jetssl_cli.data import hdf5
+from jetssl_cli.data import chunks, hdf5
 from jetssl_cli.data.chunks import Rows
 from jetssl_cli.data.find import find
 from jetssl_cli.data.jagged import JaggedFile, write
@@ -402,3 +403,19 @@ def test_a_chunk_that_was_stored_uncompressed_is_read(tmp_path: Path) -> None:
         data.id.write_direct_chunk((7,), zlib.compress(table[8:].tobytes()))
         with pytest.raises(ValueError, match="48 bytes, expected 56"):
             Rows(data).read()
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 8, 9, 16, 17, 25, 300, 40_000])
+def test_chunks_are_streams_of_zlib(size: int) -> None:
+    content = np.random.default_rng(0).integers(0, 4, size, np.uint8)
+    assert zlib.decompress(chunks._compressed(content)) == content.tobytes()
+
+
+def test_a_chunk_has_the_same_bytes_wherever_in_memory_it_is_compressed() -> None:
+    """Of tables that begin with what comes again, one in 4,000 had others."""
+    tables = np.random.default_rng(0).integers(0, 256, (20_000, 24, 20), np.uint8)
+    tables[:, :, :8] = tables[:, :1, :8]
+    found = [chunks._compressed(table) for table in tables]
+    held = [isal_zlib.compressobj(chunks.GZIP_LEVEL) for _ in range(2)]  # so others lie elsewhere
+    assert [chunks._compressed(table) for table in tables] == found
+    del held
