@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -21,6 +19,7 @@ from jetssl_cli.data.jagged import JaggedFile, JaggedWriter, write
 from jetssl_cli.data.jets import JetArrays
 from jetssl_cli.data.recipe import Recipe
 from jetssl_cli.data.shuffle import Buckets, Subset, checksum
+from jetssl_cli.data.workers import peak_memory
 from jetssl_cli.errors import DataError, reason
 from jetssl_cli.progress import note, progress
 
@@ -186,8 +185,7 @@ def _split(inputs: _Inputs, num_jets: int, memory: int) -> tuple[int, int]:
     A bucket is held twice while it is gathered, a piece about eight times while it is scattered;
     both with room for fluctuations. Small pieces take longer: each goes to all buckets.
     """
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    used *= 1 if sys.platform == "darwin" else 1024
+    used = peak_memory()
     budget = memory - used
     if budget < LEAST_BUDGET:
         least = math.ceil((used + LEAST_BUDGET) / 2**20)

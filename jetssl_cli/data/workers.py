@@ -1,17 +1,20 @@
-"""Processes that share work: what they do with interrupts, and when one of them is killed."""
+"""Processes that share work: what they do with interrupts, and when one is killed; their memory."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from multiprocessing.synchronize import Event
+from pathlib import Path
 from typing import Literal, TypeVar
 
 from jetssl_cli.errors import DataError
@@ -110,3 +113,16 @@ def _ignoring(broken: Broken) -> Iterator[None]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def peak_memory() -> int:
+    """Most bytes that this process has had resident, Python and libraries included.
+
+    On Linux, ``getrusage`` also counts what the process had that started it.
+    """
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 2**10
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 2**10)

@@ -8,8 +8,6 @@ run are estimates from these.
 from __future__ import annotations
 
 import math
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -26,6 +24,7 @@ from jetssl_cli.config import Strict
 from jetssl_cli.data.memory import JetsInMemory
 from jetssl_cli.data.reader import JetReader
 from jetssl_cli.data.stream import JetStream
+from jetssl_cli.data.workers import peak_memory
 from jetssl_cli.encoder.attention import HALF_PRECISION
 from jetssl_cli.encoder.blocks import compile_parts
 from jetssl_cli.errors import RunError, enough_memory
@@ -303,9 +302,7 @@ def _reading(reader: JetReader, waits: list[float]) -> float:
 def _memory(device: torch.device) -> tuple[int, str]:
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(), "peak that PyTorch reserved on the GPU"
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return peak, "peak resident size of this process, Python and libraries included"
+    return peak_memory(), "peak resident size of this process, Python and libraries included"
 
 
 def _name(device: torch.device) -> str:

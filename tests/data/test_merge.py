@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -20,6 +20,7 @@ from jetssl_cli.data.jets import JetArrays
 from jetssl_cli.data.merge import MergeConfig, MergeReport, merge
 from jetssl_cli.data.recipe import Recipe, load_recipe
 from jetssl_cli.data.shuffle import Buckets, checksum
+from jetssl_cli.data.workers import peak_memory
 from jetssl_cli.errors import DataError
 
 RECIPE = load_recipe("jetclass")
@@ -134,8 +135,7 @@ def test_the_same_jets_in_less_memory(tmp_path: Path, monkeypatch: pytest.Monkey
     source = save(tmp_path / "a.h5", 0, 30_000)
     reports = []
     for memory, used in ((2**30, 2**20), (2**30, 2**30 - 2**21), (2**20, 2**19)):
-        usage = SimpleNamespace(ru_maxrss=used // (1 if sys.platform == "darwin" else 1024))
-        monkeypatch.setattr(module.resource, "getrusage", lambda _, usage=usage: usage)
+        monkeypatch.setattr(module, "peak_memory", lambda used=used: used)
         out = tmp_path / f"{len(reports)}.h5"
         reports.append(run(source, out=out, memory=memory, num_jets=25_000))
     assert [report.buckets for report in reports] == [1, 4, 15]
@@ -376,3 +376,13 @@ def test_what_is_in_the_way_is_said(files: list[Path], tmp_path: Path) -> None:
         run(*files, out=tmp_path / "file" / "out.h5")
     with pytest.raises(DataError, match="the sources hold no jets"):
         run(save(tmp_path / "none.h5", 0, 0), out=tmp_path / "out.h5", balance=True)
+
+
+def test_memory_is_counted_that_the_process_had_itself() -> None:
+    """Not what its parent had, which the system hands down."""
+    program = "from jetssl_cli.data.workers import peak_memory; print(peak_memory())"
+    touched = np.ones(2**26)
+    assert peak_memory() > touched.nbytes
+    words = [sys.executable, "-c", program]
+    found = int(subprocess.run(words, capture_output=True, check=True, text=True).stdout)
+    assert 0 < found < touched.nbytes
