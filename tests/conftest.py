@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -116,5 +117,29 @@ def jetssl(
             timeout=300,
             check=False,
         )
+
+    return run
+
+
+@pytest.fixture
+def printed_by() -> Callable[..., str]:
+    """Run a program of ``reference``, without the checks of annotations; what it printed."""
+
+    def run(program: str, *words: str, **variables: str) -> str:
+        done = subprocess.run(
+            [sys.executable, str(HERE / "reference" / program), *words],
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path]),
+                **variables,
+            },
+            capture_output=True,
+            text=True,
+            timeout=1800,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
 
     return run

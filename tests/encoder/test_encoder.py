@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -265,19 +260,9 @@ def test_half_precision_comes_close_to_single():
 
 
 @pytest.mark.slow
-def test_compiled_blocks_are_the_blocks():
-    """In a process of its own: torch.compile cannot look through the checks of annotations."""
-    folder = Path(__file__).parent.parent
-    done = subprocess.run(
-        [sys.executable, str(folder / "reference" / "compiled.py")],
-        env={**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=1800,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "equal\n"
+def test_compiled_blocks_are_the_blocks(printed_by):
+    """torch.compile cannot look through the checks of annotations."""
+    assert printed_by("compiled.py") == "equal\n"
 
 
 def test_networks_with_hidden_states_are_not_recorded():

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import gc
-import os
-import subprocess
-import sys
 import weakref
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import torch
@@ -345,16 +341,5 @@ GPU = (
 @pytest.mark.parametrize(
     "method", [pytest.param(name, marks=GPU) for name in ("ssfm", "mpm", "gpt", "dino", "jepa")]
 )
-def test_training_from_graphs_is_training(method):
-    """In a process of its own, without the checks of annotations."""
-    folder = Path(__file__).parent.parent
-    result = subprocess.run(
-        [sys.executable, str(folder / "reference" / "recorded.py"), method],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), *sys.path])},
-        timeout=600,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert result.stdout.startswith(f"{method}: ")
+def test_training_from_graphs_is_training(printed_by, method):
+    assert printed_by("recorded.py", method).startswith(f"{method}: ")
