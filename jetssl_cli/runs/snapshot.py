@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -36,6 +35,7 @@ from jetssl_cli.config import Strict
 from jetssl_cli.data.state import ReaderState
 from jetssl_cli.errors import RunError, reason
 from jetssl_cli.progress import warn
+from jetssl_cli.runs.checkpoint import to_disk
 
 FOLDER = "snapshots"
 VERSION = 2
@@ -235,12 +235,3 @@ def content_hash(tensors: Mapping[str, Tensor], facts: str) -> str:
         found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         found.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
-
-
-def to_disk(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

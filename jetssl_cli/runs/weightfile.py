@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from jetssl_cli import __version__
 from jetssl_cli.encoder.lora import plain_state
 from jetssl_cli.errors import RunError, printable, reason
-from jetssl_cli.runs.snapshot import FACTS, HASH, content_hash, to_disk
+from jetssl_cli.runs.checkpoint import to_disk
+from jetssl_cli.runs.snapshot import FACTS, HASH, content_hash
 
 LAYOUT = "1"
 """Of the weights: counted up when a network of the same config has other weights."""

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from jetssl_cli.data.hdf5 import attributes_of, open_foreign, readable
 from jetssl_cli.errors import DataError
 from jetssl_cli.runs import checkpoint
-from jetssl_cli.runs.finetune_config import FinetuneConfig
-from jetssl_cli.scores import sic, tracks, vertices
 from jetssl_cli.scores.foreign import is_foreign
 from jetssl_cli.scores.taskrows import TaskRow
 
-MODULES = {module.TASK: module for module in (tracks, vertices, sic)}
 Export = Callable[[Path, Path, Path, int], int]
 """Takes the folder of the run, the file of the jets, that to write, and how many jets at a time;
 returns how many it has written."""
@@ -25,9 +23,11 @@ def exporter(run: Path) -> Export | None:
     Raises:
         RunError: not a run.
     """
+    from jetssl_cli.runs.finetune_config import FinetuneConfig  # as in ``_modules``
+
     if checkpoint.read_command(run) != "finetune":
         return None
-    module = MODULES.get(checkpoint.read_config(run, FinetuneConfig).objective.name)
+    module = _modules().get(checkpoint.read_config(run, FinetuneConfig).objective.name)
     return module.export if module else None
 
 
@@ -40,14 +40,14 @@ def evaluate_tasks(paths: Sequence[Path]) -> list[TaskRow]:
         DataError: a file is not a valid score file, or they are of different tasks.
     """
     tasks = [_task(path) for path in paths]
-    if set(tasks) <= {None, sic.TASK} and None in tasks:
+    if set(tasks) <= {None, "cwola"} and None in tasks:
         return []
     for path, task in zip(paths, tasks, strict=True):
         if task != tasks[0]:
             kinds = [f"the task {name}" if name else "classes of jets" for name in (task, tasks[0])]
             raise DataError(f"{path}: holds scores of {kinds[0]}, {paths[0]} of {kinds[1]}")
     rows: list[TaskRow] = [
-        MODULES[str(task)].evaluate(path) for path, task in zip(paths, tasks, strict=True)
+        _modules()[str(task)].evaluate(path) for path, task in zip(paths, tasks, strict=True)
     ]
     return rows
 
@@ -57,4 +57,11 @@ def _task(path: Path) -> str | None:
         return None
     with open_foreign(path) as file, readable(path):
         task = attributes_of(file).get("task")
-        return str(task) if task in MODULES else None
+        return str(task) if task is not None and task in _modules() else None
+
+
+def _modules() -> dict[str, Any]:
+    """Those of the tasks. They bring torch, which takes seconds: not before it is needed."""
+    from jetssl_cli.scores import sic, tracks, vertices
+
+    return {module.TASK: module for module in (tracks, vertices, sic)}

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -174,6 +176,19 @@ class TestEvaluate:
             with pytest.raises(ConfigError, match=told):
                 evaluate(EvaluateConfig(tracking=False, scores=[path], replicas=100, **asked))
         assert path.read_bytes() == before
+
+    def test_scores_of_classes_are_evaluated_without_torch(self, tmp_path, jets):
+        """Which takes seconds to import."""
+        path = write(tmp_path / "a.h5", jets)
+        words = ["evaluate", str(path), "--no-tracking", "--out", str(tmp_path / "tables")]
+        code = (
+            "import sys; from jetssl_cli.cli.app import app\n"
+            f"try: app({words})\n"
+            "except SystemExit as end: assert not end.code\n"
+            "assert 'torch' not in sys.modules"
+        )
+        subprocess.run([sys.executable, "-c", code], check=True)
+        assert (tmp_path / "tables" / "table.md").exists()
 
     def test_one_file_named_twice(self, tmp_path, jets):
         path = write(tmp_path / "a.h5", jets)
