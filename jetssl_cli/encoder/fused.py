@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,14 +14,11 @@ from torch.autograd import Function
 
 from jetssl_cli.batch import Owners
 from jetssl_cli.encoder import rowwise as kernels
+from jetssl_cli.encoder import sums
 from jetssl_cli.encoder.tiles import side_by_side
 
 TILE = 2048
 """Numbers that a program has in hand at once."""
-SUMMED_TILE, MOST_COLUMNS = 4096, 128
-"""The same, and how many columns, where rows are summed."""
-STRIPS = 256
-"""Parts into which rows are divided where their sums belong to no jet, before these are added."""
 
 
 def _programs(x: Tensor) -> tuple[int, dict[str, int]]:
@@ -31,13 +27,6 @@ def _programs(x: Tensor) -> tuple[int, dict[str, int]]:
     columns = triton.next_power_of_2(width)
     tiles = {"WIDTH": width, "COLUMNS": columns, "ROWS": max(1, TILE // columns)}
     return x.numel() // width, tiles
-
-
-def _columns(width: int) -> dict[str, int]:
-    """In how many parts the columns are divided where rows are summed, and the tiles of a part."""
-    columns = min(MOST_COLUMNS, triton.next_power_of_2(width))
-    parts, rows = triton.cdiv(width, columns), SUMMED_TILE // columns
-    return {"WIDTH": width, "COLUMNS": columns, "PARTS": parts, "ROWS": rows}
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -104,7 +93,7 @@ class _Norm(Function):
     def backward(ctx: Any, *above: Tensor | None) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         of_x, norm = _before_norm(x, weight, above, ctx.eps)
-        (of_weight,) = _strip_sums(norm.above, weight.dtype, norm, plain=False)
+        (of_weight,) = sums.of_all(norm.above, weight.dtype, norm, plain=False)
         return of_x, of_weight, None
 
 
@@ -119,7 +108,7 @@ class _LayerNorm(Function):
     def backward(ctx: Any, *above: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         of_x, norm = _before_norm(x, weight, (above[0], None), ctx.eps, centred=True)
-        of_bias, of_weight = _strip_sums(norm.above, weight.dtype, norm)
+        of_bias, of_weight = sums.of_all(norm.above, weight.dtype, norm)
         return of_x, of_weight, of_bias, None
 
 
@@ -138,26 +127,8 @@ class _ModulatedNorm(Function):
     def backward(ctx: Any, *above: Tensor | None) -> tuple[Tensor | None, ...]:
         x, scale, owner, bounds = ctx.saved_tensors
         of_x, norm = _before_norm(x, scale, above, ctx.eps, owner)
-        of_scale, of_shift = torch.empty((2, *scale.shape), dtype=scale.dtype, device=x.device)
-        tiles = _columns(x.shape[1])
-        kernels.sums[((len(bounds) - 1) * tiles["PARTS"],)](
-            norm.above, norm.x, norm.inverses, None, bounds, of_shift, of_scale, 0, len(scale), 0,
-            OWNED=True, PLAIN=True, TIMES=True, CENTRED=False, **tiles,
-        )  # fmt: skip
+        of_shift, of_scale = sums.of_jets(norm, bounds, scale)
         return of_x, of_scale, of_shift, None, None
-
-
-@dataclass(frozen=True)
-class _Derived:
-    """What gradients of the weights of a norm are made of, as kernels take them."""
-
-    above: Tensor
-    """Gradient of what came out."""
-    x: Tensor
-    inverses: Tensor
-    """1 / rms of each row."""
-    means: Tensor | None
-    """Of each row, where they were taken away."""
 
 
 def _normed(
@@ -178,7 +149,7 @@ def _normed(
 def _before_norm(
     x: Tensor, scale: Tensor, above: tuple[Tensor | None, ...], eps: float,
     owner: Tensor | None = None, *, centred: bool = False,
-) -> tuple[Tensor, _Derived]:  # fmt: skip
+) -> tuple[Tensor, sums.Derived]:  # fmt: skip
     """Gradient of x, from that of what was made of it and that of x beside it."""
     of_normed, kept = above
     of_normed = torch.zeros_like(x) if of_normed is None else of_normed
@@ -192,33 +163,7 @@ def _before_norm(
             x, scale, owner, of_normed, kept, of_x, inverses, means, rows, scale.stride(0), eps,
             OWNED=owner is not None, KEPT=kept is not None, CENTRED=centred, **tiles,
         )  # fmt: skip
-    return of_x, _Derived(of_normed, x, inverses, means)
-
-
-def _strip_sums(
-    above: Tensor, dtype: torch.dtype, norm: _Derived | None = None, *, plain: bool = True
-) -> Tensor:
-    """Sums over all rows: of ``above``, and of its product with what a norm made of x; (1 or 2, D).
-
-    Of strips first, in float32, then of these.
-    """
-    width = above.shape[-1]
-    rows, tiles = above.numel() // width, _columns(width)
-    strip = max(triton.cdiv(rows, STRIPS), tiles["ROWS"])
-    strips = triton.cdiv(rows, strip)
-    shape = plain + (norm is not None), strips, width
-    found = torch.empty(shape, dtype=torch.float32, device=above.device)
-    x, inverses, means = (norm.x, norm.inverses, norm.means) if norm else (None, None, None)
-    if rows:
-        kernels.sums[(strips * tiles["PARTS"],)](
-            above, x, inverses, means, None, found[0], found[-1], rows, strips, strip,
-            OWNED=False, PLAIN=plain, TIMES=norm is not None, CENTRED=means is not None, **tiles,
-        )  # fmt: skip
-    out = found.new_empty(len(found), width, dtype=dtype)
-    kernels.total[triton.cdiv(width, 16), len(found)](
-        found, out, strips, WIDTH=width, COLUMNS=16, ROWS=triton.next_power_of_2(STRIPS)
-    )
-    return out
+    return of_x, sums.Derived(of_normed, x, inverses, means)
 
 
 class _Linear(Function):
@@ -235,7 +180,7 @@ class _Linear(Function):
         of_weight = None
         if ctx.needs_input_grad[1]:
             of_weight = above.flatten(0, -2).T @ x.flatten(0, -2)
-        of_bias = _strip_sums(above, above.dtype)[0] if ctx.needs_input_grad[2] else None
+        of_bias = sums.of_all(above, above.dtype)[0] if ctx.needs_input_grad[2] else None
         return of_x, of_weight, of_bias
 
 
@@ -254,7 +199,7 @@ class _Gated(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         y, gate, bounds = ctx.saved_tensors
-        above, tiles = grads[0].contiguous(), _columns(y.shape[1])
+        above, tiles = grads[0].contiguous(), sums.tiles_of(y.shape[1])
         of_y, of_gate = torch.empty_like(y), gate.new_empty(gate.shape)
         kernels.gate_back[((len(bounds) - 1) * tiles["PARTS"],)](
             y, gate, above, bounds, of_y, of_gate, len(gate), gate.stride(0), **tiles

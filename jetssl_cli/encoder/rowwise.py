@@ -1,8 +1,6 @@
 """Kernels of a GPU for norms, gates and SwiGLU, in Triton: one pass over the rows for each.
 
-What belongs to a jet is derived by sums over its rows: there a program has all rows of one jet, so
-that no sum waits for another. It has some of the columns, and those with the others run beside it:
-memory is read as it lies. Statistics and sums are in float32. ``fused.py`` runs them.
+Statistics are in float32. ``fused.py`` runs them.
 """
 
 from __future__ import annotations
@@ -102,57 +100,6 @@ def norm_back(
     if KEPT:
         x_sum += _rows_of(kept, r, WIDTH, inside)
     _put(of_x, r, WIDTH, x_sum, inside)
-
-
-@triton.jit
-@no_type_check
-def sums(
-    above, x, inverses, means, bounds, sums, products, rows, jets, strip,
-    WIDTH: tl.constexpr, COLUMNS: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr,
-    OWNED: tl.constexpr, PLAIN: tl.constexpr, TIMES: tl.constexpr, CENTRED: tl.constexpr,
-):  # fmt: skip
-    """Sums over the rows of a jet, or a strip: of ``above``, and of its product with normed x."""
-    jet, part = tl.program_id(0) // PARTS, tl.program_id(0) % PARTS
-    c = part * COLUMNS + tl.arange(0, COLUMNS)
-    if OWNED:
-        first, last = tl.load(bounds + jet), tl.load(bounds + jet + 1)
-    else:
-        first, last = jet * strip, tl.minimum((jet + 1) * strip, rows)
-    plain, times = tl.zeros((ROWS, COLUMNS), tl.float32), tl.zeros((ROWS, COLUMNS), tl.float32)
-    for start in range(first, last, ROWS):
-        r = (start + tl.arange(0, ROWS)).to(tl.int64)
-        inside = (r < last)[:, None] & (c < WIDTH)[None, :]
-        places = r[:, None] * WIDTH + c[None, :]
-        above_tile = tl.load(above + places, mask=inside, other=0.0).to(tl.float32)
-        if PLAIN:
-            plain += above_tile
-        if TIMES:
-            inverse = tl.load(inverses + r, mask=r < last, other=0.0)[:, None]
-            x_tile = tl.load(x + places, mask=inside, other=0.0).to(tl.float32)
-            if CENTRED:
-                x_tile -= tl.load(means + r, mask=r < last, other=0.0)[:, None]
-            times += above_tile * x_tile * inverse
-    if jet < jets:
-        place = jet.to(tl.int64) * WIDTH + c
-        if PLAIN:
-            found = tl.sum(plain, 0).to(sums.dtype.element_ty)
-            tl.store(sums + place, found, mask=c < WIDTH)
-        if TIMES:
-            found = tl.sum(times, 0).to(products.dtype.element_ty)
-            tl.store(products + place, found, mask=c < WIDTH)
-
-
-@triton.jit
-@no_type_check
-def total(
-    found, out, rows, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
-):  # fmt: skip
-    """Sum over the rows of each table of ``found``, all at once."""
-    first, table = tl.program_id(0) * COLUMNS, tl.program_id(1)
-    r, c = tl.arange(0, ROWS), first + tl.arange(0, COLUMNS)
-    inside = (r < rows)[:, None] & (c < WIDTH)[None, :]
-    summed = tl.sum(_rows_of(found + table * rows * WIDTH + first, r, WIDTH, inside), 0)
-    tl.store(out + table * WIDTH + c, summed.to(out.dtype.element_ty), mask=c < WIDTH)
 
 
 @triton.jit

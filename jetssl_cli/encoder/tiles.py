@@ -19,6 +19,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd import Function
 
+from jetssl_cli.encoder import sums
+
 TILES = (32, 64, 128, 256)
 """A batch whose longest jet needs one of these is gone through with the smaller ones as well."""
 
@@ -259,7 +261,7 @@ class _Attention(Function):
             )  # fmt: skip
         if of_product is None:
             return None, None, None, *found
-        of_weight = of_product.sum(0)
+        (of_weight,) = sums.of_all(of_product, torch.float32)
         of_weights = (of_weight * other.float() for other in (k_weight, q_weight))
         return None, *(x.to(q_weight.dtype) for x in of_weights), *found
 
