@@ -227,7 +227,7 @@ def has_triton() -> bool:
 
 @cache
 def _most_keys() -> int:
-    """Tokens of a jet that a tile has room for: 256 need 114 KiB, which GPUs of desktops lack."""
+    """Tokens of a jet that a tile has room for; GPUs with less shared memory were not tried."""
     gpu = torch.cuda.get_device_properties(torch.cuda.current_device())
     return 256 if gpu.shared_memory_per_multiprocessor >= 128 * 2**10 else 128
 

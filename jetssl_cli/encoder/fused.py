@@ -11,6 +11,7 @@ import torch
 import triton
 from torch import Tensor
 from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 from jetssl_cli.batch import Owners
 from jetssl_cli.encoder import rowwise as kernels
@@ -90,9 +91,12 @@ class _Norm(Function):
         return _normed(x, weight, eps), x
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *above: Tensor | None) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         of_x, norm = _before_norm(x, weight, above, ctx.eps)
+        if not ctx.needs_input_grad[1]:
+            return of_x, None, None
         (of_weight,) = sums.of_all(norm.above, weight.dtype, norm, plain=False)
         return of_x, of_weight, None
 
@@ -105,9 +109,12 @@ class _LayerNorm(Function):
         return _normed(x, weight, eps, bias, centred=True)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *above: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         of_x, norm = _before_norm(x, weight, (above[0], None), ctx.eps, centred=True)
+        if not any(ctx.needs_input_grad[1:3]):
+            return of_x, None, None, None
         of_bias, of_weight = sums.of_all(norm.above, weight.dtype, norm)
         return of_x, of_weight, of_bias, None
 
@@ -124,6 +131,7 @@ class _ModulatedNorm(Function):
         return _normed(x, scale, eps, shift, owners.rows), x
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *above: Tensor | None) -> tuple[Tensor | None, ...]:
         x, scale, owner, bounds = ctx.saved_tensors
         of_x, norm = _before_norm(x, scale, above, ctx.eps, owner)
@@ -173,6 +181,7 @@ class _Linear(Function):
         return torch.nn.functional.linear(x, weight, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         above = grads[0].contiguous()
@@ -197,6 +206,7 @@ class _Gated(Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         y, gate, bounds = ctx.saved_tensors
         above, tiles = grads[0].contiguous(), sums.tiles_of(y.shape[1])
@@ -219,6 +229,7 @@ class _SwiGLU(Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         above, of_x = grads[0].contiguous(), torch.empty_like(x)

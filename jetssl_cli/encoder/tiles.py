@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 from jetssl_cli.encoder import sums
 
@@ -241,6 +242,7 @@ class _Attention(Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q_bounds, k_bounds, q_tile, k_tile, causal, eps = ctx.how
         q_weight, k_weight, *parts = ctx.saved_tensors
