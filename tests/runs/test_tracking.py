@@ -198,7 +198,7 @@ def test_a_server_that_does_not_answer_is_not_waited_for(tmp_path, monkeypatch, 
             held = tracemalloc.take_snapshot().filter_traces([ours]).statistics("filename")
             tracemalloc.stop()
         assert sum(of_file.size for of_file in held) < (folder / METRICS).stat().st_size / 20
-        assert time.monotonic() - start < 10
+        assert time.monotonic() - start < 30  # a request waits for a minute
         assert "jetssl sync" in capsys.readouterr().err
         for thread in mlflow_threads():
             thread.join(60)
