@@ -173,7 +173,10 @@ def _backward(
 
 
 def _launches(width: int, q_tile: int, k_tile: int, *, itself: bool) -> Iterator[dict[str, int]]:
-    """How a kernel is launched for each size of tile; queries and keys may be the same tokens."""
+    """How a kernel is launched for each size of tile; queries and keys may be the same tokens.
+
+    The queries of a jet are one tile where that is small enough not to be mostly empty.
+    """
     columns, less = max(16, triton.next_power_of_2(width)), -1
     for keys in [*(tile for tile in TILES if tile < k_tile), k_tile]:
         longest = min(q_tile, keys) if itself else q_tile

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 from jetssl_cli.data.hdf5 import attributes_of, open_foreign, readable
 from jetssl_cli.errors import DataError
@@ -40,7 +40,11 @@ def evaluate_tasks(paths: Sequence[Path]) -> list[TaskRow]:
         DataError: a file is not a valid score file, or they are of different tasks.
     """
     tasks = [_task(path) for path in paths]
-    if set(tasks) <= {None, "cwola"} and None in tasks:
+    if not any(tasks):
+        return []
+    from jetssl_cli.scores import sic
+
+    if set(tasks) <= {None, sic.TASK} and None in tasks:
         return []
     for path, task in zip(paths, tasks, strict=True):
         if task != tasks[0]:
@@ -60,7 +64,7 @@ def _task(path: Path) -> str | None:
         return str(task) if task is not None and task in _modules() else None
 
 
-def _modules() -> dict[str, Any]:
+def _modules() -> dict[str, ModuleType]:
     """Those of the tasks. They bring torch, which takes seconds: not before it is needed."""
     from jetssl_cli.scores import sic, tracks, vertices
 

@@ -197,8 +197,10 @@ def test_a_server_that_does_not_answer_is_not_waited_for(tmp_path, monkeypatch, 
             ours = tracemalloc.Filter(True, tracking.__file__)
             held = tracemalloc.take_snapshot().filter_traces([ours]).statistics("filename")
             tracemalloc.stop()
+            end = time.monotonic()
         assert sum(of_file.size for of_file in held) < (folder / METRICS).stat().st_size / 20
-        assert time.monotonic() - start < 30  # a request waits for a minute
+        assert time.monotonic() - end < 10
+        assert end - start < 30  # a request waits for a minute, the rest is work
         assert "jetssl sync" in capsys.readouterr().err
         for thread in mlflow_threads():
             thread.join(60)
