@@ -10,6 +10,7 @@ import threading
 import time
 import tracemalloc
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -185,6 +186,8 @@ def silent_server():
 def test_a_server_that_does_not_answer_is_not_waited_for(tmp_path, monkeypatch, capsys):
     """Nor does what it was not sent pile up in memory."""
     monkeypatch.setattr(tracking, "SECONDS_TO_FINISH", 0.2)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
+    import_module("mlflow")  # takes long while memory is traced
     folder = begun(tmp_path / "silent")
     with silent_server() as address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
@@ -200,10 +203,10 @@ def test_a_server_that_does_not_answer_is_not_waited_for(tmp_path, monkeypatch, 
             end = time.monotonic()
         assert sum(of_file.size for of_file in held) < (folder / METRICS).stat().st_size / 20
         assert time.monotonic() - end < 10
-        assert end - start < 30  # a request waits for a minute, the rest is work
+        assert end - start < 30
         assert "jetssl sync" in capsys.readouterr().err
-        for thread in mlflow_threads():
-            thread.join(60)
+    for thread in mlflow_threads():
+        thread.join(60)
     assert lines(folder)[0]["train/loss"] == 1
 
 
