@@ -13,7 +13,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from itertools import islice
-from multiprocessing.synchronize import Event
+from multiprocessing.connection import Connection
+from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -21,9 +22,9 @@ from jetssl_cli.errors import DataError
 
 T = TypeVar("T")
 R = TypeVar("R")
-Broken = Literal["finished", "stopped", "ended"]
-"""What becomes of tasks that are under way when the work is broken off: they come to their end, are
-asked to stop by SIGTERM, as trainings understand it, or end anywhere."""
+Broken = Literal["finished", "stopped"]
+"""What becomes of tasks that are under way when the work is broken off: they come to their end, or
+get a SIGTERM, which trainings understand and which ends others anywhere."""
 
 
 def share(
@@ -53,15 +54,16 @@ def share(
         yield from ((task, work(task)) for task in tasks)
         return
     context = multiprocessing.get_context("spawn")  # h5py and uproot do not survive a fork
-    stop = context.Event()
+    before = set(multiprocessing.active_children())
+    lost, end = context.Pipe(duplex=False)
     pool = ProcessPoolExecutor(
-        jobs, mp_context=context, initializer=_end_with_parent, initargs=(stop, broken)
+        jobs, mp_context=context, initializer=_end_with_others, initargs=(lost,)
     )
     under_way: dict[Future[R], T] = {}
     to_come = iter(tasks)
 
     def begin(number: int) -> None:
-        under_way.update((pool.submit(work, task), task) for task in islice(to_come, number))
+        under_way.update((pool.submit(_do, work, task), task) for task in islice(to_come, number))
 
     try:
         with _ignoring(broken):  # what the workers inherit: Ctrl-C is for this process alone
@@ -72,32 +74,45 @@ def share(
                 begin(1)
                 yield task, result
     except BrokenProcessPool:
+        end.close()
         raise DataError(
             f"a {doing} process was killed, perhaps for memory; finished files are kept: "
             "run again, with fewer --jobs"
         ) from None
     except BaseException:
-        if broken != "finished":
-            stop.set()
+        if broken == "stopped":
+            for worker in set(multiprocessing.active_children()) - before:
+                worker.terminate()
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+        end.close()
+        lost.close()
 
 
-def _end_with_parent(stop: Event, broken: Broken) -> None:
-    """A worker whose parent was killed would wait for ever for its next task."""
+_at_work = threading.Lock()
+
+
+def _do(work: Callable[[T], R], task: T) -> R:
+    with _at_work:
+        return work(task)
+
+
+def _end_with_others(lost: Connection) -> None:
+    """A worker whose parent was killed would wait for ever for its next task.
+
+    So it would where another worker was killed that held the lock of the tasks, as all do that wait
+    for one: the parent says so by closing ``lost``, and who is at work ends after that.
+    """
     parent = multiprocessing.parent_process()
     assert parent is not None
 
-    def end_after(waiting: Callable[[], object], softly: bool) -> None:
-        waiting()
-        if softly:
-            os.kill(os.getpid(), signal.SIGTERM)
-        else:
-            os._exit(1)
+    def end() -> None:
+        if parent.sentinel not in wait_for([parent.sentinel, lost]):
+            _at_work.acquire()
+        os._exit(1)
 
-    for ends in ((parent.join, False), (stop.wait, broken == "stopped")):
-        threading.Thread(target=end_after, args=ends, daemon=True).start()
+    threading.Thread(target=end, daemon=True).start()
 
 
 @contextmanager

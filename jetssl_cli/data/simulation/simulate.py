@@ -144,7 +144,7 @@ def simulate(cfg: SimulateConfig) -> SimulateReport:
         for file in todo:
             if not missing[file.path]:
                 _finish(file)
-        for unit, made in share(_work, units, cfg.jobs, doing="simulating", broken="ended"):
+        for unit, made in share(_work, units, cfg.jobs, doing="simulating", broken="stopped"):
             file = owner[unit.path]
             missing[file.path].remove(unit.path)
             if not missing[file.path]:
