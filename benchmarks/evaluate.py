@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,6 +25,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 from sklearn.metrics import accuracy_score, roc_auc_score, roc_curve
+from watch import watch
 
 from jetssl_cli.data.recipe import load_recipe
 from jetssl_cli.scores.metrics import BACKGROUND, REPLICAS, WORKING_POINTS
@@ -74,17 +73,6 @@ def plain(found: ScoreSet) -> dict[str, float]:
     return figures
 
 
-def measured(words: list[str], folder: Path) -> tuple[float, float, float]:
-    """Wall-clock and CPU seconds of a command, and its peak memory in GB."""
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
-    start = time.perf_counter()
-    process = subprocess.Popen(words, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    assert status == 0
-    cpu = usage.ru_utime + usage.ru_stime
-    return time.perf_counter() - start, cpu, usage.ru_maxrss * 1024 / 1e9
-
-
 def main() -> int:
     """Measure, print a table and one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -92,12 +80,15 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a tenth of the jets")
     words = parser.parse_args()
     num_jets = words.jets // 10 if words.quick else words.jets
-    jetssl = str(Path(sys.executable).with_name("jetssl"))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make(folder / "scores.h5", num_jets)
-        seconds, cpu, peak = measured([jetssl, "evaluate", "scores.h5"], folder)
+        tracked = f"sqlite:///{folder}/mlflow.db"
+        seconds, cpu, peak_bytes = watch(
+            ["evaluate", folder / "scores.h5"], MLFLOW_TRACKING_URI=tracked
+        )
         found = read_scores(folder / "scores.h5")
+    peak = peak_bytes / 1e9
     size = min(SAMPLE, num_jets)
     sample = ScoreSet(Path("sample"), "", "", CLASSES, found.scores[:size], found.labels[:size])
     scale = num_jets / size

@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,6 +24,7 @@ import torch
 from encoder import CONSTITUENTS, JETS, all_jets, pad
 from rich.console import Console
 from rich.table import Table
+from watch import watch
 
 from jetssl_cli.config import Layer
 from jetssl_cli.data.jagged import write
@@ -43,14 +42,6 @@ from jetssl_cli.scores.export import ExportConfig, export
 
 BAR, MOST_MIB = 3.0, 32
 NUM_JETS = (5_000, 20_000)
-WATCH = """
-import os, subprocess, sys
-process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
-_, status, usage = os.wait4(process.pid, 0)
-assert status == 0
-print(usage.ru_maxrss)
-"""
-"""A small process that starts another: memory of one that starts a process counts as its own."""
 
 
 def make_run(out: Path, size: str, schema: Schema, jets: JetArrays) -> None:
@@ -89,17 +80,9 @@ def padded_seconds(classifier: Supervised, jets: JetArrays, args: argparse.Names
 
 def peak_mib(run: Path, data: Path, out: Path) -> float:
     """Largest memory of the command."""
-    jetssl = str(Path(sys.executable).with_name("jetssl"))
-    words = [jetssl, "export", str(run), "--data", str(data), "--out", str(out / "s.h5")]
-    words += ["--embeddings", str(out / "e.h5"), "--root", str(out / "s.root"), "--overwrite"]
-    done = subprocess.run(
-        [sys.executable, "-c", WATCH, *words],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=True,
-    )
-    return int(done.stdout.split()[-1]) / 1024
+    words = ["export", run, "--data", data, "--out", out / "s.h5", "--embeddings", out / "e.h5"]
+    words += ["--root", out / "s.root", "--overwrite"]
+    return watch(words, OMP_NUM_THREADS="1").peak_bytes / 2**20
 
 
 def main() -> int:

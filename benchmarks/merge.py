@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,6 +23,7 @@ import h5py
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from watch import watch
 
 from jetssl_cli.data.convert import ConvertConfig, convert
 from jetssl_cli.data.jagged import JaggedFile, write
@@ -86,16 +85,8 @@ def main() -> int:
         folder = Path(name)
         num_jets = make(folder / "in", times)
         copied = copy(folder / "in", folder / "copy.h5")
-        jetssl = str(Path(sys.executable).with_name("jetssl"))
-        words = [jetssl, "merge", str(folder / "in"), "--out", str(folder / "out.h5")]
-        start = time.perf_counter()
-        process = subprocess.Popen(
-            [*words, "--memory", f"{LIMIT}B"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-        merged = time.perf_counter() - start
-        assert status == 0, process.stdout and process.stdout.read()
-    peak = usage.ru_maxrss * 1024
+        words = ["merge", folder / "in", "--out", folder / "out.h5", "--memory", f"{LIMIT}B"]
+        merged, _, peak = watch(words)
     table = Table("", "seconds", "jets/s", "peak MiB", title=f"{num_jets:,} jets")
     table.add_row("plain copy", f"{copied:.1f}", f"{num_jets / copied:,.0f}", "")
     table.add_row("merge", f"{merged:.1f}", f"{num_jets / merged:,.0f}", f"{peak / 2**20:.0f}")

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -71,11 +72,16 @@ class StoredArray:
 
 
 class JaggedWriter:
-    """Appends jets to a file that is being written."""
+    """Appends jets to a file that is being written.
+
+    They are written in parts of ``JETS_PER_CHUNK``: in which order the chunks of the arrays lie in
+    the file does not depend on how many jets are appended at a time.
+    """
 
     def __init__(self, table: Table, schema: Schema, precision: Precision) -> None:
         self._table, self._schema, self._precision = table, schema, precision
-        self._rows = 0
+        self._waiting: list[JetArrays] = []
+        self._jets = self._rows = 0
         table.append("offsets", np.zeros(1, np.int64), JETS_PER_CHUNK)
 
     def note_left_out(self, counts: Mapping[str, int]) -> None:
@@ -93,6 +99,20 @@ class JaggedWriter:
     def append(self, jets: JetArrays) -> None:
         """Write these jets behind those already written."""
         assert jets.features.dtype == self._precision
+        first = JETS_PER_CHUNK - self._jets % JETS_PER_CHUNK
+        edges = [0, *range(first, len(jets), JETS_PER_CHUNK), len(jets)]
+        for start, stop in pairwise(edges):
+            self._waiting.append(jets.between(start, stop))
+            self._jets += stop - start
+            if self._jets % JETS_PER_CHUNK == 0:
+                self.flush()
+
+    def flush(self) -> None:
+        """Write those that wait for others."""
+        if not self._waiting:
+            return
+        jets = concatenate(self._waiting)
+        self._waiting = []
         self._table.append("offsets", self._rows + jets.offsets[1:])
         self._table.append("jets/features", jets.jets, JETS_PER_CHUNK)
         self._table.append("jets/labels", jets.labels, JETS_PER_CHUNK)
@@ -126,7 +146,9 @@ def write(
             }
         )
         table.append_text("sources", sources)
-        yield JaggedWriter(table, schema_of(recipe), precision)
+        writer = JaggedWriter(table, schema_of(recipe), precision)
+        yield writer
+        writer.flush()
 
 
 class JaggedFile:

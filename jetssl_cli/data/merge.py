@@ -15,13 +15,13 @@ from pydantic import ByteSize, NonNegativeInt, PositiveInt
 from jetssl_cli.config import Strict
 from jetssl_cli.data.find import find
 from jetssl_cli.data.hdf5 import folder_for
-from jetssl_cli.data.jagged import JaggedFile, JaggedWriter, write
+from jetssl_cli.data.jagged import JETS_PER_CHUNK, JaggedFile, JaggedWriter, write
 from jetssl_cli.data.jets import JetArrays
 from jetssl_cli.data.recipe import Recipe
 from jetssl_cli.data.shuffle import Buckets, Subset, checksum
 from jetssl_cli.data.workers import peak_memory
 from jetssl_cli.errors import DataError, reason
-from jetssl_cli.progress import note, progress
+from jetssl_cli.progress import Advance, note, progress
 
 LEAST_BUDGET = 16 * 2**20
 """Bytes for jets below which shuffling would be all overhead."""
@@ -129,7 +129,7 @@ def merge(cfg: MergeConfig) -> MergeReport:
             with write(
                 cfg.out, inputs.recipe, inputs.sources, precision=inputs.precision, verify=verify
             ) as writer:
-                _gather(buckets, writer, total, jets_per_read)
+                _gather(buckets, writer, total)
                 writer.note_checksum(total.checksum)
     except OSError as err:
         raise DataError(f"{cfg.out}: cannot be written: {reason(err)}") from None
@@ -223,17 +223,22 @@ def _scatter(
     return total
 
 
-def _gather(buckets: Buckets, writer: JaggedWriter, total: _Total, jets_per_write: int) -> None:
+def _gather(buckets: Buckets, writer: JaggedWriter, total: _Total) -> None:
     with progress("gather", total.jets, "jets") as advance:
         for index in range(buckets.count):
-            found = buckets.gather(index)
-            if found is None:
-                continue
-            jets, order = found
-            for start in range(0, len(jets), jets_per_write):
-                part = jets.take(order[start : start + jets_per_write])
-                writer.append(part)
-                advance(len(part))
+            _append(buckets.gather(index), writer, advance)  # and it is held no longer
+
+
+def _append(
+    bucket: tuple[JetArrays, NDArray[np.int64]] | None, writer: JaggedWriter, advance: Advance
+) -> None:
+    if bucket is None:
+        return
+    jets, order = bucket
+    for start in range(0, len(jets), JETS_PER_CHUNK):
+        part = jets.take(order[start : start + JETS_PER_CHUNK])
+        writer.append(part)
+        advance(len(part))
 
 
 def _verify(written: Path, *, total: _Total, jets_per_read: int) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import h5py
@@ -92,6 +93,22 @@ def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, parts
         for start in range(len(whole)):
             assert each(file.read(start, start + 2)) == each(whole)[start : start + 2]
     assert [p.name for p in path.parent.iterdir()] == ["x.h5"]
+
+
+@settings(max_examples=10)
+@given(st.lists(st.integers(0, 25_000), max_size=8))
+def test_the_bytes_do_not_tell_how_many_jets_were_appended_at_a_time(
+    tmp_path_factory: pytest.TempPathFactory, cuts: list[int]
+) -> None:
+    folder = tmp_path_factory.mktemp("cut")
+    jets = made_up([3, 0, 7, 1, 2] * 5_000)
+    for name, places in (("whole", []), ("cut", cuts)):
+        with write(folder / name, RECIPE, ["a.root"]) as writer:
+            for start, stop in pairwise([0, *sorted(places), 25_000]):
+                writer.append(jets.between(start, stop))
+    assert (folder / "whole").read_bytes() == (folder / "cut").read_bytes()
+    with JaggedFile(folder / "cut") as file:
+        same(file.read(), jets)
 
 
 @given(sizes_of_jets, st.data())

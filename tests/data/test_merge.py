@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+import tracemalloc
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -129,7 +130,7 @@ def test_memory_is_without_effect(
     assert found[0] != sorted(found[0])
 
 
-def test_the_same_jets_in_less_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_file_in_less_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the limits that a user gives, and with what the process has used before."""
     monkeypatch.setattr(module, "LEAST_BUDGET", 2**16)
     source = save(tmp_path / "a.h5", 0, 30_000)
@@ -139,8 +140,23 @@ def test_the_same_jets_in_less_memory(tmp_path: Path, monkeypatch: pytest.Monkey
         out = tmp_path / f"{len(reports)}.h5"
         reports.append(run(source, out=out, memory=memory, num_jets=25_000))
     assert [report.buckets for report in reports] == [1, 4, 15]
-    orders = [numbers(report.out) for report in reports]
-    assert orders[0] == orders[1] == orders[2]
+    assert len({report.out.read_bytes() for report in reports}) == 1
+
+
+def test_memory_is_kept_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three times as many jets as there is memory for."""
+    source = save(tmp_path / "a.h5", 0, 300_000)
+    with JaggedFile(source) as file:
+        limit = file.num_bytes // 3
+    monkeypatch.setattr(module, "LEAST_BUDGET", limit)
+    monkeypatch.setattr(module, "peak_memory", lambda: 0)
+    tracemalloc.start()
+    try:
+        run(source, out=tmp_path / "out.h5", memory=limit)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < limit
 
 
 def test_labels_are_read_in_pieces(
