@@ -716,6 +716,34 @@ def test_sigterm_leaves_nothing_half_written(tmp_path, jagged):
     assert not list(tmp_path.iterdir())
 
 
+DROPPED = """
+import os, time
+from jetssl_cli.cli.main import main
+from jetssl_cli.data import merge
+class Dropping:
+    def __del__(self):
+        os.kill(os.getpid(), {number})
+def gather(*args):
+    Dropping()
+    time.sleep(60)
+    raise AssertionError("it goes on")
+merge._gather = gather
+main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_comes_where_exceptions_are_dropped_is_not_lost(tmp_path, jagged, number):
+    words = ("merge", str(jagged / "val.h5"), "--out", "made/all.h5")
+    done = subprocess.run(
+        [sys.executable, "-c", DROPPED.format(number=int(number)), *words],
+        cwd=tmp_path, capture_output=True, text=True, check=False, preexec_fn=hear_interrupts,
+    )  # fmt: skip
+    assert done.returncode == 128 + number, done.stderr
+    assert "Exception ignored" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def closed_at_once(words, stream, tmp_path):
     """Run the command; nobody reads what it writes there."""
     ours, theirs = os.pipe()
