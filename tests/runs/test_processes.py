@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,8 +23,10 @@ from jetssl_cli.errors import ConfigError, RunError
 from jetssl_cli.objectives.ssfm import SSFM, SSFMConfig
 from jetssl_cli.objectives.supervised import SupervisedConfig
 from jetssl_cli.progress import progress
+from jetssl_cli.runs import launch
 from jetssl_cli.runs.finetune import finetune
 from jetssl_cli.runs.finetune_config import FinetuneConfig
+from jetssl_cli.runs.launch import together
 from jetssl_cli.runs.loaders import DataConfig
 from jetssl_cli.runs.module import JetModule
 from jetssl_cli.runs.optim import OptimConfig
@@ -286,6 +290,22 @@ def test_a_process_that_fails_before_it_joins_does_not_hang_the_other(tmp_path, 
     assert done.returncode == 2
     last = done.stderr.splitlines()[-1]
     assert last == "error: process 1 of the run failed: no such device"
+
+
+def test_a_process_that_fails_before_it_gets_its_config(monkeypatch):
+    monkeypatch.setattr(launch.sys, "executable", shutil.which("false"))
+    monkeypatch.setattr(launch, "to_yaml", lambda _: time.sleep(0.5) or "seed: 1\n")
+    told = "process 1 of the run failed: it was killed"
+    place = find(DeviceConfig(devices=2), {})
+    with pytest.raises(RunError, match=told), together(TrainConfig(), place, lambda: None):
+        pass
+
+
+def test_a_process_whose_first_one_is_gone_before_it_has_written_the_config():
+    words = [sys.executable, "-m", "jetssl_cli.runs.process"]
+    pipes = {"stdin": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    done = subprocess.run(words, **pipes, timeout=100, check=False)
+    assert done.returncode == 1
 
 
 def test_an_error_says_which_process_has_it(tmp_path):
