@@ -42,6 +42,12 @@ JETS = 64
 """Of a batch and of the data: every batch holds all jets, on any number of devices."""
 
 
+@pytest.fixture(autouse=True)
+def _not_by_force(monkeypatch):
+    """The process of the tests has time to hear that another one has failed."""
+    monkeypatch.setattr(launch, "SECONDS_TO_FAIL", 200.0)
+
+
 def test_alone():
     place = find(DeviceConfig(), {})
     assert (place.rank, place.ranks, place.starter, place.first) == (0, 1, None, True)
@@ -261,7 +267,8 @@ def words(jagged):
 
 
 def test_two_processes_of_the_command_end_together_in_time(jetssl, tmp_path, words):
-    done = jetssl(*words, "--devices", 2, "--max-time", "3s", "train.log_every=1")
+    short = ("data.batch_size=20", "train.log_every=1")
+    done = jetssl(*words, "--devices", 2, "--max-time", "3s", *short)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "run: pretrained\n"
     assert "done in" in done.stderr.splitlines()[-1]
