@@ -690,6 +690,33 @@ def test_ctrl_c_while_modules_are_imported(tmp_path, module):
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
 
 
+BROKEN_OFF = """
+import os, signal, sys
+from jetssl_cli.cli.main import main
+class Finder:
+    def find_spec(self, name, *where):
+        if name == {module!r}:
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+            except KeyboardInterrupt as err:
+                raise ImportError("initialization failed") from err
+sys.meta_path.insert(0, Finder())
+main()
+"""
+
+
+@pytest.mark.parametrize("module", ["pythia8mc", "fastjet"])
+def test_ctrl_c_while_a_module_in_c_begins(tmp_path, module):
+    """Which is installed, though its failure is an ImportError."""
+    words = ["simulate", "jetclass", "--num-jets", "1", "--out", "sim"]
+    done = subprocess.run(
+        [sys.executable, "-c", BROKEN_OFF.format(module=module), *words],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+        preexec_fn=hear_interrupts,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
 TERMINATED = """
 import os, signal
 from jetssl_cli.cli.main import main

@@ -28,7 +28,9 @@ def main() -> None:
             from jetssl_cli.cli.app import run
 
             run()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, ImportError) as err:
+        if not _is_interrupt(err):
+            raise
         with suppress(OSError):
             sys.stderr.write("terminated\n" if came else "interrupted\n")
         sys.exit(TERMINATED if came else INTERRUPTED)
@@ -36,6 +38,13 @@ def main() -> None:
         with suppress(OSError):  # what is still to be written is written as Python ends
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(UNREAD)
+
+
+def _is_interrupt(err: BaseException | None) -> bool:
+    """Whether an interrupt is behind it: modules in C tell any failure of theirs as ImportError."""
+    return isinstance(err, KeyboardInterrupt) or (
+        isinstance(err, ImportError) and _is_interrupt(err.__cause__ or err.__context__)
+    )
 
 
 @contextmanager
