@@ -16,14 +16,14 @@ install_import_hook("jetssl_cli", "typecheck.check")
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from jetssl_cli.data.convert import ConvertConfig, convert
 from jetssl_cli.data.merge import MergeConfig, merge
 from jetssl_cli.data.recipe import load_recipe
 
 torch.set_num_threads(1)
-settings.register_profile("untimed", deadline=None)
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
 HERE = Path(__file__).parent

@@ -55,8 +55,9 @@ def serve(path: str) -> None:
     for name in (*LATER, *(f"jetssl_cli.{name}" for name in HEAVY)):
         importlib.import_module(name)
     with socket.socket(socket.AF_UNIX) as door:
-        door.bind(path)
+        door.bind(f"{path}.new")
         door.listen()
+        Path(f"{path}.new").rename(path)
         while True:
             line, _ = door.accept()
             with line:

@@ -690,6 +690,33 @@ def test_ctrl_c_while_modules_are_imported(tmp_path, module):
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
 
 
+BROKEN_OFF = """
+import os, signal, sys
+from jetssl_cli.cli.main import main
+class Finder:
+    def find_spec(self, name, *where):
+        if name == {module!r}:
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+            except KeyboardInterrupt as err:
+                raise ImportError("initialization failed") from err
+sys.meta_path.insert(0, Finder())
+main()
+"""
+
+
+@pytest.mark.parametrize("module", ["pythia8mc", "fastjet"])
+def test_ctrl_c_while_a_module_in_c_begins(tmp_path, module):
+    """Which is installed, though its failure is an ImportError."""
+    words = ["simulate", "jetclass", "--num-jets", "1", "--out", "sim"]
+    done = subprocess.run(
+        [sys.executable, "-c", BROKEN_OFF.format(module=module), *words],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+        preexec_fn=hear_interrupts,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
 TERMINATED = """
 import os, signal
 from jetssl_cli.cli.main import main
@@ -713,6 +740,34 @@ def test_sigterm_leaves_nothing_half_written(tmp_path, jagged):
     )  # fmt: skip
     assert (done.returncode, done.stderr.splitlines()[-1]) == (143, "terminated"), done.stderr
     assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+DROPPED = """
+import os, time
+from jetssl_cli.cli.main import main
+from jetssl_cli.data import merge
+class Dropping:
+    def __del__(self):
+        os.kill(os.getpid(), {number})
+def gather(*args):
+    Dropping()
+    time.sleep(60)
+    raise AssertionError("it goes on")
+merge._gather = gather
+main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_comes_where_exceptions_are_dropped_is_not_lost(tmp_path, jagged, number):
+    words = ("merge", str(jagged / "val.h5"), "--out", "made/all.h5")
+    done = subprocess.run(
+        [sys.executable, "-c", DROPPED.format(number=int(number)), *words],
+        cwd=tmp_path, capture_output=True, text=True, check=False, preexec_fn=hear_interrupts,
+    )  # fmt: skip
+    assert done.returncode == 128 + number, done.stderr
+    assert "Exception ignored" not in done.stderr
     assert not list(tmp_path.iterdir())
 
 

@@ -12,6 +12,9 @@ from types import FrameType
 
 from jetssl_cli.cli import INTERRUPTED, TERMINATED, UNREAD
 
+SECONDS_UNTIL_AGAIN = 0.01
+"""After so long a signal comes again that was lost."""
+
 
 def main() -> None:
     """Run the command; Ctrl-C or SIGTERM ends it in one line, whenever it comes.
@@ -21,11 +24,13 @@ def main() -> None:
     """
     came: list[int] = []
     try:
-        with _minding(came):
+        with _losing_none(came), _minding(came):
             from jetssl_cli.cli.app import run
 
             run()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, ImportError) as err:
+        if not _is_interrupt(err):
+            raise
         with suppress(OSError):
             sys.stderr.write("terminated\n" if came else "interrupted\n")
         sys.exit(TERMINATED if came else INTERRUPTED)
@@ -33,6 +38,13 @@ def main() -> None:
         with suppress(OSError):  # what is still to be written is written as Python ends
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(UNREAD)
+
+
+def _is_interrupt(err: BaseException | None) -> bool:
+    """Whether an interrupt is behind it: modules in C tell any failure of theirs as ImportError."""
+    return isinstance(err, KeyboardInterrupt) or (
+        isinstance(err, ImportError) and _is_interrupt(err.__cause__ or err.__context__)
+    )
 
 
 @contextmanager
@@ -58,3 +70,25 @@ def _minding(came: list[int]) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
+def _losing_none(came: list[int]) -> Iterator[None]:
+    """Send a signal again that came where Python drops every exception, as in a ``__del__``."""
+    before = sys.unraisablehook
+
+    def again(told: sys.UnraisableHookArgs) -> None:
+        if told.exc_type is not KeyboardInterrupt:
+            before(told)
+            return
+        number = came[0] if came else signal.SIGINT
+        came.clear()
+        sender = threading.Timer(SECONDS_UNTIL_AGAIN, os.kill, (os.getpid(), number))
+        sender.daemon = True
+        sender.start()
+
+    sys.unraisablehook = again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before

@@ -15,7 +15,7 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
@@ -30,6 +30,10 @@ LAYOUT = ("v110", "v110")
 """Oldest and newest HDF5 whose format is written: the oldest with checksums."""
 SEAL = "attributes_hash"
 """Attribute with a hash of all others: chunks end in a checksum, attributes do not."""
+
+MOST_TRIES = 100
+"""Of making a folder and a file in it, while another process removes the folder."""
+T = TypeVar("T")
 
 ISAL_ERROR: type[Exception] = vars(isal_zlib)["error"]  # its stub has it as an instance
 DAMAGE = (
@@ -149,9 +153,10 @@ def create(
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         with folder_for(path), _gone_afterwards(partial):
-            for old in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
-                old.unlink(missing_ok=True)
-            with _Disk(partial, "w+") as disk:
+            with _persistently(lambda: _opened(partial)) as disk:
+                for old in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+                    if old != partial:
+                        old.unlink(missing_ok=True)
                 with h5py.File(disk, "w", libver=LAYOUT) as file:
                     table = Table(file, disk.check)
                     yield table
@@ -168,6 +173,19 @@ def create(
         raise DataError(f"{path}: cannot be written: {reason(err)}") from None
 
 
+def _opened(path: Path) -> _Disk:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return _Disk(path, "w+")
+
+
+def _persistently(make: Callable[[], T]) -> T:
+    """Another process removes the folders that it has made for a file that does not come."""
+    for _ in range(MOST_TRIES):
+        with suppress(FileNotFoundError, FileExistsError):
+            return make()
+    return make()
+
+
 @contextmanager
 def _gone_afterwards(path: Path) -> Iterator[None]:
     try:
@@ -181,7 +199,7 @@ def folder_for(path: Path) -> Iterator[None]:
     """Make the folder of a file to come; if it does not come, folders made for it go again."""
     made = [folder for folder in path.parents if not folder.exists()]
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _persistently(lambda: path.parent.mkdir(parents=True, exist_ok=True))
         yield
     finally:
         with suppress(OSError):  # not empty

@@ -72,7 +72,7 @@ def require_fastjet(need: str = "subjets need FastJet", extra: str = "subjets") 
     """
     try:
         import fastjet
-    except ImportError:
+    except ModuleNotFoundError:
         raise ConfigError(
             f"{need}, which is not installed: pip install 'jetssl[{extra}]'"
         ) from None

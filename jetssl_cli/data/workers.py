@@ -56,8 +56,9 @@ def share(
     context = multiprocessing.get_context("spawn")  # h5py and uproot do not survive a fork
     before = set(multiprocessing.active_children())
     lost, end = context.Pipe(duplex=False)
+    ours = [signal.SIGINT] + [signal.SIGTERM] * (broken == "finished")
     pool = ProcessPoolExecutor(
-        jobs, mp_context=context, initializer=_end_with_others, initargs=(lost,)
+        jobs, mp_context=context, initializer=_begin_worker, initargs=(lost, ours)
     )
     under_way: dict[Future[R], T] = {}
     to_come = iter(tasks)
@@ -66,7 +67,7 @@ def share(
         under_way.update((pool.submit(_do, work, task), task) for task in islice(to_come, number))
 
     try:
-        with _ignoring(broken):  # what the workers inherit: Ctrl-C is for this process alone
+        with _holding_back(ours):
             begin(jobs)  # a pool begins those that it was given, whatever comes
         while under_way:
             for future in wait(under_way, return_when=FIRST_COMPLETED).done:
@@ -80,6 +81,7 @@ def share(
             "run again, with fewer --jobs"
         ) from None
     except BaseException:
+        end.close()
         if broken == "stopped":
             for worker in set(multiprocessing.active_children()) - before:
                 worker.terminate()
@@ -98,12 +100,16 @@ def _do(work: Callable[[T], R], task: T) -> R:
         return work(task)
 
 
-def _end_with_others(lost: Connection) -> None:
-    """A worker whose parent was killed would wait for ever for its next task.
+def _begin_worker(lost: Connection, ignored: Sequence[signal.Signals]) -> None:
+    """Ignore signals that are for the parent alone, and end in time.
 
-    So it would where another worker was killed that held the lock of the tasks, as all do that wait
-    for one: the parent says so by closing ``lost``, and who is at work ends after that.
+    A worker whose parent was killed would wait for ever for its next task. So it would where
+    another worker was killed that held the lock of the tasks, as all do that wait for one: the
+    parent closes ``lost`` where no task is to come, and who is at work ends after that.
     """
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ignored)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -116,18 +122,24 @@ def _end_with_others(lost: Connection) -> None:
 
 
 @contextmanager
-def _ignoring(broken: Broken) -> Iterator[None]:
-    """Ignore Ctrl-C, and SIGTERM where tasks under way come to their end: a group gets both."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = [signal.SIGINT] + [signal.SIGTERM] * (broken == "finished")
-    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+def _holding_back(numbers: Sequence[signal.Signals]) -> Iterator[None]:
+    """Let signals come after the block, and to processes begun in it when these ask for them.
+
+    Ctrl-C, and SIGTERM where tasks under way come to their end, are for the parent alone: a group
+    gets both.
+    """
+    came: list[int] = []
+    here = threading.current_thread() is threading.main_thread()  # others cannot handle signals
+    handlers = {n: signal.signal(n, lambda which, _: came.append(which)) for n in numbers if here}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number, handler in handlers.items():
             signal.signal(number, handler)
+        for which in came:
+            signal.raise_signal(which)
 
 
 def peak_memory() -> int:

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO
 
 from rich.console import Console
@@ -103,8 +103,9 @@ class _Started:
             text=True,
         )
         assert process.stdin is not None
-        process.stdin.write(to_yaml(cfg) + END_OF_CONFIG)
-        process.stdin.flush()
+        with suppress(BrokenPipeError):  # it has failed already, which is told later
+            process.stdin.write(to_yaml(cfg) + END_OF_CONFIG)
+            process.stdin.flush()
         return process
 
     def wait(self) -> None:
@@ -135,7 +136,8 @@ class _Started:
             process.kill()
             process.wait()
             if process.stdin is not None:
-                process.stdin.close()
+                with suppress(BrokenPipeError):
+                    process.stdin.close()
             said.close()
         os.environ.clear()
         os.environ |= self._before

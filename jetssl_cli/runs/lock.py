@@ -37,20 +37,58 @@ def locked(folder: Path) -> Iterator[Callable[[int], None]]:
     path, name = folder / NAME, uuid.uuid4().hex
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        while not _create(path, _claim(os.getpid(), name)):
-            owner = _owner(path)
-            _require_stale(owner, path, folder)
-            _remove_stale(path, owner)
+        _take(path, _claim(os.getpid(), name))
     except OSError as err:
         raise RunError(f"{folder}: cannot be written: {reason(err)}") from None
     ended = threading.Event()
-    threading.Thread(target=_touch, args=(path, ended), daemon=True, name="lock").start()
+    threading.Thread(target=_touch, args=(path, name, ended), daemon=True, name="lock").start()
     try:
         yield lambda pid: _hand_over(path, _claim(pid, name))
     finally:
         ended.set()
         if _owner(path).get("id") == name:
             path.unlink(missing_ok=True)
+
+
+def _take(path: Path, text: str) -> None:
+    """Make a lock that says this; one that was left behind is removed under a lock of its own.
+
+    Or of two that have seen the same old one, the slower would remove what the quicker has made.
+
+    Raises:
+        RunError: another process holds it.
+    """
+    while not _create(path, text):
+        if not _is_stale(path):
+            continue
+        removing = path.with_name(f"{path.name}.old")
+        _take(removing, text)
+        try:
+            if _is_stale(path):
+                path.unlink()
+        finally:
+            removing.unlink()
+
+
+def _is_stale(path: Path) -> bool:
+    """Whether there is a lock that was left behind.
+
+    Raises:
+        RunError: there is one that was not.
+    """
+    try:
+        owner, age = _owner(path), _now(path.parent) - path.stat().st_mtime
+    except FileNotFoundError:
+        return False
+    here = owner.get("host") == socket.gethostname()
+    if here and owner.get("started") != _started(int(str(owner.get("pid", 0)))):
+        return True
+    if age > SECONDS_UNTIL_STALE:
+        return True
+    raise RunError(
+        f"{path.parent}: a training is running here (process {owner.get('pid')} on "
+        f"{owner.get('host')}, last seen {max(age, 0):.0f} s ago)"
+    )
 
 
 def _claim(pid: int, name: str) -> str:
@@ -102,34 +140,6 @@ def _create_by_name(path: Path, text: str) -> bool:
     return True
 
 
-def _remove_stale(path: Path, owner: dict[str, object]) -> None:
-    """Remove the lock of an owner, unless it is another's by now."""
-    aside = path.with_name(f"{NAME}.{uuid.uuid4().hex}")
-    try:
-        path.rename(aside)
-    except FileNotFoundError:
-        return
-    if _owner(aside) != owner:
-        _create(path, aside.read_text(encoding="utf-8"))
-    aside.unlink()
-
-
-def _require_stale(owner: dict[str, object], path: Path, folder: Path) -> None:
-    here = owner.get("host") == socket.gethostname()
-    if here and owner.get("started") != _started(int(str(owner.get("pid", 0)))):
-        return
-    try:
-        age = _now(folder) - path.stat().st_mtime
-    except FileNotFoundError:
-        return
-    if age > SECONDS_UNTIL_STALE:
-        return
-    raise RunError(
-        f"{folder}: a training is running here (process {owner.get('pid')} on "
-        f"{owner.get('host')}, last seen {max(age, 0):.0f} s ago)"
-    )
-
-
 def _owner(path: Path) -> dict[str, object]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -157,9 +167,9 @@ def _now(folder: Path) -> float:
         probe.unlink()
 
 
-def _touch(path: Path, ended: threading.Event) -> None:
+def _touch(path: Path, name: str, ended: threading.Event) -> None:
+    """Show that the owner lives; a lock that was released meanwhile is not made again."""
     while not ended.wait(SECONDS_BETWEEN_TOUCHES):
-        try:
-            path.touch(exist_ok=True)
-        except OSError:
-            continue
+        with suppress(OSError):
+            if _owner(path).get("id") == name:
+                os.utime(path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from itertools import takewhile
 
 from jetssl_cli.config import Layer, load
 from jetssl_cli.errors import JetSSLError
@@ -22,8 +23,9 @@ SOURCE = "the first process"
 
 def main() -> None:
     """Take part in the run whose config comes first on the input."""
-    settings = parse_yaml("".join(iter(sys.stdin.readline, END_OF_CONFIG)), SOURCE)
+    lines = list(takewhile(lambda line: line != END_OF_CONFIG, sys.stdin))
     threading.Thread(target=_end_with_the_first, daemon=True, name="input").start()
+    settings = parse_yaml("".join(lines), SOURCE)
     layers = [Layer(SOURCE, settings)]
     try:
         if settings["command"] == "pretrain":

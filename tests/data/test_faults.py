@@ -40,11 +40,35 @@ def test_hdf5_may_write_to_a_file_that_an_interrupt_has_closed(
 
 
 def run_and_kill(words: list[str], moment: float) -> None:
-    """Run the command, and kill it at this moment [s]."""
+    """Run the command, kill it at this moment [s], and wait for the end of its workers."""
     with subprocess.Popen(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as run:
         with contextlib.suppress(subprocess.TimeoutExpired):
             run.wait(moment)
+        children = children_of(run.pid)
         run.kill()
+    wait_for_the_end(children)
+
+
+def children_of(process: int) -> list[str]:
+    try:
+        return Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    except OSError:  # it has ended
+        return []
+
+
+def lives(process: str) -> bool:
+    """Whether a process runs; one that only waits to be reaped does not."""
+    try:
+        return ") Z " not in Path("/proc", process, "stat").read_text()
+    except OSError:
+        return False
+
+
+def wait_for_the_end(processes: list[str]) -> None:
+    deadline = time.monotonic() + 60
+    while any(map(lives, processes)):
+        assert time.monotonic() < deadline, "workers live on"
+        time.sleep(0.02)
 
 
 def seconds(words: list[str]) -> float:
@@ -118,14 +142,6 @@ def test_an_interrupted_conversion_leaves_nothing_half(
         JaggedFile(path).close()
 
 
-def lives(process: str) -> bool:
-    """Whether a process runs; one that only waits to be reaped does not."""
-    try:
-        return ") Z " not in Path("/proc", process, "stat").read_text()
-    except OSError:
-        return False
-
-
 def test_the_workers_of_a_killed_conversion_end(tmp_path: Path, samples: Path) -> None:
     for copy in range(20):
         shutil.copytree(samples / "jetclass" / "train", tmp_path / "in" / str(copy))
@@ -134,14 +150,10 @@ def test_the_workers_of_a_killed_conversion_end(tmp_path: Path, samples: Path) -
         while not list((tmp_path / "out").rglob("*.h5")):
             assert run.poll() is None
             time.sleep(0.01)
-        children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+        children = children_of(run.pid)
         assert len(children) >= 2
         run.kill()
-    for _ in range(500):
-        if not any(map(lives, children)):
-            return
-        time.sleep(0.02)
-    pytest.fail("workers live on")
+    wait_for_the_end(children)
 
 
 @pytest.mark.parametrize("share", [0.001, 0.02, 0.4, 0.9])

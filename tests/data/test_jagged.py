@@ -295,6 +295,24 @@ def test_a_left_over_partial_file_does_no_harm(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["x.h5"]
 
 
+def test_a_folder_that_another_process_removes_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one does that has begun a file of a source which is bad."""
+    path, mkdir, removals = tmp_path / "folder" / "x.h5", Path.mkdir, iter(range(3))
+
+    def made_and_removed(folder: Path, *words: object, **options: object) -> None:
+        mkdir(folder, *words, **options)  # type: ignore[arg-type]
+        if folder == path.parent and next(removals, None) is not None:
+            folder.rmdir()
+
+    monkeypatch.setattr(Path, "mkdir", made_and_removed)
+    with write(path, RECIPE, []) as writer:
+        writer.append(made_up([1]))
+    assert path.exists()
+    assert next(removals, None) is None
+
+
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "folder.h5").mkdir()

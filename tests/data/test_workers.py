@@ -1,4 +1,6 @@
-"""Processes that share work, when one of them is killed."""
+"""Processes that share work, when one of them is killed or the work is interrupted."""
+
+from __future__ import annotations
 
 import os
 import signal
@@ -14,14 +16,27 @@ import sys
 from tests.data.test_workers import work
 from jetssl_cli.data.workers import share
 if __name__ == "__main__":
-    tasks = [(role, sys.argv[1]) for role in ("idle", "longer")]
-    list(share(work, tasks, 2, doing="waiting", broken=sys.argv[2]))
+    tasks = [(role, *sys.argv[1:3]) for role in ("idle", "longer")]
+    list(share(work, tasks, 2, doing="waiting", broken=sys.argv[3]))
+"""
+INTERRUPTED = """
+import os, signal, sys, time
+from concurrent.futures import ProcessPoolExecutor
+from jetssl_cli.data.workers import share
+def begun(*words):
+    found = submit(*words)
+    os.kill(os.getpid(), int(sys.argv[1]))
+    return found
+submit, ProcessPoolExecutor.submit = ProcessPoolExecutor.submit, begun
+if __name__ == "__main__":
+    for _ in share(time.sleep, [0.1] * 2, 2, doing="waiting", broken=sys.argv[2]):
+        print("done", flush=True)
 """
 
 
-def work(task: tuple[str, str]) -> None:
-    """The idle one then waits for another task; the longer one kills it, and goes on."""
-    role, folder = task
+def work(task: tuple[str, str, str]) -> None:
+    """The idle one then waits for another task; the longer one does what is asked, and goes on."""
+    role, folder, happens = task
     written = Path(folder, "number")
     if role == "idle":
         written.with_suffix(".partial").write_text(str(os.getpid()))
@@ -33,22 +48,44 @@ def work(task: tuple[str, str]) -> None:
     while not written.exists():
         time.sleep(0.01)
     time.sleep(0.5)
-    os.kill(int(written.read_text()), signal.SIGKILL)
+    if happens == "killed":
+        os.kill(int(written.read_text()), signal.SIGKILL)
+    else:
+        os.kill(os.getppid(), signal.SIGINT)
     time.sleep(1)
-    Path(folder, "end").write_text(f"{asked}")
+    Path(folder, "end").write_text("asked to stop" if asked else "not asked")
 
 
-@pytest.mark.parametrize("broken", ["finished", "stopped"])
-def test_who_is_killed_while_it_waits_takes_the_lock_of_the_tasks_along(tmp_path, broken):
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(tmp_path), broken],
+def run(program: str, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", program, *words],
         check=False,
         capture_output=True,
         text=True,
         timeout=60,
         cwd=Path(__file__).parents[2],
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    assert done.returncode == 1
-    assert "DataError: a waiting process was killed" in done.stderr
-    asked = [] if broken == "finished" else [int(signal.SIGTERM)]
-    assert (tmp_path / "end").read_text() == f"{asked}"
+
+
+@pytest.mark.parametrize("broken", ["finished", "stopped"])
+@pytest.mark.parametrize("happens", ["killed", "interrupted"])
+def test_who_is_killed_while_it_waits_takes_the_lock_of_the_tasks_along(tmp_path, broken, happens):
+    """Where the work is interrupted, the one that waits is killed by the SIGTERM to all."""
+    done = run(PROGRAM, str(tmp_path), happens, broken)
+    if happens == "killed":
+        assert done.returncode == 1
+        assert "DataError: a waiting process was killed" in done.stderr
+    else:
+        assert done.returncode == -signal.SIGINT
+    asked = {"finished": "not asked", "stopped": "asked to stop"}
+    assert (tmp_path / "end").read_text() == asked[broken]
+
+
+@pytest.mark.parametrize(
+    ("number", "broken"),
+    [(signal.SIGINT, "finished"), (signal.SIGINT, "stopped"), (signal.SIGTERM, "finished")],
+)
+def test_a_signal_that_comes_while_the_processes_begin_is_not_lost(number, broken):
+    done = run(INTERRUPTED, str(int(number)), broken)
+    assert (done.returncode, done.stdout) == (-number, ""), done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import socket
@@ -91,7 +92,10 @@ def test_a_lock_says_whose_it_is_from_the_first_moment(tmp_path):
 
     watcher = threading.Thread(target=look)
     watcher.start()
-    for _ in range(300):
+    deadline = time.monotonic() + 60
+    for number in itertools.count():
+        if (number >= 300 and seen) or time.monotonic() > deadline:
+            break
         with locked(tmp_path):
             pass
     ended.set()
@@ -154,14 +158,67 @@ def test_the_owner_is_seen_to_live(tmp_path, monkeypatch):
         assert (tmp_path / NAME).stat().st_mtime > 10
 
 
+def test_a_touch_that_comes_late_makes_no_lock(tmp_path, monkeypatch):
+    ended, answers = threading.Event(), iter([False, True])
+    monkeypatch.setattr(ended, "wait", lambda _: next(answers))
+    lock._touch(tmp_path / NAME, "mine", ended)
+    assert not list(tmp_path.iterdir())
+
+
+def leave_behind(folder, name=NAME):
+    """The lock of a process that was killed."""
+    owner = {"host": socket.gethostname(), "pid": 2**30, "started": "1"}
+    (folder / name).write_text(json.dumps(owner))
+
+
+def test_who_removes_a_lock_may_be_killed(tmp_path):
+    leave_behind(tmp_path)
+    leave_behind(tmp_path, f"{NAME}.old")
+    with locked(tmp_path):
+        assert json.loads((tmp_path / NAME).read_text())["pid"] == os.getpid()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def _many_switches():
+    """Of threads."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("_many_switches")
+def test_of_those_that_find_a_lock_left_behind_one_gets_it(tmp_path):
+    """A hundred times: the slower of two must not remove what the quicker has made."""
+
+    def take(begun, tried, held):
+        begun.wait()
+        with suppress(RunError), locked(tmp_path):
+            held.append(threading.get_ident())
+            tried.wait()
+            return
+        tried.wait()
+
+    for _ in range(100):
+        leave_behind(tmp_path)
+        begun, tried, held = threading.Barrier(4), threading.Barrier(4), []
+        threads = [threading.Thread(target=take, args=(begun, tried, held)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(held) == 1
+        assert not list(tmp_path.iterdir())
+
+
 def test_of_many_processes_one_gets_it(tmp_path):
     """All at once, over a lock that was left behind."""
-    path = tmp_path / NAME
-    path.write_text(json.dumps({"host": socket.gethostname(), "pid": 2**30, "started": "1"}))
+    leave_behind(tmp_path)
     start = [sys.executable, "-c", HOLD, str(tmp_path)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     processes = [subprocess.Popen(start, text=True, **pipes) for _ in range(3)]
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200
     while sum(p.poll() is None for p in processes) > 1 and time.monotonic() < deadline:
         time.sleep(0.05)
     for process in processes:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,8 +23,10 @@ from jetssl_cli.errors import ConfigError, RunError
 from jetssl_cli.objectives.ssfm import SSFM, SSFMConfig
 from jetssl_cli.objectives.supervised import SupervisedConfig
 from jetssl_cli.progress import progress
+from jetssl_cli.runs import launch
 from jetssl_cli.runs.finetune import finetune
 from jetssl_cli.runs.finetune_config import FinetuneConfig
+from jetssl_cli.runs.launch import together
 from jetssl_cli.runs.loaders import DataConfig
 from jetssl_cli.runs.module import JetModule
 from jetssl_cli.runs.optim import OptimConfig
@@ -36,6 +40,12 @@ pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).parent.parent / "reference" / "together.py"
 JETS = 64
 """Of a batch and of the data: every batch holds all jets, on any number of devices."""
+
+
+@pytest.fixture(autouse=True)
+def _not_by_force(monkeypatch):
+    """The process of the tests has time to hear that another one has failed."""
+    monkeypatch.setattr(launch, "SECONDS_TO_FAIL", 200.0)
 
 
 def test_alone():
@@ -257,7 +267,8 @@ def words(jagged):
 
 
 def test_two_processes_of_the_command_end_together_in_time(jetssl, tmp_path, words):
-    done = jetssl(*words, "--devices", 2, "--max-time", "3s", "train.log_every=1")
+    short = ("data.batch_size=20", "train.log_every=1")
+    done = jetssl(*words, "--devices", 2, "--max-time", "3s", *short)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "run: pretrained\n"
     assert "done in" in done.stderr.splitlines()[-1]
@@ -286,6 +297,22 @@ def test_a_process_that_fails_before_it_joins_does_not_hang_the_other(tmp_path, 
     assert done.returncode == 2
     last = done.stderr.splitlines()[-1]
     assert last == "error: process 1 of the run failed: no such device"
+
+
+def test_a_process_that_fails_before_it_gets_its_config(monkeypatch):
+    monkeypatch.setattr(launch.sys, "executable", shutil.which("false"))
+    monkeypatch.setattr(launch, "to_yaml", lambda _: time.sleep(0.5) or "seed: 1\n")
+    told = "process 1 of the run failed: it was killed"
+    place = find(DeviceConfig(devices=2), {})
+    with pytest.raises(RunError, match=told), together(TrainConfig(), place, lambda: None):
+        pass
+
+
+def test_a_process_whose_first_one_is_gone_before_it_has_written_the_config():
+    words = [sys.executable, "-m", "jetssl_cli.runs.process"]
+    pipes = {"stdin": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    done = subprocess.run(words, **pipes, timeout=100, check=False)
+    assert done.returncode == 1
 
 
 def test_an_error_says_which_process_has_it(tmp_path):

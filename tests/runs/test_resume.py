@@ -21,7 +21,7 @@ from jetssl_cli.errors import ConfigError, DataError, RunError
 from jetssl_cli.objectives.dino import DINOConfig
 from jetssl_cli.objectives.ssfm import SSFMConfig
 from jetssl_cli.objectives.supervised import SupervisedConfig
-from jetssl_cli.runs import checkpoint, weightfile
+from jetssl_cli.runs import checkpoint, launch, tracking, weightfile
 from jetssl_cli.runs.budget import Budget
 from jetssl_cli.runs.finetune import finetune
 from jetssl_cli.runs.finetune_config import FinetuneConfig
@@ -459,8 +459,9 @@ def test_another_kind_of_device_is_refused(jagged, tmp_path, stop):
         pretrain(resumed(cfg))
 
 
-def test_two_processes_stop_together_and_go_on(jagged, tmp_path, stop):
+def test_two_processes_stop_together_and_go_on(jagged, tmp_path, stop, monkeypatch):
     """One of them hears the signal; each has random numbers of its own."""
+    monkeypatch.setattr(launch, "SECONDS_TO_FAIL", 200.0)  # then this process ends by force
     expected = pretrain(config(jagged, tmp_path / "whole", devices=2))
     often = {"every_steps": 2, "every_minutes": None, "keep": 9}
     cfg = config(jagged, tmp_path / "run", devices=2, checkpoint=often)
@@ -495,6 +496,7 @@ def test_a_job_is_put_back_into_the_queue(jagged, tmp_path, stop, monkeypatch, c
 def test_a_run_that_goes_on_is_one_run_of_mlflow(jagged, tmp_path, stop, monkeypatch):
     from mlflow import MlflowClient
 
+    monkeypatch.setattr(tracking, "SECONDS_TO_FINISH", 200.0)  # to make a database takes seconds
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     cfg = config(jagged, tmp_path / "run").model_copy(update={"tracking": True})

@@ -28,7 +28,11 @@ def mlflow_threads():
 
 @pytest.fixture(autouse=True)
 def alone(tmp_path, monkeypatch):
-    """A tracking server of its own; requests fail quickly; no sender outlives its test."""
+    """A tracking server of its own; requests fail quickly; no sender outlives its test.
+
+    MLflow is there already: to import it takes a loaded machine longer than an end of a run waits.
+    """
+    import_module("mlflow")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -187,7 +191,6 @@ def test_a_server_that_does_not_answer_is_not_waited_for(tmp_path, monkeypatch, 
     """Nor does what it was not sent pile up in memory."""
     monkeypatch.setattr(tracking, "SECONDS_TO_FINISH", 0.2)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
-    import_module("mlflow")  # takes long while memory is traced
     folder = begun(tmp_path / "silent")
     with silent_server() as address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)

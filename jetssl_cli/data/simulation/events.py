@@ -158,7 +158,7 @@ def require_pythia() -> ModuleType:
     """
     try:
         import pythia8mc
-    except ImportError:
+    except ModuleNotFoundError:
         raise ConfigError(
             "simulating needs Pythia 8, which is not installed: pip install 'jetssl[simulate]'"
         ) from None

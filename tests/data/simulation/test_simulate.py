@@ -15,6 +15,7 @@ import awkward as ak
 import numpy as np
 import pytest
 import uproot
+from data.test_faults import children_of, wait_for_the_end
 
 from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.data.simulation import rootfile, simulate
@@ -201,9 +202,10 @@ def test_a_killed_run_goes_on_where_it_was(made: Path, tmp_path: Path, jobs: int
     deadline = time.monotonic() + 60
     while not list(out.rglob("*.npz")) and time.monotonic() < deadline:
         time.sleep(0.005)
+    workers = children_of(process.pid)
     process.kill()
     process.wait()
-    time.sleep(1.0)  # workers end with their parent
+    wait_for_the_end(workers)
     kept = len(list(out.rglob("*.npz")))
     report = simulate.simulate(config(out))
     assert report.simulated < 16 or not kept
@@ -344,7 +346,10 @@ class TestCommand:
             start_new_session=True,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
         )
-        time.sleep(3.0)
+        while "numpy" not in Path(f"/proc/{process.pid}/maps").read_text():
+            assert process.poll() is None
+            time.sleep(0.05)
+        time.sleep(2.0)  # it simulates
         os.killpg(process.pid, signal.SIGINT)
         _, stderr = process.communicate(timeout=60)
         assert process.returncode == 130, stderr
