@@ -53,8 +53,9 @@ demo: $(BIN)/.installed
 	$(JETSSL) export $(DEMO)/random --data $(DEMO)/test.h5 --out $(DEMO)/scores/random.h5
 	$(JETSSL) evaluate $(DEMO)/scores/frozen.h5 $(DEMO)/scores/random.h5 --out $(DEMO)/tables
 
+# the package is compiled once, not in each of hundreds of processes, whatever the environment says
 test quick: $(BIN)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $$($(BIN)/python -c 'import os; print((os.cpu_count() or 1) + 1)') --dist worksteal $(QUICK)
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $$($(BIN)/python -c 'import os; print((os.cpu_count() or 1) + 1)') --dist worksteal $(QUICK)
 
 quick: QUICK := -m "not slow"
 

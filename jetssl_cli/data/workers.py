@@ -81,10 +81,13 @@ def share(
             "run again, with fewer --jobs"
         ) from None
     except BaseException:
-        end.close()
         if broken == "stopped":
             for worker in set(multiprocessing.active_children()) - before:
                 worker.terminate()
+        try:
+            wait(under_way)  # who had none may have been ended, and the pool be broken
+        finally:
+            end.close()
         raise
     finally:
         pool.shutdown(cancel_futures=True)

@@ -65,7 +65,7 @@ def _take(path: Path, text: str) -> None:
         _take(removing, text)
         try:
             if _is_stale(path):
-                path.unlink()
+                path.unlink(missing_ok=True)
         finally:
             removing.unlink()
 

@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import socket
+import sys
 import threading
 import time
 import tracemalloc
@@ -223,8 +224,9 @@ def test_without_tracking_there_is_only_the_folder(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == [METRICS]
 
 
-def test_a_full_disk_costs_a_warning_and_no_measurement(tmp_path, capsys):
+def test_a_full_disk_costs_a_warning_and_no_measurement(tmp_path, capsys, monkeypatch):
     """A limit on the size of files does what a full disk does: a write ends in the middle."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # of which half a module would stay
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     with track(tmp_path, enabled=False) as tracker:
         tracker.metrics({"train/loss": 1.0}, 0)
