@@ -13,7 +13,7 @@ from typing import NamedTuple
 PROGRAM = """
 import json, os, subprocess, sys, time
 start = time.perf_counter()
-process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
 _, status, usage = os.wait4(process.pid, 0)
 seconds = time.perf_counter() - start
 assert status == 0, f"{sys.argv[1:]} has ended with {os.waitstatus_to_exitcode(status)}"

@@ -19,6 +19,14 @@ if __name__ == "__main__":
     tasks = [(role, *sys.argv[1:3]) for role in ("idle", "longer")]
     list(share(work, tasks, 2, doing="waiting", broken=sys.argv[3]))
 """
+TRAININGS = """
+import sys
+from tests.data.test_workers import train
+from jetssl_cli.data.workers import share
+if __name__ == "__main__":
+    tasks = [(sys.argv[1], seconds) for seconds in (0, 2)]
+    list(share(train, tasks, 2, doing="waiting", broken="stopped"))
+"""
 INTERRUPTED = """
 import os, signal, sys, time
 from concurrent.futures import ProcessPoolExecutor
@@ -56,6 +64,22 @@ def work(task: tuple[str, str, str]) -> None:
     Path(folder, "end").write_text("asked to stop" if asked else "not asked")
 
 
+def train(task: tuple[str, int]) -> None:
+    """Once both have begun the work is interrupted; one takes longer to stop than the other."""
+    folder, seconds = Path(task[0]), task[1]
+    asked: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
+    (folder / f"begun {seconds}").touch()
+    while len(list(folder.iterdir())) < 2:
+        time.sleep(0.01)
+    if seconds:
+        os.kill(os.getppid(), signal.SIGINT)
+    while not asked:
+        time.sleep(0.01)
+    time.sleep(seconds)
+    (folder / f"asked {seconds}").write_text(str(len(asked)))
+
+
 def run(program: str, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", program, *words],
@@ -89,3 +113,10 @@ def test_who_is_killed_while_it_waits_takes_the_lock_of_the_tasks_along(tmp_path
 def test_a_signal_that_comes_while_the_processes_begin_is_not_lost(number, broken):
     done = run(INTERRUPTED, str(int(number)), broken)
     assert (done.returncode, done.stdout) == (-number, ""), done.stderr
+
+
+def test_who_takes_longer_to_stop_is_asked_once(tmp_path):
+    """Afterwards a SIGTERM would end it anywhere."""
+    done = run(TRAININGS, str(tmp_path))
+    assert done.returncode == -signal.SIGINT, done.stderr
+    assert [(tmp_path / f"asked {seconds}").read_text() for seconds in (0, 2)] == ["1", "1"]
