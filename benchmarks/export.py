@@ -27,12 +27,12 @@ from rich.table import Table
 from watch import watch
 
 from jetssl_cli.config import Layer
-from jetssl_cli.data.jagged import write
 from jetssl_cli.data.jets import JetArrays
 from jetssl_cli.data.recipe import load_recipe
 from jetssl_cli.data.scaling import fit_scaling
 from jetssl_cli.data.schema import Schema
 from jetssl_cli.data.stream import to_batch
+from jetssl_cli.data.write import write
 from jetssl_cli.objectives.supervised import Supervised, SupervisedConfig
 from jetssl_cli.runs import checkpoint, weightfile
 from jetssl_cli.runs.finetune import load_classifier

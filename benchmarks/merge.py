@@ -26,9 +26,10 @@ from rich.table import Table
 from watch import watch
 
 from jetssl_cli.data.convert import ConvertConfig, convert
-from jetssl_cli.data.jagged import JaggedFile, write
+from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.data.jets import concatenate
 from jetssl_cli.data.recipe import load_recipe
+from jetssl_cli.data.write import write
 
 SAMPLE = Path(__file__).parent.parent / "tests" / "samples" / "jetclass" / "train"
 LIMIT = 256 * 2**20

@@ -32,11 +32,12 @@ from rich.table import Table
 from sklearn.preprocessing import QuantileTransformer
 
 from jetssl_cli.data.convert import ConvertConfig, convert
-from jetssl_cli.data.jagged import JaggedFile, Precision, write
+from jetssl_cli.data.jagged import JaggedFile, Precision
 from jetssl_cli.data.jets import JetArrays, concatenate
 from jetssl_cli.data.recipe import load_recipe
 from jetssl_cli.data.scaling import Scaling, fit_scaling
 from jetssl_cli.data.stream import JetStream
+from jetssl_cli.data.write import write
 from jetssl_cli.objectives.masking import random_mask
 
 SAMPLE = Path(__file__).parent.parent / "tests" / "samples" / "jetclass" / "train"

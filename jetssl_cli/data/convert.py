@@ -16,9 +16,10 @@ from pydantic import PositiveInt
 from jetssl_cli.config import Strict
 from jetssl_cli.data.extract import Extracted, extract
 from jetssl_cli.data.find import find
-from jetssl_cli.data.jagged import JaggedFile, Precision, write
+from jetssl_cli.data.jagged import JaggedFile, Precision
 from jetssl_cli.data.recipe import Recipe
 from jetssl_cli.data.workers import share
+from jetssl_cli.data.write import write
 from jetssl_cli.errors import DataError, reason
 from jetssl_cli.progress import progress
 

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jetssl_cli.data.jagged import JaggedFile, write
+from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.data.reader import JetReader
+from jetssl_cli.data.write import write
 from jetssl_cli.errors import JetSSLError, RunError
 from jetssl_cli.progress import warn
 from jetssl_cli.runs.processes import Hosts

@@ -11,11 +11,12 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from jetssl_cli.batch import CPU, JetBatch
 from jetssl_cli.config import Strict
-from jetssl_cli.data.jagged import JaggedFile, write
+from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.data.jets import JetArrays, concatenate
 from jetssl_cli.data.recipe import Recipe, schema_of
 from jetssl_cli.data.scaling import Scaling
 from jetssl_cli.data.stream import JetStream
+from jetssl_cli.data.write import write
 from jetssl_cli.errors import ConfigError, RunError
 from jetssl_cli.objectives.objective import Sampling
 from jetssl_cli.progress import progress

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from jetssl_cli.data import scaling as module
-from jetssl_cli.data.jagged import JaggedFile, write
+from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.data.quantiles import quantiles
 from jetssl_cli.data.sample import Sample
 from jetssl_cli.data.scaling import fit_scaling, fitted_scaling
+from jetssl_cli.data.write import write
 
 
 @given(

@@ -16,9 +16,10 @@ from isal import isal_zlib
 from jetssl_cli.data import chunks, hdf5
 from jetssl_cli.data.chunks import Rows
 from jetssl_cli.data.find import find
-from jetssl_cli.data.jagged import JaggedFile, write
+from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.data.jets import FIELDS, JetArrays, concatenate
 from jetssl_cli.data.recipe import load_recipe, schema_of
+from jetssl_cli.data.write import write
 from jetssl_cli.errors import DataError
 
 RECIPE = load_recipe("jetclass")

@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from scipy.stats import chi2
 
 from jetssl_cli.data import merge as module
-from jetssl_cli.data.jagged import JaggedFile, write
+from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.data.jets import JetArrays
 from jetssl_cli.data.merge import MergeConfig, MergeReport, merge
 from jetssl_cli.data.recipe import Recipe, load_recipe
 from jetssl_cli.data.shuffle import Buckets, checksum
 from jetssl_cli.data.workers import peak_memory
+from jetssl_cli.data.write import write
 from jetssl_cli.errors import DataError
 
 RECIPE = load_recipe("jetclass")

@@ -12,11 +12,12 @@ from reference.tracks import write_true_jets
 from jetssl_cli.data import facts
 from jetssl_cli.data.cache import digest
 from jetssl_cli.data.facts import keep_known
-from jetssl_cli.data.jagged import JaggedFile, write
+from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.data.jets import concatenate
 from jetssl_cli.data.recipe import load_recipe
 from jetssl_cli.data.sample import Sample, look
 from jetssl_cli.data.watch import Watch
+from jetssl_cli.data.write import write
 from jetssl_cli.errors import DataError
 from jetssl_cli.runs.training import note_single_class
 

@@ -13,12 +13,12 @@ from torch.utils.data import DataLoader
 
 from jetssl_cli.data import order
 from jetssl_cli.data import stream as stream_module
-from jetssl_cli.data.jagged import write
 from jetssl_cli.data.memory import JetsInMemory
 from jetssl_cli.data.reader import Endless, JetReader
 from jetssl_cli.data.recipe import load_recipe, schema_of
 from jetssl_cli.data.sample import look
 from jetssl_cli.data.stream import JetStream
+from jetssl_cli.data.write import write
 from jetssl_cli.errors import DataError
 
 

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference.antikt import anti_kt
 
-from jetssl_cli.data.jagged import JaggedFile, write
+from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.data.recipe import load_recipe
 from jetssl_cli.data.stream import JetStream, to_batch
 from jetssl_cli.data.subjets import subjets
+from jetssl_cli.data.write import write
 from jetssl_cli.errors import ConfigError, DataError
 
 

@@ -17,10 +17,10 @@ from fuzz.targets import CORPUS, OPTIONS, network
 
 from jetssl_cli.config import Layer, load, shipped, to_yaml
 from jetssl_cli.data.hdf5 import create
-from jetssl_cli.data.jagged import write
 from jetssl_cli.data.jets import JetArrays
 from jetssl_cli.data.recipe import load_recipe, schema_of
 from jetssl_cli.data.state import Origin
+from jetssl_cli.data.write import write
 from jetssl_cli.runs import weightfile
 from jetssl_cli.runs.finetune_config import FinetuneConfig
 from jetssl_cli.runs.pretrain import load_config

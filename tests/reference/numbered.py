@@ -13,9 +13,10 @@ from torch.utils.data._utils.worker import WorkerInfo
 
 from jetssl_cli.batch import JetBatch
 from jetssl_cli.data import reader, stream
-from jetssl_cli.data.jagged import Precision, write
+from jetssl_cli.data.jagged import Precision
 from jetssl_cli.data.jets import JetArrays
 from jetssl_cli.data.recipe import Recipe, load_recipe, schema_of
+from jetssl_cli.data.write import write
 
 RECIPE = load_recipe("jetclass")
 SIZES = (50, 1, 69)

@@ -8,9 +8,9 @@ import numpy as np
 from reference.jets import tiny_config
 
 from jetssl_cli.config import Layer
-from jetssl_cli.data.jagged import write
 from jetssl_cli.data.jets import JetArrays
 from jetssl_cli.data.recipe import Recipe, load_recipe
+from jetssl_cli.data.write import write
 from jetssl_cli.objectives.mpm import MPMConfig
 from jetssl_cli.runs.finetune import finetune
 from jetssl_cli.runs.finetune_config import load_config

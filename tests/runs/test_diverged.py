@@ -9,10 +9,11 @@ from reference.numbered import ALL, RECIPE, jets_of, write_files
 from reference.tracks import RECIPE as TRACKS
 from reference.tracks import true_jets
 
-from jetssl_cli.data.jagged import JaggedFile, write
+from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.data.memory import JetsInMemory
 from jetssl_cli.data.mixed import MixedJets, Mixture
 from jetssl_cli.data.stream import JetStream
+from jetssl_cli.data.write import write
 from jetssl_cli.runs import diverged
 
 CHOSEN = [np.arange(0, 50, 3), np.array([0]), np.arange(5, 69, 2)]

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from runs.test_resume import config, resumed, same_runs
 
-from jetssl_cli.data.jagged import JaggedFile, write
+from jetssl_cli.data.jagged import JaggedFile
+from jetssl_cli.data.write import write
 from jetssl_cli.errors import DataError, RunError
 from jetssl_cli.runs.budget import Budget
 from jetssl_cli.runs.pretrain import pretrain

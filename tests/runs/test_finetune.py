@@ -11,10 +11,11 @@ from reference.jets import SIZES, random_batch, tiny_config, tiny_encoder
 from safetensors.torch import load_file
 
 from jetssl_cli.data.convert import ConvertConfig, convert
-from jetssl_cli.data.jagged import JaggedFile, write
+from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.data.merge import MergeConfig, merge
 from jetssl_cli.data.recipe import load_recipe
 from jetssl_cli.data.stream import JetStream
+from jetssl_cli.data.write import write
 from jetssl_cli.encoder.lora import LoRAConfig, plain_state
 from jetssl_cli.encoder.pool import PoolConfig
 from jetssl_cli.errors import ConfigError, DataError, JetSSLError, RunError

@@ -16,9 +16,10 @@ from safetensors.torch import load_file
 
 from jetssl_cli.config import Layer
 from jetssl_cli.data.convert import ConvertConfig, convert
-from jetssl_cli.data.jagged import JaggedFile, write
+from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.data.recipe import load_recipe
 from jetssl_cli.data.scaling import fitted_scaling
+from jetssl_cli.data.write import write
 from jetssl_cli.encoder.encoder import Encoder
 from jetssl_cli.encoder.pool import PoolConfig
 from jetssl_cli.errors import ConfigError, DataError, OutOfMemoryError, RunError

@@ -17,9 +17,10 @@ import yaml
 from reference.jets import tiny_config
 
 from jetssl_cli.data.hdf5 import attributes_of
-from jetssl_cli.data.jagged import JaggedFile, write
+from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.data.jets import concatenate
 from jetssl_cli.data.stream import to_batch
+from jetssl_cli.data.write import write
 from jetssl_cli.encoder.pool import PoolConfig
 from jetssl_cli.errors import ConfigError, DataError, OutOfMemoryError, RunError
 from jetssl_cli.objectives.ssfm import SSFMConfig

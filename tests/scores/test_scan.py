@@ -19,7 +19,7 @@ from reference.numbered import RECIPE, jets_of
 
 from jetssl_cli.config import Layer, load
 from jetssl_cli.data.hdf5 import attributes_of, open_complete
-from jetssl_cli.data.jagged import write
+from jetssl_cli.data.write import write
 from jetssl_cli.errors import ConfigError, DataError, RunError
 from jetssl_cli.objectives.ssfm import SSFMConfig
 from jetssl_cli.runs import checkpoint, weightfile

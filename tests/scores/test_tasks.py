@@ -23,8 +23,9 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from jetssl_cli.data.jagged import JaggedFile, write
+from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.data.stream import JetStream
+from jetssl_cli.data.write import write
 from jetssl_cli.errors import ConfigError, DataError, RunError
 from jetssl_cli.runs.finetune import load_classifier, load_finetuned
 from jetssl_cli.scores import sic, tracks, vertices

@@ -18,7 +18,8 @@ from reference.jets import tiny_config
 from reference.numbered import RECIPE, jets_of
 from safetensors.torch import load_file, save_file
 
-from jetssl_cli.data.jagged import JaggedFile, write
+from jetssl_cli.data.jagged import JaggedFile
+from jetssl_cli.data.write import write
 from jetssl_cli.encoder.pool import PoolConfig
 from jetssl_cli.errors import ConfigError, DataError
 from jetssl_cli.objectives.ssfm import SSFMConfig
