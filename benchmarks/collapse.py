@@ -1,14 +1,14 @@
 """What a short pretraining makes of the encoder: signs of collapse, and what a linear probe reads.
 
     python benchmarks/collapse.py METHOD FOLDER [--size tiny] [--steps 200] [--times 2]
-                                                [section.key=value ...]
+                                                [--fit 6000] [--test 3000] [section.key=value ...]
 
 FOLDER has train.h5 and test.h5, as ``make demo`` leaves them. The method is trained as by ``jetssl
 pretrain``, on 100 jets of at most 32 constituents in a step; with ``--steps 0`` the encoder stays
 as it begins. Before, and ``--times`` times on the way (half-way and at the end), one JSON object is
-printed: the loss (mean of 30 steps), and of 3,000 test jets the method's diagnostics, effective
+printed: the loss (mean of 30 steps), and of ``--test`` jets the method's diagnostics, effective
 rank and standard deviation of the exported encoder's jets, and accuracies of logistic regressions
-fitted on 6,000 training jets, of
+fitted on ``--fit`` training jets, of
 
     vectors        means of registers and of constituents, standard deviation of constituents
     jet_features   of the data file alone: the scaled values, their products, and steps in each
@@ -33,9 +33,9 @@ from jetssl_cli.data.scaling import fitted_scaling
 from jetssl_cli.data.tokenizer import TokenizeConfig, fitted_tokenizer
 from jetssl_cli.encoder.encoder import Encoder
 from jetssl_cli.objectives.objective import Objective
+from jetssl_cli.runs.prepared import read_schema
 from jetssl_cli.runs.pretrain import build_encoder, load_config
 from jetssl_cli.runs.probe import effective_rank, feature_std, jet_vectors
-from jetssl_cli.runs.training import read_schema
 
 PENALTIES = (1e-3, 1e-2)
 """Of the squared weights of the regressions; the better one counts."""
@@ -58,9 +58,9 @@ def main() -> None:
     )
     tokenizer = fitted_tokenizer(tokens, scaling) if cfg.objective.clusters else None
     objective: Objective = cfg.objective.build(encoder, tokenizer)
-    read = cfg.data.model_copy(update={"batch_size": 500, "num_val_jets": 3000})
+    read = cfg.data.model_copy(update={"batch_size": 500, "num_val_jets": args.test})
     test = list(read.val_stream())
-    read = read.model_copy(update={"val": cfg.data.train, "num_val_jets": 6000})
+    read = read.model_copy(update={"val": cfg.data.train, "num_val_jets": args.fit})
     found = [measured(objective, list(read.val_stream()), test) | {"step": 0}]
     print(json.dumps(found[0]), flush=True)
 
@@ -93,6 +93,8 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--size", default="tiny")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--times", type=int, default=2)
+    parser.add_argument("--fit", type=int, default=6000)
+    parser.add_argument("--test", type=int, default=3000)
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_intermixed_args()
     return args, args.overrides

@@ -34,7 +34,8 @@ import uproot
 from rich.console import Console
 from rich.table import Table
 
-from jetssl_cli.data.convert import ConvertConfig, convert, convert_file
+from jetssl_cli.data.convert import ConvertConfig, convert
+from jetssl_cli.data.converted import convert_file
 from jetssl_cli.data.jagged import Precision
 from jetssl_cli.data.recipe import Recipe, load_recipe
 

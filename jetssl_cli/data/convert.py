@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from pydantic import PositiveInt
 
 from jetssl_cli.config import Strict
-from jetssl_cli.data.extract import Extracted, extract
+from jetssl_cli.data.converted import Converted, SourceError, convert_file, in_order
 from jetssl_cli.data.find import find
-from jetssl_cli.data.jagged import JaggedFile, Precision
+from jetssl_cli.data.jagged import Precision
 from jetssl_cli.data.recipe import Recipe
 from jetssl_cli.data.workers import share
-from jetssl_cli.data.write import write
 from jetssl_cli.errors import DataError, reason
 from jetssl_cli.progress import progress
 
@@ -27,11 +24,6 @@ SUFFIXES = (".root", ".parquet", ".h5", ".hdf5")
 """What is converted of a folder: the files of the first of these kinds that occurs in it."""
 BAD_FILES = "bad_files.json"
 """File in the output folder that names the sources that ``skip_bad`` left out, and why."""
-BYTES_OF_AN_END = 2**16
-
-
-class SourceError(DataError):
-    """A source cannot be read, or is not what the recipe expects."""
 
 
 class ConvertConfig(Strict):
@@ -67,26 +59,6 @@ class ConvertConfig(Strict):
         return self.recipe.model_copy(update={"max_constituents": most})
 
 
-class Converted(Strict):
-    """What became of one input file."""
-
-    source: Path
-    output: Path
-    classes: dict[str, int]
-    """Jets of each class."""
-    constituents: int = 0
-    """Constituents stored."""
-    left_out: dict[str, int]
-    """Jets and constituents that were left out: reason -> number."""
-    skipped: bool = False
-    """The output was there already, complete and made in the same way."""
-
-    @property
-    def num_jets(self) -> int:
-        """Jets in the output."""
-        return sum(self.classes.values())
-
-
 class BadFile(Strict):
     """A source that could not be converted."""
 
@@ -113,7 +85,7 @@ class ConvertReport(Strict):
         total: Counter[str] = Counter()
         for file in self.files:
             total.update(file.classes)
-        return _in_order(total, self.recipe)
+        return in_order(total, self.recipe)
 
     @property
     def left_out(self) -> dict[str, int]:
@@ -198,109 +170,6 @@ def plan(sources: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
             pairs[output] = file
             planned.add(file.resolve())
     return [(file, output) for output, file in pairs.items()]
-
-
-def convert_file(
-    source: Path,
-    output: Path,
-    recipe: Recipe,
-    precision: Precision = "float32",
-    overwrite: bool = False,
-) -> Converted:
-    """Convert one file.
-
-    Raises:
-        SourceError: the source is not what the recipe expects.
-        DataError: the output cannot be written, or is there already and was made in another way.
-    """
-    identity = _identity(source)
-    if output.exists() and not overwrite:
-        return _existing(source, identity, output, recipe, precision)
-    jets: Counter[str] = Counter()
-    left_out: Counter[str] = Counter()
-    constituents = 0
-    with write(output, recipe, [source.name], precision=precision) as writer:
-        writer.note_source(identity)
-        for part, without in _extract(source, recipe, precision):
-            writer.append(part)
-            jets.update(_per_class(part.labels.tolist(), recipe))
-            constituents += len(part.ids)
-            left_out.update(without)
-        if not jets:
-            raise SourceError(f"{source}: no jet is left: {_reasons(left_out)}")
-        writer.note_left_out(left_out)
-    return Converted(
-        source=source,
-        output=output,
-        classes=_in_order(jets, recipe),
-        constituents=constituents,
-        left_out=dict(left_out),
-    )
-
-
-def _extract(source: Path, recipe: Recipe, precision: Precision) -> Iterator[Extracted]:
-    try:
-        yield from extract(source, recipe, precision)
-    except DataError as err:
-        raise SourceError(str(err)) from None
-
-
-def _identity(source: Path) -> str:
-    """Size and both ends of a file, by which it is known from others of its name.
-
-    Raises:
-        SourceError: it cannot be read.
-    """
-    try:
-        with source.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            ends = hashlib.sha256()
-            for begin in (0, max(size - BYTES_OF_AN_END, 0)):
-                file.seek(begin)
-                ends.update(file.read(BYTES_OF_AN_END))
-    except OSError as err:
-        raise SourceError(f"{source}: cannot be read: {reason(err)}") from None
-    return f"{size}:{ends.hexdigest()}"
-
-
-def _existing(
-    source: Path, identity: str, output: Path, recipe: Recipe, precision: Precision
-) -> Converted:
-    with JaggedFile(output) as file:
-        if file.source_identity not in (None, identity):  # older files have none
-            raise DataError(
-                f"{output}: is there already, made from another {source.name} than {source}; "
-                "choose another folder or --overwrite"
-            )
-        made = (file.recipe.text, file.precision, file.sources)
-        if made != (recipe.text, precision, [source.name]):
-            raise DataError(
-                f"{output}: is there already, made from {', '.join(file.sources[:3])} with the "
-                f"recipe {file.recipe.name!r} and other settings; choose another folder or "
-                "--overwrite"
-            )
-        jets = _per_class(file.labels().tolist(), recipe)
-        return Converted(
-            source=source,
-            output=output,
-            classes=_in_order(jets, recipe),
-            constituents=file.num_constituents,
-            left_out=file.left_out,
-            skipped=True,
-        )
-
-
-def _per_class(labels: list[int], recipe: Recipe) -> Counter[str]:
-    classes = recipe.labels.classes
-    return Counter({classes[label]: count for label, count in Counter(labels).items()})
-
-
-def _in_order(jets: Counter[str], recipe: Recipe) -> dict[str, int]:
-    return {name: jets[name] for name in recipe.labels.classes if jets[name]}
-
-
-def _reasons(left_out: Counter[str]) -> str:
-    return ", ".join(f"{number:,} {why}" for why, number in left_out.items() if number)
 
 
 def _note_bad(path: Path, bad: Sequence[BadFile]) -> None:

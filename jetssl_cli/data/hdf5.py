@@ -7,15 +7,12 @@ HDF5 searches without end once it is damaged.
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import io
-import os
-import secrets
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import h5py
 import numpy as np
@@ -24,16 +21,13 @@ from numpy.typing import NDArray
 
 from jetssl_cli.data.chunks import CHUNK_ROWS, Column, Rows, check_size
 from jetssl_cli.data.kinds import kind_of
+from jetssl_cli.data.place import appearing, in_folder_of
 from jetssl_cli.errors import DataError, printable, reason
 
 LAYOUT = ("v110", "v110")
 """Oldest and newest HDF5 whose format is written: the oldest with checksums."""
 SEAL = "attributes_hash"
 """Attribute with a hash of all others: chunks end in a checksum, attributes do not."""
-
-MOST_TRIES = 100
-"""Of making a folder and a file in it, while another process removes the folder."""
-T = TypeVar("T")
 
 ISAL_ERROR: type[Exception] = vars(isal_zlib)["error"]  # its stub has it as an instance
 DAMAGE = (
@@ -144,81 +138,23 @@ def create(
 ) -> Iterator[Table]:
     """Write an HDF5 file that appears under ``path`` only when it is complete.
 
-    It is written beside its place under a temporary name; whatever goes wrong, no part of a file
-    stays behind under the final name. What a killed process left of an earlier attempt is removed.
+    ``verify`` is given the complete file before it appears, and may refuse it.
 
     Raises:
         DataError: the file cannot be written.
     """
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        with folder_for(path), _gone_afterwards(partial):
-            with _persistently(lambda: _opened(partial)) as disk:
-                for old in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
-                    if old != partial:
-                        old.unlink(missing_ok=True)
-                with h5py.File(disk, "w", libver=LAYOUT) as file:
-                    table = Table(file, disk.check)
-                    yield table
-                    table.finish()
-                    table.describe({"format": kind, "version": version})
-                    table.describe({SEAL: _hash(attributes_of(file))})
-                    file.attrs["complete"] = True
-                disk.check()
-                os.fsync(disk.fileno())
-            if verify is not None:
-                verify(partial)
-            partial.replace(path)
-    except OSError as err:
-        raise DataError(f"{path}: cannot be written: {reason(err)}") from None
-
-
-def _opened(path: Path) -> _Disk:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return _Disk(path, "w+")
-
-
-def _persistently(make: Callable[[], T]) -> T:
-    """Another process removes the folders that it has made for a file that does not come."""
-    for _ in range(MOST_TRIES):
-        with suppress(FileNotFoundError, FileExistsError):
-            return make()
-    return make()
-
-
-@contextmanager
-def _gone_afterwards(path: Path) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-
-
-@contextmanager
-def folder_for(path: Path) -> Iterator[None]:
-    """Make the folder of a file to come; if it does not come, folders made for it go again."""
-    made = [folder for folder in path.parents if not folder.exists()]
-    try:
-        _persistently(lambda: path.parent.mkdir(parents=True, exist_ok=True))
-        yield
-    finally:
-        with suppress(OSError):  # not empty
-            for folder in made:
-                folder.rmdir()
-
-
-def require_place(path: Path) -> None:
-    """Refuse a file to come that cannot be written, before the work for it is done.
-
-    Raises:
-        DataError: no file can be made there.
-    """
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        with folder_for(path), _gone_afterwards(partial):
-            partial.touch()
-    except OSError as err:
-        raise DataError(f"{path}: cannot be written: {reason(err)}") from None
+    with appearing(path) as partial:
+        with in_folder_of(path, lambda: _Disk(partial, "w+")) as disk:
+            with h5py.File(disk, "w", libver=LAYOUT) as file:
+                table = Table(file, disk.check)
+                yield table
+                table.finish()
+                table.describe({"format": kind, "version": version})
+                table.describe({SEAL: _hash(attributes_of(file))})
+                file.attrs["complete"] = True
+            disk.check()
+        if verify is not None:
+            verify(partial)
 
 
 def open_complete(path: Path, kind: str, version: int) -> h5py.File:

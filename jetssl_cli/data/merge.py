@@ -14,9 +14,9 @@ from pydantic import ByteSize, NonNegativeInt, PositiveInt
 
 from jetssl_cli.config import Strict
 from jetssl_cli.data.find import find
-from jetssl_cli.data.hdf5 import folder_for
 from jetssl_cli.data.jagged import JETS_PER_CHUNK, JaggedFile
 from jetssl_cli.data.jets import JetArrays
+from jetssl_cli.data.place import folder_for
 from jetssl_cli.data.recipe import Recipe
 from jetssl_cli.data.shuffle import Buckets, Subset, checksum
 from jetssl_cli.data.workers import peak_memory

@@ -16,7 +16,8 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from jetssl_cli.batch import Owners
 from jetssl_cli.encoder.attention import Attend
 from jetssl_cli.encoder.functions import linear
-from jetssl_cli.encoder.graphs import Graphs, leaves
+from jetssl_cli.encoder.graphs import Graphs
+from jetssl_cli.encoder.leaves import leaves
 from jetssl_cli.encoder.transformer import Block, Chosen, Modulation, Rows, Tokens
 
 

@@ -9,10 +9,8 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import fields, is_dataclass, replace
 from functools import cache, cached_property
-from itertools import chain
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,10 +18,9 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from jetssl_cli.encoder.leaves import key_of, tensors, with_tensors
 from jetssl_cli.encoder.weights import Weights
 from jetssl_cli.errors import ConfigError
-
-Value = TypeVar("Value")
 
 MET_BEFORE = 2
 """Shapes are recorded when they come for the third time: of the last batch of an epoch, say, there
@@ -67,7 +64,7 @@ class Graphs:
 
     def __call__(self, *args: object) -> Tensor:
         """What the function makes of these; (nested) tuples and dataclasses may hold tensors."""
-        inputs = list(_tensors(args))
+        inputs = list(tensors(args))
         with _autocast_anew(inputs[0].device.type):
             graph = None if self.waiting else self._graph(args, inputs)
             if graph is None:
@@ -91,7 +88,7 @@ class Graphs:
         learning = tuple(w.requires_grad for w in weights) if grad else ()
         places = tuple(w.data_ptr() for w in weights)
         modes = grad, torch.is_inference_mode_enabled(), self.called.network.training
-        key = (_key(args), learning, modes, places)
+        key = (key_of(args), learning, modes, places)
         if key not in self._known:
             self._met[key] += 1
             seldom = self._met[key] <= MET_BEFORE or len(self._known) == MOST_GRAPHS
@@ -129,7 +126,7 @@ class _Graph:
         self.weights = weights
         weights.put_aside()
         self.inputs = [x.detach().clone().requires_grad_(x.requires_grad) for x in inputs]
-        given, stand_ins = _with_tensors(args, iter(self.inputs)), weights.stand_ins()
+        given, stand_ins = with_tensors(args, iter(self.inputs)), weights.stand_ins()
         self._stand_ins = stand_ins  # a graph knows addresses, and holds nothing
         named = dict(zip(weights.names, stand_ins, strict=True))
 
@@ -280,48 +277,3 @@ def _autocast_anew(device: str) -> AbstractContextManager[object]:
     if not torch.is_autocast_enabled(device):
         return ExitStack()
     return torch.autocast(device, torch.get_autocast_dtype(device), cache_enabled=False)
-
-
-def _parts(value: object) -> Sequence[object] | None:
-    """Of a tuple or dataclass."""
-    if isinstance(value, tuple):
-        return value
-    if is_dataclass(value):
-        return [getattr(value, field.name) for field in fields(value)]
-    return None
-
-
-def leaves(value: object) -> Iterator[object]:
-    """What (nested) tuples and dataclasses hold."""
-    parts = _parts(value)
-    return iter([value]) if parts is None else chain.from_iterable(map(leaves, parts))
-
-
-def _tensors(value: object) -> Iterator[Tensor]:
-    return (leaf for leaf in leaves(value) if isinstance(leaf, Tensor))
-
-
-def _key(value: object) -> Hashable:
-    """Equal for values that differ in the numbers of their tensors alone."""
-    if isinstance(value, Tensor):
-        return value.shape, value.dtype, value.requires_grad
-    parts = _parts(value)
-    if parts is None:
-        assert isinstance(value, Hashable)
-        return value
-    return type(value), *map(_key, parts)
-
-
-def _with_tensors(value: Value, tensors: Iterator[Tensor]) -> Value:
-    """The same with other tensors in the place of its own, in their order."""
-    found: Any = value
-    if isinstance(value, Tensor):
-        found = next(tensors)
-    elif isinstance(value, tuple):
-        found = tuple(_with_tensors(part, tensors) for part in value)
-    elif is_dataclass(value) and not isinstance(value, type):
-        names = [field.name for field in fields(value)]
-        found = replace(
-            value, **{name: _with_tensors(getattr(value, name), tensors) for name in names}
-        )
-    return found

@@ -14,7 +14,6 @@ What a file of weights is: weightfile.py.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -23,6 +22,7 @@ from typing import Any, TypeVar
 import yaml
 
 from jetssl_cli.config import Layer, Strict, load, to_yaml
+from jetssl_cli.data.place import to_disk
 from jetssl_cli.data.schema import Feature, Schema
 from jetssl_cli.errors import ConfigError, RunError, reason
 from jetssl_cli.runs import budget, lock
@@ -267,12 +267,3 @@ def _flat(node: Any, prefix: str) -> list[tuple[str, str]]:
         for key, value in node.items()
         for item in _flat(value, f"{prefix}.{key}" if prefix else str(key))
     ]
-
-
-def to_disk(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -29,7 +29,7 @@ from jetssl_cli.config import Strict
 from jetssl_cli.encoder.attention import Backend, cpu_capabilities, has_fast_bf16, plan, require
 from jetssl_cli.encoder.encoder import EncoderConfig
 from jetssl_cli.errors import ConfigError, nearest, reason
-from jetssl_cli.runs.sync import shown_uri
+from jetssl_cli.runs.server import shown_uri
 
 EXTRAS = {
     "flash": ("flash-attn",),

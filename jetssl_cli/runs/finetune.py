@@ -20,9 +20,10 @@ from jetssl_cli.runs import checkpoint, weightfile
 from jetssl_cli.runs.embeddings import embedded
 from jetssl_cli.runs.finetune_config import FinetuneConfig, check_mode
 from jetssl_cli.runs.loaders import DataConfig
+from jetssl_cli.runs.prepared import Prepared, Readers, read_schema
 from jetssl_cli.runs.pretrain import build_encoder
 from jetssl_cli.runs.sources import hash_of_backbone, require_same_sources
-from jetssl_cli.runs.training import Prepared, Readers, check, read_schema, run
+from jetssl_cli.runs.training import check, run
 from jetssl_cli.runs.transfer import Transfer, load_backbone, transfer
 
 

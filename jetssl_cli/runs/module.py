@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -15,10 +14,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torchmetrics.classification import MulticlassAccuracy
 
 from jetssl_cli.batch import JetBatch
-from jetssl_cli.encoder.lora import plain_state
 from jetssl_cli.objectives import parallel
 from jetssl_cli.objectives.objective import Objective
 from jetssl_cli.progress import Advance
+from jetssl_cli.runs.best import Best
 from jetssl_cli.runs.budget import Budget
 from jetssl_cli.runs.diverged import Divergence
 from jetssl_cli.runs.optim import OptimConfig, Pace
@@ -32,34 +31,6 @@ JETS = "number of jets"
 """Beside the sums of the terms of a loss, which have one word."""
 SEEDS_APART = 1_000_003
 """Between the seeds of two processes, so that runs with the next seeds share none."""
-
-
-class Best:
-    """The smallest validation loss so far, and the weights that had it, in memory."""
-
-    def __init__(self, keep: Mapping[str, nn.Module], agree: Callable[[float], float]) -> None:
-        self.kept, self._agree = keep, agree
-        self.loss, self.step = math.inf, 0
-        self.since = 0
-        """Validations since then."""
-        self.weights: dict[str, dict[str, Tensor]] = {}
-
-    def look(self, loss: float, step: int, *, write: bool) -> None:
-        """Take note of a validation; ``write`` says whether this process holds the weights.
-
-        All processes decide as the first one does: on different machines their losses may differ
-        in the last digit.
-        """
-        loss = self._agree(loss)
-        if not loss < self.loss:
-            self.since += 1
-            return
-        self.loss, self.step, self.since = loss, step, 0
-        if write:
-            self.weights = {
-                name: {k: v.detach().to("cpu", copy=True) for k, v in plain_state(module).items()}
-                for name, module in self.kept.items()
-            }
 
 
 class JetModule(lightning.LightningModule):

@@ -27,9 +27,10 @@ from jetssl_cli.errors import ConfigError
 from jetssl_cli.objectives import ObjectiveConfig
 from jetssl_cli.objectives.objective import Objective
 from jetssl_cli.runs import budget, checkpoint, weightfile
+from jetssl_cli.runs.prepared import Prepared, note_single_class, read_schema
 from jetssl_cli.runs.run_config import RunConfig
 from jetssl_cli.runs.sources import require_same_sources
-from jetssl_cli.runs.training import Prepared, check, note_single_class, read_schema, run
+from jetssl_cli.runs.training import check, run
 
 
 class PretrainConfig(RunConfig):

@@ -32,10 +32,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from jetssl_cli.config import Strict
+from jetssl_cli.data.place import to_disk
 from jetssl_cli.data.state import ReaderState
 from jetssl_cli.errors import RunError, reason
 from jetssl_cli.progress import warn
-from jetssl_cli.runs.checkpoint import to_disk
 
 FOLDER = "snapshots"
 VERSION = 2

@@ -11,9 +11,6 @@ thread of ``tracking.py`` does the same again and again.
 from __future__ import annotations
 
 import json
-import logging
-import os
-import re
 from collections.abc import Iterator, Mapping
 from itertools import islice, takewhile
 from pathlib import Path
@@ -22,20 +19,23 @@ from uuid import uuid4
 
 from pydantic import Field, ValidationError
 
-from jetssl_cli import errors
 from jetssl_cli.config import Strict
 from jetssl_cli.errors import RunError
 from jetssl_cli.runs import checkpoint
 from jetssl_cli.runs.lock import locked
+from jetssl_cli.runs.server import (
+    FINISHED,
+    KILLED,
+    RUNNING,
+    connect,
+    experiment_id,
+    reason,
+    shown_uri,
+)
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
     from mlflow.entities import Metric
 
-EXPERIMENT = "jetssl"
-DEFAULT_URI = "sqlite:///mlflow.db"
-"""Where runs are recorded unless MLFLOW_TRACKING_URI says otherwise."""
-SECONDS_PER_REQUEST = 60
 MAX_PARAMS, MAX_METRICS, MAX_LENGTH = 100, 1000, 6000
 """Parameters and measurements in one request to MLflow, and characters of a parameter."""
 LINES_AT_A_TIME = 100
@@ -44,7 +44,6 @@ TAG = "jetssl.token"
 RUN_ID = "mlflow.txt"
 SENT = "sent.json"
 STATUS = "status.txt"
-RUNNING, FINISHED, KILLED = "RUNNING", "FINISHED", "KILLED"
 
 
 class SyncConfig(Strict):
@@ -107,7 +106,7 @@ class Mirror:
 
     def __init__(self, folder: Path) -> None:
         """Nothing is asked yet."""
-        self._folder, self._client = folder, _client()
+        self._folder, self._client = folder, connect()
         self._place = 0
         """Bytes of the measurements that have been looked at."""
         self._time: int | None = None
@@ -152,7 +151,7 @@ class Mirror:
 
     def _make(self) -> None:
         """Make the run, unless an earlier attempt has done so."""
-        experiment, token = _experiment(self._client), self._sent.token
+        experiment, token = experiment_id(self._client), self._sent.token
         self._note()
         found = self._client.search_runs([experiment], f"tags.`{TAG}` = '{token}'")
         run = found[0] if found else None
@@ -222,78 +221,12 @@ class Mirror:
         _replace(self._folder / SENT, self._sent.model_dump_json() + "\n")
 
 
-def new_run(name: str, texts: Mapping[str, str], values: Mapping[str, float]) -> None:
-    """Record results that belong to no run folder.
-
-    Raises:
-        MlflowException: MLflow does not answer, or refuses.
-    """
-    client = _client()
-    run = client.create_run(_experiment(client), run_name=name).info.run_id
-    for file, text in texts.items():
-        client.log_text(run, text, file)
-    for key, value in values.items():
-        client.log_metric(run, key, value)
-    client.set_terminated(run, FINISHED)
-
-
-def reason(err: Exception) -> str:
-    """What went wrong, in one short line: of a connection that fails, why; no statement of SQL."""
-    root: BaseException = err
-    while inner := root.__cause__ or root.__context__:
-        root = inner
-    shown = root if isinstance(root, OSError) and not isinstance(err, RunError) else err
-    return errors.reason(shown).partition(" [SQL: ")[0][:200]
-
-
 def _status(run: Path) -> str:
     """How a run has ended."""
     said = run / STATUS
     if checkpoint.is_complete(run):
         return FINISHED
     return said.read_text(encoding="utf-8").strip() if said.is_file() else KILLED
-
-
-def _client() -> MlflowClient:
-    """MLflow, without attempts of its own: the callers try again."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(SECONDS_PER_REQUEST))
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    from mlflow import MlflowClient
-
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store").setLevel(logging.CRITICAL)  # it raises what it tells
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
-    _require_writable(uri)
-    return MlflowClient(uri)
-
-
-def _require_writable(uri: str) -> None:
-    """Refuse at once a database in a file that may not be written: MLflow would try for minutes.
-
-    Raises:
-        RunError: names the file.
-    """
-    kind, _, place = uri.partition(":///")
-    if kind != "sqlite" or place.startswith(":memory:"):
-        return
-    path = Path(place.partition("?")[0])
-    folder = next(folder for folder in path.absolute().parents if folder.exists())
-    if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
-        raise RunError(f"{path}: cannot be written; MLFLOW_TRACKING_URI says where to record runs")
-
-
-def shown_uri() -> str:
-    """Where MLflow is, without a password."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
-    return re.sub(r"//[^/@]*@", "//", uri)
-
-
-def _experiment(client: MlflowClient) -> str:
-    wanted = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
-    found = client.get_experiment_by_name(wanted)
-    return str(found.experiment_id if found else client.create_experiment(wanted))
 
 
 def _read(folder: Path) -> _Sent:

@@ -17,8 +17,9 @@ from pathlib import Path
 
 from jetssl_cli.progress import warn
 from jetssl_cli.runs.checkpoint import METRICS
+from jetssl_cli.runs.server import FINISHED, KILLED, RUNNING, new_run, reason
 from jetssl_cli.runs.signals import Stopped
-from jetssl_cli.runs.sync import FINISHED, KILLED, RUNNING, STATUS, Mirror, new_run, reason
+from jetssl_cli.runs.sync import STATUS, Mirror
 
 SECONDS_BETWEEN = 5.0
 """Between two looks at what is new; after failures longer and longer, up to MOST_SECONDS."""

@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from jetssl_cli import __version__
+from jetssl_cli.data.place import to_disk
 from jetssl_cli.encoder.lora import plain_state
 from jetssl_cli.errors import RunError, printable, reason
-from jetssl_cli.runs.checkpoint import to_disk
 from jetssl_cli.runs.snapshot import FACTS, HASH, content_hash
 
 LAYOUT = "1"

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from pydantic import PositiveInt
 
 from jetssl_cli.config import Strict
-from jetssl_cli.data.hdf5 import require_place
 from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.data.jets import JetArrays
+from jetssl_cli.data.place import require_place
 from jetssl_cli.data.schema import Schema
 from jetssl_cli.encoder.attention import Backend
 from jetssl_cli.errors import ConfigError, DataError, RunError, enough_memory

@@ -7,19 +7,17 @@ The tree can be a friend of any other with the same jets in the same order.
 
 from __future__ import annotations
 
-import glob
 import json
-import secrets
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from jetssl_cli.data.hdf5 import folder_for
-from jetssl_cli.errors import DataError, reason
+from jetssl_cli.data.place import appearing
+from jetssl_cli.errors import DataError
 from jetssl_cli.scores.provenance import Provenance
 
 TREE = "scores"
@@ -57,32 +55,16 @@ def write_tree(
     """
     import uproot
 
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     names = [*_branches(classes), *jet_columns, "label"]
     if twice := [name for name in names if names.count(name) > 1]:
         raise DataError(f"{path}: two branches would have the name {twice[0]!r}")
     types = dict.fromkeys(names[:-1], np.float32)
     about = {"classes": list(classes), **origin.attributes()}
-    try:
-        with folder_for(path), _gone_afterwards(partial):
-            for old in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
-                old.unlink(missing_ok=True)
-            with uproot.recreate(partial, compression=uproot.ZLIB(1)) as file:
-                file[ABOUT] = json.dumps(about)
-                tree = file.mktree(TREE, {**types, "label": np.int32}, title="scores of jets")
-                yield TreeWriter(tree, classes, jet_columns)
-            partial.replace(path)
-    except OSError as err:
-        raise DataError(f"{path}: cannot be written: {reason(err)}") from None
-
-
-@contextmanager
-def _gone_afterwards(path: Path) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
+    compression = uproot.ZLIB(1)
+    with appearing(path) as partial, uproot.recreate(partial, compression=compression) as file:
+        file[ABOUT] = json.dumps(about)
+        tree = file.mktree(TREE, {**types, "label": np.int32}, title="scores of jets")
+        yield TreeWriter(tree, classes, jet_columns)
 
 
 def _branches(classes: Sequence[str]) -> list[str]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import secrets
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,8 +23,8 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from jetssl_cli.data.hdf5 import folder_for
 from jetssl_cli.data.jets import JetArrays
+from jetssl_cli.data.place import appearing
 from jetssl_cli.data.schema import Feature, Schema
 from jetssl_cli.data.stream import to_batch
 from jetssl_cli.errors import ConfigError, DataError, RunError, reason
@@ -75,26 +74,19 @@ def write_onnx(
         about: more to say in the metadata.
 
     Raises:
-        RunError: the scores differ by more than ``TOLERANCE``, or the file cannot be written.
+        RunError: the scores differ by more than ``TOLERANCE``.
+        DataError: the file cannot be written.
     """
     import onnx
 
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        with folder_for(path):
-            try:
-                onnx.save(_model(network, schema, about), str(partial))
-                difference = _difference(partial, bool(schema.ids), jets, wanted)
-                if not difference <= TOLERANCE:
-                    raise RunError(
-                        f"{path}: its scores differ by {difference:.2g} from those of PyTorch, "
-                        f"more than {TOLERANCE:g}; it is not kept"
-                    )
-                partial.replace(path)
-            finally:
-                partial.unlink(missing_ok=True)
-    except OSError as err:
-        raise RunError(f"{path}: cannot be written: {reason(err)}") from None
+    with appearing(path) as partial:
+        onnx.save(_model(network, schema, about), str(partial))
+        difference = _difference(partial, bool(schema.ids), jets, wanted)
+        if not difference <= TOLERANCE:
+            raise RunError(
+                f"{path}: its scores differ by {difference:.2g} from those of PyTorch, "
+                f"more than {TOLERANCE:g}; it is not kept"
+            )
     return difference
 
 

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from jetssl_cli.data import hdf5
-from jetssl_cli.data.convert import ConvertConfig, convert, convert_file
+from jetssl_cli.data.convert import ConvertConfig, convert
+from jetssl_cli.data.converted import convert_file
 from jetssl_cli.data.jagged import JaggedFile
 from jetssl_cli.data.recipe import load_recipe
 from jetssl_cli.errors import DataError

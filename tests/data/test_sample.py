@@ -19,7 +19,7 @@ from jetssl_cli.data.sample import Sample, look
 from jetssl_cli.data.watch import Watch
 from jetssl_cli.data.write import write
 from jetssl_cli.errors import DataError
-from jetssl_cli.runs.training import note_single_class
+from jetssl_cli.runs.prepared import note_single_class
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ def on_a_cpu(monkeypatch):
 
     def recorded(self, called, weights, args, inputs, pool):
         record(self, called, weights, args, inputs, pool)
-        given = graphs._with_tensors(tuple(args), iter(self.inputs))
+        given = graphs.with_tensors(tuple(args), iter(self.inputs))
         everything = [*self.inputs, *called.parameters()]
 
         def forward():

@@ -11,8 +11,8 @@ from jetssl_cli.config import Layer
 from jetssl_cli.data.sample import Sample
 from jetssl_cli.data.scaling import fitted_scaling
 from jetssl_cli.objectives.objective import Objective
+from jetssl_cli.runs.prepared import read_schema
 from jetssl_cli.runs.pretrain import build_encoder, load_config
-from jetssl_cli.runs.training import read_schema
 
 
 def trained(method: str, jagged: Path, steps: int) -> tuple[Objective, JetBatch]:

@@ -21,10 +21,11 @@ from jetssl_cli.objectives.jepa import JEPAConfig
 from jetssl_cli.objectives.objective import Objective
 from jetssl_cli.objectives.ssfm import SSFMConfig
 from jetssl_cli.objectives.supervised import SupervisedConfig
-from jetssl_cli.runs import dryrun, pretrain
-from jetssl_cli.runs.dryrun import count_flops, dry_run
+from jetssl_cli.runs import pretrain, trial
+from jetssl_cli.runs.dryrun import dry_run
 from jetssl_cli.runs.finetune_config import FinetuneConfig
 from jetssl_cli.runs.pretrain import PretrainConfig
+from jetssl_cli.runs.trial import count_flops
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def data(jagged, tmp_path):
 
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch):
-    monkeypatch.setattr(dryrun, "MOST_STEPS", 2)
+    monkeypatch.setattr(trial, "MOST_STEPS", 2)
 
 
 def config(data, *, objective=None, encoder=None, settings=None, **train):

@@ -7,12 +7,8 @@ such as weaver and this package, read both.
 
 from __future__ import annotations
 
-import glob
 import json
-import os
-import secrets
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +16,7 @@ import numpy as np
 import uproot
 from numpy.typing import NDArray
 
-from jetssl_cli.data.hdf5 import folder_for
+from jetssl_cli.data.place import appearing
 from jetssl_cli.data.simulation.schema import Schema
 from jetssl_cli.errors import DataError, reason
 
@@ -38,26 +34,11 @@ def write(path: Path, parts: Sequence[Path], settings: Settings, schema: Schema)
     Raises:
         DataError: it cannot be written.
     """
-    partial = temporary(path)
-    try:
-        with folder_for(path):
-            for old in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
-                old.unlink(missing_ok=True)
-            with uproot.recreate(partial, compression=COMPRESSION) as file:
-                file[SETTINGS] = json.dumps(settings, sort_keys=True)
-                tree = file.mktree(
-                    TREE, schema.root_types(), counter_name=schema.counter, title="jets"
-                )
-                for part in parts:
-                    tree.extend(schema.as_lists(read_part(part)))
-            with partial.open("rb+") as whole:
-                os.fsync(whole.fileno())
-            partial.replace(path)
-    except OSError as err:
-        raise DataError(f"{path}: cannot be written: {reason(err)}") from None
-    finally:
-        with suppress(OSError):  # never made, or where no file can be
-            partial.unlink()
+    with appearing(path) as partial, uproot.recreate(partial, compression=COMPRESSION) as file:
+        file[SETTINGS] = json.dumps(settings, sort_keys=True)
+        tree = file.mktree(TREE, schema.root_types(), counter_name=schema.counter, title="jets")
+        for part in parts:
+            tree.extend(schema.as_lists(read_part(part)))
 
 
 def settings_of(path: Path) -> dict[str, Any]:
@@ -81,19 +62,8 @@ def write_part(path: Path, branches: Mapping[str, NDArray[Any]]) -> None:
     Raises:
         DataError: it cannot be written.
     """
-    partial = temporary(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            np.savez(file, allow_pickle=False, **branches)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as err:
-        raise DataError(f"{path}: cannot be written: {reason(err)}") from None
-    finally:
-        with suppress(OSError):  # never made, or where no file can be
-            partial.unlink()
+    with appearing(path) as partial, partial.open("wb") as file:
+        np.savez(file, allow_pickle=False, **branches)
 
 
 def read_part(path: Path) -> dict[str, NDArray[Any]]:
@@ -109,8 +79,3 @@ def is_part(path: Path) -> bool:
     except Exception:  # zipfile and numpy raise whatever the bytes provoke
         return False
     return True
-
-
-def temporary(path: Path) -> Path:
-    """A name beside a file, under which it is written."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
