@@ -2,7 +2,7 @@
 
     visible --> encoder --+--> registers, mean --> jet head -------------> p  ~  q of the jet
                           +--> predictor --> linear --> token head ------> p  ~  q of each hidden
-    whole jet --> teacher: the same encoder and heads --> Sinkhorn-Knopp --> q
+    whole jet, but for its features --> teacher: the same --> Sinkhorn-Knopp --> q
 
     head: MLP --> z / |z| --> cosines with K prototypes        teacher: moving average of all this
 
@@ -18,12 +18,18 @@ all columns to the same (Sinkhorn-Knopp; Caron et al., arXiv:2006.09882, (5); fo
 al., arXiv:2304.07193, section 4): no prototype can take all jets. The logits themselves are never
 normalised, which would leave the softmax flat.
 
+What gives the student something to look for: the teacher sees all constituents, but is not told
+the jet features, which are 0 for it, the middle of their distributions. A target that holds them is
+met by who passes them on, and who has done so has learned nothing of the constituents.
+``docs/methods.md`` has both.
+
 What breaks the tie between hidden constituents, which have no positions: the k-th of a jet, in pT
 order, is asked for with the k-th mask token of the predictor's table.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -70,6 +76,8 @@ class DINOConfig(Strict):
     """Of the teacher's; the lower, the sharper its targets."""
     koleo: NonNegativeFloat = 0.1
     """Weight of the term that spreads jets."""
+    teacher_context: bool = False
+    """The teacher is told the jet features, as the student is."""
     teacher_power: PositiveFloat = 10.0
     """The teacher remembers about one ``teacher_power``-th of the steps so far."""
 
@@ -119,8 +127,9 @@ class DINO(Objective):
         scaled = self.encoder.scale(batch)
         split = self.cfg.mask.split(scaled, rng)
         unseen = split.unseen.packing
+        shown = scaled if self.cfg.teacher_context else _untold(scaled)
         with torch.no_grad():
-            whole = self.teacher.encoder.encode(scaled)
+            whole = self.teacher.encoder.encode(shown)
             hidden = unseen.pad(whole.constituents.index_select(0, split.hidden_rows))
             jet_logits = self.teacher.parts["jet_head"](register_means(whole))
             token_logits = self.teacher.parts["token_head"](hidden)[: unseen.total]
@@ -206,6 +215,11 @@ def sinkhorn(logits: Float[Tensor, "N K"], steps: int = SINKHORN_STEPS) -> Float
         q = q / parallel.summed(q.sum(0)).clamp_min(tiny)
         q = q / q.sum(-1, keepdim=True).clamp_min(tiny)
     return q
+
+
+def _untold(scaled: JetBatch) -> JetBatch:
+    """The same constituents, of jets whose features are missing."""
+    return replace(scaled, jets=torch.zeros_like(scaled.jets))
 
 
 def _counts(values: Tensor, num: int) -> Tensor:

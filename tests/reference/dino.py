@@ -26,8 +26,9 @@ def dino_loss(objective: DINO, batch: JetBatch, rng: torch.Generator) -> dict[st
         start, stop = scaled.packing.offsets[jet : jet + 2].tolist()
         visible = [row for row in range(start, stop) if row not in chosen]
         features, ids, of_jet = scaled.features, scaled.ids, scaled.jets[jet]
+        told = of_jet if cfg.teacher_context else 0 * of_jet
         with torch.no_grad():
-            whole = encode(teacher["encoder"], features[start:stop], ids[start:stop], of_jet)
+            whole = encode(teacher["encoder"], features[start:stop], ids[start:stop], told)
             jet_targets.append(logits(teacher["jet_head"], whole[:registers].mean(0)))
             for row in chosen:
                 vector = whole[registers + row - start]
